@@ -1,0 +1,68 @@
+"""convtvm: the fastest convolution on the machine at hand, chosen by measurement.
+
+    w = convtvm.ConvWorkload.parse("mb1ic64ih56oc64oh56kh3ph1")
+    convtvm.tune([w], threads=1, trials=64, log="x.jsonl")
+    lib = convtvm.compile([w], threads=1, logs=["x.jsonl"])
+    y = lib.plan(w, weight)(x)
+
+Importing this package imports no compiler: `tune` and `compile` load TVM when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+from convtvm.errors import ConvtvmError, EnvironmentProblem, NoCandidate, UnknownWorkload
+from convtvm.workload import ConvWorkload
+
+__version__ = "0.1.0"
+
+# Newer tvm-ffi releases satisfy TVM's own requirement and crash it (MetaSchedule segfaults).
+_PINS = {"apache-tvm-ffi": "0.1.14.post0", "apache-tvm": "0.27.0.post1"}
+_LAZY = {
+    "tune": "convtvm.tune",
+    "compile": "convtvm.build",
+    "load": "convtvm.dispatch",
+    "KernelLibrary": "convtvm.dispatch",
+}
+
+
+def check_pins() -> None:
+    """Raise EnvironmentProblem if an installed package is not the version that works."""
+    for package, pinned in _PINS.items():
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # a run-time-only installation has no compiler
+        if found != pinned:
+            raise EnvironmentProblem(
+                f"{package} {found} is installed, but convtvm needs {pinned}: pip install {package}=={pinned}"
+            )
+
+
+check_pins()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'convtvm' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+__all__ = [
+    "ConvWorkload",
+    "ConvtvmError",
+    "EnvironmentProblem",
+    "KernelLibrary",
+    "NoCandidate",
+    "UnknownWorkload",
+    "__version__",
+    "compile",
+    "load",
+    "tune",
+]

@@ -1,0 +1,132 @@
+"""Lowering and compiling: the `convtvm` pass pipeline, workspace accounting, linking.
+
+Tuning and export use the same pipeline, so what was measured is what is shipped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Var
+from tvm.s_tir import pipeline as s_tir_pipeline
+from tvm.target import Target
+from tvm.tirx import For, ForKind
+from tvm.tirx.buffer import is_buffer_var
+from tvm.tirx.build import tir_to_runtime
+from tvm.tirx.stmt import AllocBuffer
+
+from convtvm.errors import BuildError
+
+# A buffer of up to this many bytes stays an LLVM alloca. TVM's own limit is 1024, above which it
+# calls the workspace allocator and LLVM promotes a register tile only if LICM manages it.
+STACK_BYTES = 8192
+
+
+def accept_unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`func` with parameters that need only their dtype's alignment.
+
+    TVM assumes 64 bytes and emits aligned moves, which fault on an ordinary numpy array.
+    """
+    params = {}
+    for param in func.params:
+        t = param.ty
+        size = tvm.DataType(str(t.dtype)).bits // 8
+        params[param] = tirx.decl_buffer(
+            t.shape, t.dtype, param.name, None, t.strides, t.elem_offset, param.scope(), size
+        )
+
+    def on_var(var: Var) -> Var:
+        return params.get(var, var) if is_buffer_var(var) else var
+
+    return tvm_ffi.structural_map(func, [(Var, on_var)], order="post")
+
+
+def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """`mod` after the target-independent passes: flat buffers, calling convention, allocations."""
+    passes, _, _ = s_tir_pipeline.default_s_tir_pipeline()
+    return passes(tirx.transform.BindTarget(target.with_host(target))(mod))
+
+
+def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module:
+    """Machine code for the result of `lower`, for a CPU."""
+    finished = s_tir_pipeline.finalize_host_passes()(_keep_tiles_on_stack(lowered))
+    return tir_to_runtime(finished, {}, target)
+
+
+def workspace_bytes(lowered: tvm.IRModule, threads: int) -> int:
+    """Bytes that the functions of the result of `lower` allocate while they run on `threads` threads.
+
+    A parallel loop allocates once per thread; consecutive parallel loops reuse the same memory.
+    """
+    inside: list[int] = []
+
+    def on_for(loop: For) -> None:
+        if loop.kind == ForKind.PARALLEL:
+            inside.append(_allocated(loop))
+
+    tvm_ffi.structural_walk(lowered, (For, on_for), order="pre")
+    shared = _allocated(lowered) - sum(inside)
+    return shared + threads * max(inside, default=0)
+
+
+def link(module: tvm.runtime.Module, path: Path, linker: Sequence[str] = ("ld",)) -> None:
+    """Export `module` as the shared library `path`. Raises BuildError with the linker's first line."""
+
+    def run_linker(output: str, objects: Sequence[str], options: object = None) -> None:
+        command = [*linker, "-shared", "-o", output, *objects]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise BuildError(f"linker {linker[0]!r} not found; install binutils") from None
+        if done.returncode:
+            first = (done.stderr or done.stdout).strip().splitlines()[:1]
+            raise BuildError(f"{linker[0]} failed: {first[0] if first else 'no message'}")
+
+    run_linker.output_format = "so"  # type: ignore[attr-defined]
+    module.export_library(str(path), fcompile=run_linker)
+
+
+def merge(functions: Mapping[str, tirx.PrimFunc]) -> tvm.IRModule:
+    """One module of several functions, each exported under its name here."""
+    return tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
+
+
+def _allocated(node: object) -> int:
+    total = 0
+
+    def on_alloc(stmt: AllocBuffer) -> None:
+        nonlocal total
+        size = _constant_bytes(stmt.buffer)
+        if size is not None and size > STACK_BYTES:
+            total += size
+
+    tvm_ffi.structural_walk(node, (AllocBuffer, on_alloc), order="pre")
+    return total
+
+
+def _constant_bytes(buffer: Var) -> int | None:
+    elements = 1
+    for extent in buffer.shape:
+        if not isinstance(extent, tirx.IntImm):
+            return None
+        elements *= int(extent)
+    dtype = tvm.DataType(str(buffer.dtype))
+    return elements * ((dtype.bits * dtype.lanes + 7) // 8)
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="convtvm.KeepTilesOnStack")
+def _keep_tiles_on_stack(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    def on_alloc(stmt: AllocBuffer) -> AllocBuffer:
+        size = _constant_bytes(stmt.buffer)
+        if size is None or size > STACK_BYTES or stmt.buffer.scope() != "global":
+            return stmt
+        annotations = dict(stmt.annotations or {})
+        annotations["disable_lower_builtin"] = tirx.IntImm("int32", 1)
+        return AllocBuffer(stmt.buffer, annotations)
+
+    return tvm_ffi.structural_map(func, [(AllocBuffer, on_alloc)], order="post")

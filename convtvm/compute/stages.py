@@ -1,0 +1,87 @@
+"""Stages that every convolution compute shares: placeholders, zero padding, output.
+
+Shapes are written in the interface layout of the library, NCHW or NHWC; `LAYOUTS` maps a layout to
+the positions of its n, c, h and w axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import te, tirx
+
+from convtvm.workload import ConvWorkload
+
+# Layout -> function that orders (n, c, h, w) as the layout does.
+LAYOUTS: dict[str, Callable[..., tuple]] = {
+    "NCHW": lambda n, c, h, w: (n, c, h, w),
+    "NHWC": lambda n, c, h, w: (n, h, w, c),
+}
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def largest_divisor(value: int, limit: int) -> int:
+    """The largest divisor of `value` that is at most `limit`."""
+    return next(d for d in range(min(value, limit), 0, -1) if value % d == 0)
+
+
+def placeholders(w: ConvWorkload, layout: str) -> tuple[te.Tensor, te.Tensor]:
+    """`data` in `layout` and `bias` of shape [oc]."""
+    data = te.placeholder(w.data_shape(layout), w.dtype, name="data")
+    bias = te.placeholder((w.oc,), w.dtype, name="bias")
+    return data, bias
+
+
+def read_rows_cols(w: ConvWorkload) -> tuple[int, int]:
+    """Rows and columns of the padded input that the kernel windows touch."""
+    rows = (w.oh - 1) * w.sh + (w.kh - 1) * w.dh + 1
+    cols = (w.ow - 1) * w.sw + (w.kw - 1) * w.dw + 1
+    return rows, cols
+
+
+def padded_reader(
+    w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int
+) -> Callable[..., tirx.PrimExpr]:
+    """`read(n, c, y, x)` of the zero-padded input, [n, ic, rows, cols] seen through `layout`.
+
+    Without padding the reader indexes `data` itself, so no copy stage exists; else the copy is the
+    block `data_pad`.
+    """
+    order = LAYOUTS[layout]
+    if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
+        return lambda n, c, y, x: data[order(n, c, y, x)]
+
+    def element(n, c, y, x):
+        inside = tirx.all(y >= w.ph, y < w.ih + w.ph, x >= w.pw, x < w.iw + w.pw)
+        return te.if_then_else(
+            inside, data[order(n, c, y - w.ph, x - w.pw)], tirx.const(0, w.dtype)
+        )
+
+    if layout == "NCHW":
+        pad = te.compute((w.n, w.ic, rows, cols), element, name="data_pad")
+    else:
+        pad = te.compute(
+            (w.n, rows, cols, w.ic), lambda n, y, x, c: element(n, c, y, x), name="data_pad"
+        )
+    return lambda n, c, y, x: pad[order(n, c, y, x)]
+
+
+def output(
+    w: ConvWorkload, layout: str, value: Callable[..., tirx.PrimExpr], bias: te.Tensor
+) -> te.Tensor:
+    """The block `out`: `value(n, c, y, x)` plus the bias, in `layout`."""
+    if layout == "NCHW":
+        return te.compute(
+            (w.n, w.oc, w.oh, w.ow), lambda n, c, y, x: value(n, c, y, x) + bias[c], name="out"
+        )
+    return te.compute(
+        (w.n, w.oh, w.ow, w.oc), lambda n, y, x, c: value(n, c, y, x) + bias[c], name="out"
+    )
+
+
+def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
+    """The function over `args` (data, packed weight, bias, out), with its layout as an attribute."""
+    return te.create_prim_func(args).with_attr("layout", layout)

@@ -1,0 +1,171 @@
+"""Winograd convolution F(m x m, r x r): Lavin & Gray, arXiv 1509.09308, blocked by panels of tiles.
+
+    V[e, f, i, p] = (B^T d_p B)[e, f]                    input tiles, alpha x alpha, alpha = m + r - 1
+    M[e, f, c, p] = sum_i U[e, f, c, i] * V[e, f, i, p]  alpha * alpha independent GEMMs
+    Y[c, p]       = A^T M[:, :, c, p] A                  output tiles, m x m
+
+U = G g G^T is computed when the weight is packed, in float64. Tiles that hang over the edge read
+zeros and their surplus outputs are cropped. A panel is `panel_h` x `panel_w` neighbouring tiles; the
+number of tiles is rounded up to whole panels, so that every panel does the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from tvm import te, tirx
+
+from convtvm.compute import stages
+from convtvm.compute.winograd_matrices import WinogradMatrices, matrices
+from convtvm.workload import ConvWorkload
+
+Row = Sequence[Fraction]
+
+
+def tile_grid(w: ConvWorkload, m: int, panel_h: int, panel_w: int) -> tuple[int, int]:
+    """Tiles per image (rows, columns), each rounded up to whole panels."""
+    rows, cols = stages.ceil_div(w.oh, m), stages.ceil_div(w.ow, m)
+    return (
+        stages.ceil_div(rows, panel_h) * panel_h,
+        stages.ceil_div(cols, panel_w) * panel_w,
+    )
+
+
+def _linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx.PrimExpr:
+    """sum_k row[k] * value(k) without the zero terms and without multiplications by one."""
+    total: tirx.PrimExpr | None = None
+    for k, coefficient in enumerate(row):
+        if coefficient == 0:
+            continue
+        term = value(k)
+        if abs(coefficient) != 1:
+            term = term * tirx.const(float(abs(coefficient)), dtype)
+        if total is None:
+            total = term if coefficient > 0 else tirx.const(0, dtype) - term
+        else:
+            total = total + term if coefficient > 0 else total - term
+    return tirx.const(0, dtype) if total is None else total
+
+
+def _select(index: tirx.PrimExpr, choices: Sequence[tirx.PrimExpr]) -> tirx.PrimExpr:
+    """choices[index]; folds away once the loop over `index` is unrolled."""
+    result = choices[-1]
+    for k in range(len(choices) - 2, -1, -1):
+        result = tirx.Select(index == k, choices[k], result)
+    return result
+
+
+def transform(
+    rows: Sequence[Row], index: tirx.PrimExpr, value: Callable[[int], tirx.PrimExpr], dtype: str
+) -> tirx.PrimExpr:
+    """Element `index` of the matrix-vector product rows @ value."""
+    return _select(index, [_linear(row, value, dtype) for row in rows])
+
+
+def packed_weight_shape(w: ConvWorkload, m: int, lanes: int) -> tuple[int, ...]:
+    """[alpha, alpha, oc_chunk, ic_chunk, ic_block, oc_block], both channel counts rounded up."""
+    alpha = m + w.kh - 1
+    oc_chunks, ic_chunks = stages.ceil_div(w.oc, lanes), stages.ceil_div(w.ic, lanes)
+    return (alpha, alpha, oc_chunks, ic_chunks, lanes, lanes)
+
+
+def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
+    """weight [oc, ic, r, r] -> U = G g G^T in `packed_weight_shape`; zero in the padded channels."""
+    mats = matrices(m, w.kh)
+    shape = packed_weight_shape(w, m, lanes)
+    weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
+    wide = "float64"
+
+    def half(c, i, e, kx):
+        return transform(mats.G, e, lambda ky: weight[c, i, ky, kx].astype(wide), wide)
+
+    rows = te.compute((w.oc, w.ic, mats.alpha, w.kw), half, name="pack_rows")
+
+    def element(e, f, co, io, ii, cb):
+        c, i = co * lanes + cb, io * lanes + ii
+        value = transform(mats.G, f, lambda kx: rows[c, i, e, kx], wide).astype(w.dtype)
+        return te.if_then_else(tirx.all(c < w.oc, i < w.ic), value, tirx.const(0, w.dtype))
+
+    packed = te.compute(shape, element, name="pack")
+    return te.create_prim_func([weight, packed])
+
+
+def _packed_input(
+    w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int, lanes: int
+) -> te.Tensor:
+    """`data_pad` [n, ic_chunk, rows, cols, lanes]: zero-padded, channels blocked by vectors."""
+    order = stages.LAYOUTS[layout]
+
+    def element(n, io, y, x, ii):
+        c = io * lanes + ii
+        inside = tirx.all(
+            y >= w.ph,
+            y < w.ih + w.ph,
+            x >= w.pw,
+            x < w.iw + w.pw,
+            *([c < w.ic] if w.ic % lanes else []),
+        )
+        value = data[order(n, c, y - w.ph, x - w.pw)]
+        return te.if_then_else(inside, value, tirx.const(0, w.dtype))
+
+    chunks = stages.ceil_div(w.ic, lanes)
+    return te.compute((w.n, chunks, rows, cols, lanes), element, name="data_pad")
+
+
+def conv2d(
+    w: ConvWorkload, layout: str, lanes: int, m: int, panel_h: int = 1, panel_w: int = 1
+) -> tirx.PrimFunc:
+    """(data, U, bias [oc], out) in `layout`.
+
+    Blocks data_pad, input_rows, data_transform, bgemm, inverse_rows, inverse, out.
+    """
+    mats: WinogradMatrices = matrices(m, w.kh)
+    alpha, dtype = mats.alpha, w.dtype
+    grid_h, grid_w = tile_grid(w, m, panel_h, panel_w)
+    tiles = w.n * grid_h * grid_w
+    data, bias = stages.placeholders(w, layout)
+    shape = packed_weight_shape(w, m, lanes)
+    _, _, oc_chunks, ic_chunks, _, _ = shape
+    weight = te.placeholder(shape, dtype, name="weight")
+    pad = _packed_input(w, data, layout, grid_h * m + w.kh - 1, grid_w * m + w.kw - 1, lanes)
+
+    def tile_pixel(p, y, x):
+        image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
+        return image, ty * m + y, tx * m + x
+
+    def input_rows(io, p, e, x, ii):
+        def pixel(y):
+            image, row, col = tile_pixel(p, y, x)
+            return pad[image, io, row, col, ii]
+
+        return transform(mats.B_T, e, pixel, dtype)
+
+    rows = te.compute((ic_chunks, tiles, alpha, alpha, lanes), input_rows, name="input_rows")
+    v = te.compute(
+        (alpha, alpha, ic_chunks, tiles, lanes),
+        lambda e, f, io, p, ii: transform(mats.B_T, f, lambda x: rows[io, p, e, x, ii], dtype),
+        name="data_transform",
+    )
+    io = te.reduce_axis((0, ic_chunks), "io")
+    ii = te.reduce_axis((0, lanes), "ii")
+    gemm = te.compute(
+        (alpha, alpha, oc_chunks, tiles, lanes),
+        lambda e, f, co, p, cb: te.sum(
+            v[e, f, io, p, ii] * weight[e, f, co, io, ii, cb], axis=[io, ii]
+        ),
+        name="bgemm",
+    )
+    half = te.compute(
+        (oc_chunks, tiles, m, alpha, lanes),
+        lambda co, p, y, f, cb: transform(mats.A_T, y, lambda e: gemm[e, f, co, p, cb], dtype),
+        name="inverse_rows",
+    )
+
+    def inverse(n, c, y, x):
+        p = (n * grid_h + y // m) * grid_w + x // m
+        return transform(mats.A_T, x % m, lambda f: half[c // lanes, p, y % m, f, c % lanes], dtype)
+
+    y = te.compute((w.n, oc_chunks * lanes, grid_h * m, grid_w * m), inverse, name="inverse")
+    out = stages.output(w, layout, lambda n, c, h, x: y[n, c, h, x], bias)
+    return stages.prim_func([data, weight, bias, out], layout)

@@ -1,0 +1,54 @@
+"""The mistakes a user can make, each with its own class.
+
+A message is one line: what was found, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class ConvtvmError(Exception):
+    """Base of every mistake a user can make; the command line prints it and exits with 2."""
+
+    def __str__(self) -> str:
+        # One line whatever text of the user's the message quotes; KeyError's own str adds quotes.
+        return " ".join(" ".join(str(arg) for arg in self.args).splitlines())
+
+
+class WorkloadError(ConvtvmError, ValueError):
+    """A convolution problem is malformed: a bad size, a bad descriptor, or not supported yet."""
+
+
+class SourceError(ConvtvmError):
+    """A SOURCE names no known network, file or workload, or its file cannot be read."""
+
+
+class TargetError(ConvtvmError, ValueError):
+    """A target or thread count is unknown, malformed or not supported by this installation."""
+
+
+class LogError(ConvtvmError):
+    """A tuning log cannot be read or written, or holds nothing that can be used."""
+
+
+class LibraryError(ConvtvmError):
+    """A kernel library cannot be loaded: not ours, another version, or CPU features missing."""
+
+
+class UnknownWorkload(ConvtvmError, KeyError):
+    """A kernel library lacks the workload asked for; the message names the nearest one it has."""
+
+
+class NoCandidate(ConvtvmError):
+    """No candidate meets the limits on algorithm, workspace or error; lists what each needs."""
+
+
+class ArrayError(ConvtvmError, ValueError):
+    """An array handed to a plan has the wrong shape, data type, layout or device."""
+
+
+class BuildError(ConvtvmError, RuntimeError):
+    """A kernel or a library did not compile or link; holds the first line of the true error."""
+
+
+class EnvironmentProblem(ConvtvmError, RuntimeError):
+    """Something outside convtvm is missing or broken: a package, a compiler, a driver, a device."""

@@ -1,0 +1,260 @@
+"""Builder and runner: MetaSchedule's interfaces over the zygote, plus the problem they measure on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, BinaryIO, cast
+
+import numpy as np
+import tvm
+from tvm.ir.utils import derived_object
+from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
+from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
+
+from convtvm import codegen
+from convtvm.cpu import physical_cores
+from convtvm.errors import BuildError
+from convtvm.reference import conv2d_reference, random_inputs
+from convtvm.task import Task, decisions_of
+from convtvm.zygote import BuildJob, Limits, Outcome, RunJob, receive, send
+
+BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
+RUN_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one candidate: times and measured facts, or the kind and text of its error."""
+
+    run_secs: Sequence[float] = ()
+    max_error: float | None = None
+    workspace_bytes: int | None = None
+    kind: str = ""
+    message: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.run_secs) if self.run_secs else math.inf
+
+
+class Zygote:
+    """Client of one zygote process; restarts it if it dies. Use as a context manager."""
+
+    def __init__(self) -> None:
+        memory = Path("/dev/shm")
+        base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=base))
+        self._count = 0
+        self._start()
+
+    def _start(self) -> None:
+        # numpy's BLAS would start threads, and forking is safe only without any.
+        env = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+        command = [sys.executable, "-m", "convtvm.zygote", str(self.folder)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+        )
+        try:
+            receive(_pipe(self._process.stdout))
+        except EOFError:
+            raise BuildError("the build helper did not start; see its message above") from None
+
+    def call(
+        self, kind: str, jobs: Sequence[BuildJob | RunJob], limits: Limits
+    ) -> Iterator[tuple[int, Outcome]]:
+        """(index, outcome) of every job, as each is finished; read it to the end."""
+        if not jobs:
+            return
+        missing = set(range(len(jobs)))
+        try:
+            send(_pipe(self._process.stdin), (kind, list(jobs), limits))
+            while missing:
+                index, outcome = receive(_pipe(self._process.stdout))
+                missing.discard(index)
+                yield index, outcome
+        except (EOFError, OSError):
+            self._stop()
+            self.folder.mkdir(exist_ok=True)
+            self._start()
+            for index in sorted(missing):
+                yield index, Outcome(None, "crash", "the build helper died")
+
+    def fresh_path(self, suffix: str) -> Path:
+        self._count += 1
+        return self.folder / f"{self._count}{suffix}"
+
+    def _stop(self) -> None:
+        with contextlib.suppress(OSError):
+            _pipe(self._process.stdin).close()
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _pipe(self._process.stdout).close()
+
+    def close(self) -> None:
+        self._stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _pipe(stream: IO[bytes] | None) -> BinaryIO:
+    assert stream is not None
+    return cast(BinaryIO, stream)
+
+
+def write_problem(task: Task, zygote: Zygote, seed: int = 0) -> Path:
+    """A folder with the arrays that every candidate of `task` is checked and timed on.
+
+    data, packed weight, bias and the float64 reference, as .npy files.
+    """
+    folder = zygote.fresh_path("-problem")
+    folder.mkdir()
+    data, weight, bias = random_inputs(task.workload, seed, task.layout)
+    reference = conv2d_reference(task.workload, data, weight, bias, task.layout)
+    arrays = {
+        "data": data,
+        "bias": bias,
+        "reference": reference,
+        "packed": pack_weight(task, weight),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def pack_weight(task: Task, weight: np.ndarray) -> np.ndarray:
+    """`weight` as the kernels of `task` read it, by the packing function that libraries ship."""
+    target = task.target.tvm
+    lowered = codegen.lower(codegen.merge({"main": task.pack()}), target)
+    packed = tvm.runtime.empty(task.packed_shape(), task.workload.dtype)
+    codegen.compile_lowered(lowered, target)["main"](tvm.runtime.tensor(weight), packed)
+    array: np.ndarray = packed.numpy()
+    return array
+
+
+@derived_object
+class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
+    """Builds candidates of one task; `outcomes` keeps each library's Outcome by path."""
+
+    def __init__(self, zygote: Zygote, task: Task, limits: Limits) -> None:
+        super().__init__()
+        self.zygote, self.task, self.limits = zygote, task, limits
+        self.outcomes: dict[str, Outcome] = {}
+
+    def build(self, build_inputs: list[BuilderInput]) -> list[BuilderResult]:
+        jobs = [
+            BuildJob(self.task, decisions_of(i.mod), str(self.zygote.fresh_path(".so")))
+            for i in build_inputs
+        ]
+        for index, outcome in self.zygote.call("build", jobs, self.limits):
+            self.outcomes[jobs[index].path] = outcome
+        return [_builder_result(job.path, self.outcomes[job.path]) for job in jobs]
+
+
+def _builder_result(path: str, outcome: Outcome) -> BuilderResult:
+    if outcome.kind:
+        return BuilderResult(path, f"{outcome.kind}: {outcome.message}")
+    return BuilderResult(path, None)
+
+
+@derived_object
+class _Measurement(PyRunnerFuture):  # type: ignore[misc]
+    """Waits for one library's outcome; libraries are measured in the order of their futures."""
+
+    def __init__(self, runner: Any, stream: Iterator[tuple[int, Outcome]], path: str) -> None:
+        super().__init__()
+        self.runner, self.stream, self.path = runner, stream, path
+
+    def done(self) -> bool:
+        return self.path in self.runner.outcomes
+
+    def result(self) -> RunnerResult:
+        if not self.done():
+            _, self.runner.outcomes[self.path] = next(self.stream)
+            Path(self.path).unlink(missing_ok=True)
+        outcome = self.runner.outcomes[self.path]
+        if outcome.kind:
+            return RunnerResult(None, f"{outcome.kind}: {outcome.message}")
+        return RunnerResult(outcome.value[0], None)
+
+
+@derived_object
+class ZygoteRunner(PyRunner):  # type: ignore[misc]
+    """Checks and times libraries of one task; `outcomes` keeps each one's Outcome by path."""
+
+    def __init__(self, zygote: Zygote, problem: Path, tolerance: float, limits: Limits) -> None:
+        super().__init__()
+        self.zygote, self.problem, self.tolerance, self.limits = zygote, problem, tolerance, limits
+        self.outcomes: dict[str, Outcome] = {}
+
+    def run(self, runner_inputs: list[RunnerInput]) -> list[PyRunnerFuture]:
+        jobs = [
+            RunJob(str(i.artifact_path), str(self.problem), self.tolerance) for i in runner_inputs
+        ]
+        stream = self.zygote.call("run", jobs, self.limits)
+        return [_Measurement(self, stream, job.path) for job in jobs]
+
+
+class Workbench:
+    """Builder and runner of one task, with the arrays that its candidates are checked on."""
+
+    def __init__(self, task: Task, zygote: Zygote) -> None:
+        self.task = task
+        self.problem = write_problem(task, zygote)
+        build = Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
+        run = Limits(threads=task.target.threads, timeout=RUN_SECONDS)
+        self.builder = ZygoteBuilder(zygote, task, build)
+        self.runner = ZygoteRunner(zygote, self.problem, task.algorithm.tolerance, run)
+
+    def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
+        """Build all MeasureCandidates, then check and time one after another, in order."""
+        target = self.task.target.tvm
+        built = self.builder.build([BuilderInput(c.sch.mod, target) for c in candidates])
+        pairs = zip(candidates, built, strict=True)
+        inputs = [
+            RunnerInput(b.artifact_path, "cpu", c.args_info) for c, b in pairs if not b.error_msg
+        ]
+        futures = iter(self.runner.run(inputs))
+        for result in built:
+            if result.error_msg:
+                outcome = self.builder.outcomes[str(result.artifact_path)]
+                yield (
+                    RunnerResult(None, result.error_msg),
+                    Trial(kind=outcome.kind, message=outcome.message),
+                )
+            else:
+                yield next(futures).result(), self._trial(str(result.artifact_path))
+
+    def _trial(self, path: str) -> Trial:
+        workspace, outcome = self.builder.outcomes[path].value, self.runner.outcomes[path]
+        if outcome.kind:
+            return Trial(workspace_bytes=workspace, kind=outcome.kind, message=outcome.message)
+        run_secs, max_error, _ = outcome.value
+        return Trial(run_secs, max_error, workspace)
+
+    def close(self) -> None:
+        shutil.rmtree(self.problem, ignore_errors=True)

@@ -1,0 +1,175 @@
+"""Tuning records: one JSON line a trial, appended and flushed, never rewritten.
+
+Lines identify themselves by content, so `cat`, copies and several writers are safe. A line that cannot
+be used is named with file and line number; the others are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from convtvm.errors import LogError
+from convtvm.task import Task
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """One trial. `run_secs` are seconds a call, empty for a failure; then `error` says why.
+
+    `max_error` is relative to the largest output; `template` is the version of the template.
+    """
+
+    workload: str
+    algorithm: str
+    target: str
+    threads: int
+    layout: str
+    device: str
+    decisions: Mapping[str, int]
+    template: int
+    run_secs: Sequence[float] = ()
+    error: Mapping[str, str] = field(default_factory=dict)
+    max_error: float | None = None
+    workspace_bytes: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    time: str = ""
+    format: int = FORMAT
+
+    @property
+    def task_key(self) -> tuple[str, str, str, int, str]:
+        return (self.workload, self.algorithm, self.target, self.threads, self.layout)
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds a call; infinite for a failure."""
+        return statistics.median(self.run_secs) if self.run_secs else float("inf")
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Task and decisions: two records that share it measured the same candidate."""
+        return (*self.task_key, self.template, *sorted(self.decisions.items()))
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line of a log that is not used, and why."""
+
+    path: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}; line skipped"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def parse_line(line: str) -> TuningRecord:
+    """The record of one line. Raises ValueError with the reason if it is not one of this format."""
+    try:
+        entry = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not a complete JSON line (torn or damaged)") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not a tuning record: expected a JSON object")
+    if entry.get("format") != FORMAT:
+        raise ValueError(f"format {entry.get('format')!r}, this version reads {FORMAT}")
+    known = TuningRecord.__dataclass_fields__
+    try:
+        record = TuningRecord(**{k: v for k, v in entry.items() if k in known})
+        _check_types(record)
+    except TypeError as error:
+        raise ValueError(f"not a tuning record: {error}") from None
+    return record
+
+
+def _check_types(record: TuningRecord) -> None:
+    for name in ("workload", "algorithm", "target", "layout", "device"):
+        if not isinstance(getattr(record, name), str):
+            raise TypeError(f"{name} is not text")
+    for name in ("threads", "template"):
+        if type(getattr(record, name)) is not int:
+            raise TypeError(f"{name} is not an integer")
+    decisions = record.decisions
+    if not isinstance(decisions, dict) or not all(type(v) is int for v in decisions.values()):
+        raise TypeError("decisions do not map names to integers")
+    secs = record.run_secs
+    if not isinstance(secs, list) or not all(type(s) in (int, float) and 0 < s < 1e9 for s in secs):
+        raise TypeError("run_secs is not a list of positive seconds")
+    if bool(secs) == bool(record.error):
+        raise TypeError("expected either run_secs or error")
+
+
+def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]]:
+    """All usable records of the files in order, and the lines that are not.
+
+    Raises LogError for a file that cannot be read.
+    """
+    records: list[TuningRecord] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise LogError(f"cannot read log {path}: {error.strerror}") from None
+        for number, raw in enumerate(content.split(b"\n"), start=1):
+            if not raw.strip():
+                continue
+            try:
+                records.append(parse_line(raw.decode("utf8")))
+            except UnicodeDecodeError:
+                problems.append(Problem(str(path), number, "not text (binary garbage)"))
+            except ValueError as error:
+                problems.append(Problem(str(path), number, str(error)))
+    return records, problems
+
+
+class LogWriter:
+    """Appends records to one file; every line is one write, so writers do not mix.
+
+    Raises LogError if the file cannot be opened for appending.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise LogError(f"cannot write log {path}: {error.strerror}") from None
+
+    def append(self, record: TuningRecord) -> None:
+        line = record.to_line() + "\n"
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            line = "\n" + line  # a writer was killed in the middle of the last line
+        os.write(self._fd, line.encode("utf8"))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
+    """Records of `task` made by today's version of its template, with decisions it still accepts."""
+    found = [r for r in records if r.task_key == task.key and r.template == task.template_version]
+    return [r for r in found if task.space.contains(r.decisions)]
+
+
+def best(records: Iterable[TuningRecord]) -> TuningRecord | None:
+    """The fastest successful record."""
+    done = [r for r in records if r.run_secs]
+    return min(done, key=lambda r: r.seconds) if done else None

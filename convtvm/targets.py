@@ -1,0 +1,155 @@
+"""Targets: what a kernel is compiled for, from a short name, a TVM target string or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.target import Target, codegen
+
+from convtvm.cpu import host_features, physical_cores
+from convtvm.errors import TargetError
+
+# Short name -> TVM target, for machines other than this one.
+NAMED: dict[str, dict[str, Any]] = {
+    "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
+    "avx512": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
+    "aarch64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
+}
+_SPEC_KEYS = ("kind", "mtriple", "mcpu", "mattr")
+_X86_TRIPLE = "x86_64-linux-gnu"
+
+
+@dataclass(frozen=True)
+class CompileTarget:
+    """A CPU to compile for.
+
+    `name` is the canonical text that logs and manifests carry; `features` are the CPU features that
+    the compiled code may use, in LLVM's names; `lanes` counts fp32 lanes of a vector register.
+    """
+
+    name: str
+    threads: int
+    lanes: int
+    registers: int
+    features: tuple[str, ...]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The TVM target as a dictionary, without host-specific attributes."""
+        return _spec_of_name(self.name)
+
+    @property
+    def tvm(self) -> Target:
+        return Target({**self.spec, "num-cores": self.threads})
+
+    @property
+    def is_x86(self) -> bool:
+        return self.spec["mtriple"].startswith("x86_64")
+
+
+def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
+    """The target that `text` names: native, a name of `NAMED`, `llvm -mcpu=...`, or TVM's JSON.
+
+    Raises TargetError for a target that is unknown, not a CPU or not built into this TVM.
+    """
+    threads = physical_cores() if threads is None else threads
+    if threads < 1:
+        raise TargetError(f"threads is {threads}, expected 1 or more")
+    spec = _parse(text.strip())
+    spec.setdefault("mtriple", _X86_TRIPLE)
+    cpu, triple = spec.get("mcpu", ""), spec["mtriple"]
+    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise TargetError(
+            f"target {text!r}: unknown CPU {cpu!r} for {triple}; `llc -mcpu=help` lists them"
+        )
+    features = tuple(sorted(str(f) for f in codegen.llvm_get_cpu_features(Target(spec))))
+    lanes, registers = _vector_unit(features, triple)
+    return CompileTarget(_name_of_spec(spec), threads, lanes, registers, features)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if text == "native":
+        return _native()
+    if text in NAMED:
+        return dict(NAMED[text])
+    known = "native, " + ", ".join(NAMED)
+    if text.startswith("{"):
+        try:
+            spec = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TargetError(f"target is not valid JSON ({error}): {text}") from None
+    elif text.split(" ")[0] == "llvm":
+        spec = _spec_of_name(text)
+    elif text.split(":")[0] == "cuda":
+        raise TargetError(f"target {text!r}: CUDA targets are not supported yet; expected {known}")
+    else:
+        raise TargetError(
+            f"unknown target {text!r}; expected {known}, 'llvm -mcpu=NAME' or TVM's JSON"
+        )
+    if spec.get("kind") != "llvm":
+        raise TargetError(
+            f"target kind {spec.get('kind')!r} is not supported; expected 'llvm' (a CPU)"
+        )
+    unknown = sorted(set(spec) - {*_SPEC_KEYS, "num-cores", "keys", "tag"})
+    if unknown:
+        raise TargetError(
+            f"target {text!r}: unknown attribute {unknown[0]!r}; expected {_SPEC_KEYS}"
+        )
+    return {k: spec[k] for k in _SPEC_KEYS if spec.get(k)}
+
+
+def _native() -> dict[str, Any]:
+    """This CPU by LLVM's name, minus the features that the kernel or hypervisor hides."""
+    machine = platform.machine()
+    if machine == "aarch64":
+        return dict(NAMED["aarch64"])
+    if machine != "x86_64":
+        raise TargetError(f"no native target for machine {machine!r}; name one with --target")
+    cpu = str(codegen.llvm_get_system_cpu())
+    spec = {"kind": "llvm", "mtriple": _X86_TRIPLE, "mcpu": cpu}
+    offered = host_features()
+    hidden = sorted(
+        f for f in codegen.llvm_get_cpu_features(Target(spec)) if offered.get(str(f)) is False
+    )
+    if hidden:
+        spec["mattr"] = [f"-{f}" for f in hidden]
+    return spec
+
+
+def _name_of_spec(spec: dict[str, Any]) -> str:
+    parts = [spec["kind"]]
+    parts += [f"-{key}={spec[key]}" for key in ("mtriple", "mcpu") if spec.get(key)]
+    if spec.get("mattr"):
+        parts.append("-mattr=" + ",".join(spec["mattr"]))
+    return " ".join(parts)
+
+
+def _spec_of_name(name: str) -> dict[str, Any]:
+    """The inverse of `_name_of_spec`; TVM 0.27 itself no longer reads this form."""
+    kind, *options = name.split()
+    spec: dict[str, Any] = {"kind": kind}
+    for option in options:
+        key, separator, value = option.lstrip("-").partition("=")
+        if not option.startswith("-") or not separator or not value:
+            raise TargetError(f"target {name!r}: cannot read {option!r}, expected -key=value")
+        spec[key] = value.split(",") if key == "mattr" else value
+    return spec
+
+
+def _vector_unit(features: tuple[str, ...], triple: str) -> tuple[int, int]:
+    """(fp32 lanes, vector registers) of a CPU with these features."""
+    if triple.startswith("aarch64"):
+        return 4, 32
+    if "avx512f" in features:
+        return 16, 32
+    return (8, 16) if "avx2" in features else (4, 16)
+
+
+def default_threads() -> int:
+    """Threads of a run that names none: TVM_NUM_THREADS, or all cores this process may use."""
+    text = os.environ.get("TVM_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else physical_cores()

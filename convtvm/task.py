@@ -1,0 +1,126 @@
+"""A task: one workload by one algorithm for one target and layout, with its schedule template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import tvm
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from convtvm import codegen
+from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
+from convtvm.targets import CompileTarget
+from convtvm.workload import ConvWorkload
+from schedules.cpu.registers import CpuModel
+from schedules.knobs import Space
+
+LAYOUTS = ("NCHW", "NHWC")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the tuner tunes. Two equal tasks have the same space and comparable times."""
+
+    workload: ConvWorkload
+    algorithm_name: str
+    target: CompileTarget
+    layout: str = "NCHW"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the fields only; the cached space holds functions."""
+        return Task, (self.workload, self.algorithm_name, self.target, self.layout)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return ALGORITHMS[self.algorithm_name]
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """Identity in logs: workload, algorithm, target, threads, layout."""
+        return (
+            self.workload.key,
+            self.algorithm_name,
+            self.target.name,
+            self.target.threads,
+            self.layout,
+        )
+
+    @property
+    def cpu(self) -> CpuModel:
+        return CpuModel(self.target.lanes, self.target.registers, self.target.threads)
+
+    @property
+    def template_version(self) -> int:
+        return int(self.algorithm.template.VERSION)
+
+    def compute(self, decisions: Mapping[str, int] | None = None) -> tirx.PrimFunc:
+        """The unscheduled function; compute knobs are 1 without decisions."""
+        knobs = self.algorithm.template.COMPUTE_KNOBS if decisions else ()
+        chosen = {name: decisions[name] for name in knobs} if decisions else {}
+        func = self.algorithm.compute(self.workload, self.layout, self.target.lanes, **chosen)
+        return codegen.accept_unaligned(func)
+
+    @cached_property
+    def space(self) -> Space:
+        space: Space = self.algorithm.template.space(Schedule(self.compute()), self.cpu)
+        return space
+
+    def instantiate(self, decisions: Mapping[str, int]) -> tvm.IRModule:
+        """The scheduled module of these decisions, with the function `main`."""
+        sch = Schedule(self.compute(decisions))
+        self.algorithm.template.schedule(sch, self.cpu, decisions)
+        return sch.mod
+
+    def pack(self) -> tirx.PrimFunc:
+        """The function that packs a weight, (weight, packed)."""
+        return codegen.accept_unaligned(self.algorithm.pack(self.workload, self.target.lanes))
+
+    def packed_shape(self) -> tuple[int, ...]:
+        return tuple(int(extent) for extent in self.pack().params[1].shape)
+
+
+def tasks_of(
+    workloads: Sequence[ConvWorkload],
+    target: CompileTarget,
+    layout: str = "NCHW",
+    algorithms: Sequence[str] | None = None,
+) -> list[Task]:
+    """All tasks of the workloads, in order, one per applicable algorithm."""
+    return [Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms)]
+
+
+# A candidate travels through MetaSchedule as a carrier function whose root block has one annotation
+# per knob; only the builder applies the schedule.
+_PREFIX = "knob."
+
+
+def carrier_module() -> tvm.IRModule:
+    """The function that carries decisions as annotations; what it computes does not matter."""
+    func = te.create_prim_func(
+        [te.compute((1,), lambda i: te.const(0.0, "float32"), name="carrier")]
+    )
+    return codegen.merge({"main": func})
+
+
+def annotate_knobs(
+    sch: Schedule, space: Space, decisions: Mapping[str, int] | None = None
+) -> Schedule:
+    """Sample every knob, or take its decision, as a categorical; annotate the root block with it."""
+    root = sch.get_sblock("root")
+    for name, values in space.knobs.items():
+        index = None if decisions is None else values.index(decisions[name])
+        choice = sch.sample_categorical(list(values), [1 / len(values)] * len(values), index)
+        sch.annotate(root, _PREFIX + name, choice)
+    return sch
+
+
+def decisions_of(mod: tvm.IRModule) -> dict[str, int]:
+    """The decisions that `annotate_knobs` left in a module."""
+    annotations = mod["main"].body.block.annotations
+    return {
+        str(k)[len(_PREFIX) :]: int(v) for k, v in annotations.items() if str(k).startswith(_PREFIX)
+    }

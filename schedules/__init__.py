@@ -1,0 +1,12 @@
+"""Hand-written schedule templates, one folder per kind of target, one file per algorithm.
+
+A template is a module with
+
+    VERSION        int, raised whenever old decisions would mean something else
+    COMPUTE_KNOBS  names of the knobs that the compute definition takes as arguments
+    space(sch, cpu)                -> Space: knobs, valid combinations, default decisions
+    schedule(sch, cpu, decisions)  applies the decisions to the schedule in place
+
+Templates read sizes from the loops of named blocks; block names are their only contract with the
+computes. They change how a result is computed, never the result.
+"""

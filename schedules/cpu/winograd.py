@@ -1,0 +1,180 @@
+"""CPU template of Winograd convolution: one panel of tiles goes through all three stages in cache.
+
+For a panel, the transformed input V and the products M fit the L2 cache, so that only the packed
+weight streams from further away; workspace does not grow with the image.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+
+from schedules.cpu.registers import (
+    CpuModel,
+    extents,
+    fits,
+    layout,
+    tile_cost,
+    tile_order,
+    vectorize_innermost,
+    waste,
+)
+from schedules.knobs import Decisions, Space
+
+VERSION = 1
+COMPUTE_KNOBS = ("panel_h", "panel_w")
+
+_MAX_PANEL = 64  # tiles
+_MAX_ROUNDING = 0.15  # share of tiles computed only to fill the last panel
+
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`, for the function whose panel is a single tile."""
+    m = extents(sch, "inverse_rows")[2]
+    _, _, height, width = extents(sch, "inverse")
+    grid_h, grid_w = height // m, width // m
+    alpha, _, oc_chunks, _, _, ic_chunks, _ = extents(sch, "bgemm")
+    ic, oc = ic_chunks * cpu.lanes, oc_chunks * cpu.lanes
+    knobs = {
+        "panel_h": tuple(p for p in range(1, 9) if p <= grid_h),
+        "panel_w": tuple(
+            p for p in range(1, min(grid_w, _MAX_PANEL) + 1) if waste(grid_w, p) <= _MAX_ROUNDING
+        ),
+        "tile_p": tuple(range(1, cpu.registers)),
+        "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= oc_chunks and oc_chunks % t == 0),
+        # 0: all products of a panel, then all inverse transforms; 1: both for one channel tile at a time
+        "gemm_at_oc": (0, 1),
+        # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x channels
+        "input_first": (0, 1),
+    }
+    least = min(4, grid_h * grid_w * oc_chunks)
+    smallest_panel = min(8, grid_h * grid_w)
+
+    def rounding(d: Decisions) -> float:
+        return (1 + waste(grid_h, d["panel_h"])) * (1 + waste(grid_w, d["panel_w"])) - 1
+
+    def is_valid(d: Decisions) -> bool:
+        panel = d["panel_h"] * d["panel_w"]
+        return (
+            fits(d["tile_p"], d["tile_oc"], cpu)
+            and d["tile_p"] <= panel
+            and d["tile_p"] * d["tile_oc"] >= least
+            and smallest_panel <= panel <= _MAX_PANEL
+            # Tiles are numbered row by row: a panel must be one run of numbers.
+            and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
+            and rounding(d) <= _MAX_ROUNDING
+            and waste(panel, d["tile_p"]) <= 0.2
+            and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
+        )
+
+    def footprint(d: Decisions) -> float:
+        """Bytes of V and M that one panel keeps."""
+        panel = d["panel_h"] * d["panel_w"]
+        products = d["tile_oc"] * cpu.lanes if d["gemm_at_oc"] else oc
+        return 4.0 * alpha * alpha * panel * (ic + products)
+
+    def cost(d: Decisions) -> float:
+        panel = d["panel_h"] * d["panel_w"]
+        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu) * (1 + waste(panel, d["tile_p"]))
+        # Every panel streams the whole packed weight, and spills when it outgrows the cache.
+        weight = 0.5 * 8 / panel
+        cache = max(0.0, footprint(d) / cpu.l2_bytes - 0.6)
+        return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"]
+
+    def features(d: Decisions) -> dict[str, float]:
+        panel = d["panel_h"] * d["panel_w"]
+        return {
+            "panel": panel,
+            "accumulators": d["tile_p"] * d["tile_oc"],
+            "tile": tile_cost(d["tile_p"], d["tile_oc"], cpu),
+            "useless": (1 + waste(panel, d["tile_p"])) * (1 + rounding(d)),
+            "footprint": footprint(d),
+        }
+
+    return Space(knobs, is_valid, cost, features)
+
+
+def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
+    inverse, out, gemm, v = (
+        sch.get_sblock(b) for b in ("inverse", "out", "bgemm", "data_transform")
+    )
+    lanes, m = cpu.lanes, extents(sch, "inverse_rows")[2]
+
+    # Panels of tiles outside, channel tiles inside them, one m x m output tile innermost.
+    n, c, y, x = sch.get_loops(inverse)
+    co, ci, cb = sch.split(c, [None, d["tile_oc"], lanes])
+    y_panel, y_tile, yi = sch.split(y, [None, d["panel_h"], m])
+    x_panel, x_tile, xi = sch.split(x, [None, d["panel_w"], m])
+    sch.reorder(n, y_panel, x_panel, co, y_tile, x_tile, ci, yi, xi, cb)
+    panel = sch.fuse(n, y_panel, x_panel)
+    if d["input_first"]:
+        panel = co = sch.fuse(panel, co)
+    sch.parallel(panel)
+    sch.vectorize(cb)
+    sch.unroll(yi)
+    sch.unroll(xi)
+
+    # The stages before and after the output transform join its loops.
+    sch.compute_at(sch.get_sblock("inverse_rows"), ci, preserve_unit_loops=True)
+    sch.compute_at(gemm, co if d["gemm_at_oc"] else panel, preserve_unit_loops=True)
+    if not d["input_first"]:
+        sch.compute_at(v, panel, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, ci, preserve_unit_loops=True)
+    sch.transform_layout(inverse, ("write", 0), lambda n, c, y, x: [n, c // lanes, y, x, c % lanes])
+
+    _transform_input(sch, bool(d["input_first"]))
+    vectorize_innermost(sch, sch.get_sblock("inverse_rows"), unroll=2)
+    _multiply(sch, d)
+    _store(sch)
+    _copy_packed_input(sch)
+
+
+def _transform_input(sch: Schedule, at_root: bool) -> None:
+    """Both 1-D transforms of one tile and channel vector, unrolled so that the matrices fold away."""
+    v = sch.get_sblock("data_transform")
+    e, f, io, p, ii = sch.get_loops(v)[-5:]
+    sch.reorder(io, p, e, f, ii)
+    sch.compute_at(sch.get_sblock("input_rows"), p, preserve_unit_loops=True)
+    if at_root:
+        sch.parallel(sch.fuse(io, p))
+    sch.vectorize(ii)
+    sch.unroll(e)
+    sch.unroll(f)
+    vectorize_innermost(sch, sch.get_sblock("input_rows"), unroll=2)
+
+
+def _multiply(sch: Schedule, d: Decisions) -> None:
+    """alpha^2 GEMMs with a register tile of tile_p tiles by tile_oc channel vectors."""
+    gemm = sch.get_sblock("bgemm")
+    e, f, co, p, cb, io, ii = sch.get_loops(gemm)[-7:]
+    po, pi = sch.split(p, [None, d["tile_p"]])
+    co, ci = sch.split(co, [None, d["tile_oc"]])
+    tile: list[LoopRV] = tile_order(d["tile_p"], d["tile_oc"], [pi], [ci])
+    sch.reorder(e, f, co, po, io, ii, *tile, cb)
+    write = sch.cache_write(gemm, 0, "global")
+    sch.reverse_compute_at(write, po, preserve_unit_loops=True)
+    sch.annotate(po, "pragma_loop_partition_hint", 1)
+    sch.vectorize(cb)
+    for loop in tile:
+        sch.unroll(loop)
+    vectorize_innermost(sch, write, unroll=2)
+    vectorize_innermost(sch, sch.decompose_reduction(gemm, io), unroll=2)
+
+
+def _store(sch: Schedule) -> None:
+    """Crop, bias and store of one m x m tile of one channel vector."""
+    loops = sch.get_loops(sch.get_sblock("out"))[-4:]
+    if layout(sch) == "NHWC":
+        sch.vectorize(loops.pop())
+    for loop in loops[1:]:
+        sch.unroll(loop)
+
+
+def _copy_packed_input(sch: Schedule) -> None:
+    """Pad and block the channels: NHWC copies whole vectors, NCHW transposes row by row."""
+    n, io, y, x, ii = sch.get_loops(sch.get_sblock("data_pad"))
+    sch.parallel(sch.fuse(n, io, y))
+    if layout(sch) == "NHWC":
+        sch.vectorize(ii)
+    else:
+        sch.reorder(ii, x)

@@ -1,0 +1,227 @@
+"""Cook-Toom matrices: the bilinear identity proved exactly, published values, shared rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+
+import pytest
+
+from convtvm.compute.winograd_matrices import (
+    MAX_ALPHA,
+    POINTS,
+    EvenOddPair,
+    WinogradMatrices,
+    cook_toom,
+    even_odd_pairs,
+    matrices,
+    multiplications_1d,
+    multiplications_2d,
+    transpose,
+)
+
+Matrix = Sequence[Sequence[Fraction]]
+
+SIZES = [(m, r) for m in range(1, MAX_ALPHA + 1) for r in range(1, MAX_ALPHA + 2 - m)]
+HALF = Fraction(1, 2)
+
+
+def product(a: Matrix, b: Matrix) -> list[list[Fraction]]:
+    columns = list(zip(*b, strict=True))
+    return [
+        [sum((x * y for x, y in zip(row, column, strict=True)), Fraction(0)) for column in columns]
+        for row in a
+    ]
+
+
+def assert_computes_correlation(mats: WinogradMatrices) -> None:
+    """y is bilinear in d and g, so all pairs of basis vectors d = e_j, g = e_k prove it."""
+    for i in range(mats.m):
+        for j in range(mats.alpha):
+            for k in range(mats.r):
+                y = sum(mats.A_T[i][t] * mats.G[t][k] * mats.B_T[t][j] for t in range(mats.alpha))
+                assert y == (j == i + k), (mats.m, mats.r, i, j, k)
+
+
+def test_sizes_cover_what_the_design_promises():
+    assert {(m, 3) for m in range(2, 7)} <= set(SIZES)
+    assert {(2, 5), (3, 5), (4, 5), (2, 7)} <= set(SIZES)
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_exact_identity(m, r):
+    assert_computes_correlation(matrices(m, r))
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_shapes_and_types(m, r):
+    mats = matrices(m, r)
+    assert (mats.m, mats.r, mats.alpha) == (m, r, m + r - 1)
+    for matrix, shape in [
+        (mats.A_T, (m, mats.alpha)),
+        (mats.G, (mats.alpha, r)),
+        (mats.B_T, (mats.alpha, mats.alpha)),
+    ]:
+        assert isinstance(matrix, tuple) and len(matrix) == shape[0]
+        assert all(isinstance(row, tuple) and len(row) == shape[1] for row in matrix)
+        assert all(type(x) is Fraction for row in matrix for x in row)
+
+
+def test_cached_and_hashable():
+    assert matrices(4, 3) is matrices(4, 3)
+    assert hash(matrices(4, 3)) != hash(matrices(2, 3))
+
+
+@pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (6, 3), (3, 2), (2, 5), (4, 5), (2, 7)])
+def test_nested_2d_identity(m, r):
+    """Y = A^T [(G g G^T) * (B^T d B)] A, on random fractions."""
+    mats = matrices(m, r)
+    rng = random.Random(7)
+
+    def tile(size: int) -> list[list[Fraction]]:
+        return [[Fraction(rng.randint(-9, 9), rng.randint(1, 9)) for _ in range(size)]
+                for _ in range(size)]  # fmt: skip
+
+    d, g = tile(mats.alpha), tile(r)
+    u = product(product(mats.G, g), transpose(mats.G))
+    v = product(product(mats.B_T, d), transpose(mats.B_T))
+    elementwise = [[a * b for a, b in zip(p, q, strict=True)] for p, q in zip(u, v, strict=True)]
+    y = product(product(mats.A_T, elementwise), transpose(mats.A_T))
+    for i in range(m):
+        for j in range(m):
+            taps = ((a, b) for a in range(r) for b in range(r))
+            assert y[i][j] == sum(d[i + a][j + b] * g[a][b] for a, b in taps)
+
+
+def test_f23_is_lavin_and_grays():
+    """arXiv 1509.09308, equation 7, where the row of infinity has the other sign."""
+    mats = matrices(2, 3)
+    assert mats.B_T == ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
+    assert mats.G == ((1, 0, 0), (HALF, HALF, HALF), (HALF, -HALF, HALF), (0, 0, 1))
+    assert mats.A_T == ((1, 1, 1, 0), (0, 1, -1, 1))
+
+
+def test_points_of_lavin_and_gray_give_their_f43():
+    """arXiv 1509.09308, section 4.3."""
+    mats = cook_toom((0, 1, -1, 2, -2), 4, 3)
+    assert_computes_correlation(mats)
+    assert mats.B_T == (
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    )
+    a, b, c, d = Fraction(1, 6), Fraction(1, 24), Fraction(1, 12), Fraction(1, 4)
+    g = ((d, 0, 0), (-a, -a, -a), (-a, a, -a), (b, c, a), (b, -c, a), (0, 0, 1))
+    assert list(mats.G) == [tuple(row) for row in g]
+    assert mats.A_T == (
+        (1, 1, 1, 1, 1, 0),
+        (0, 1, -1, 2, -2, 0),
+        (0, 1, 1, 4, 4, 0),
+        (0, 1, -1, 8, -8, 1),
+    )
+
+
+def test_f43_points():
+    assert matrices(4, 3).points == (0, 1, -1, HALF, -2)
+    assert matrices(2, 5).points == matrices(4, 3).points
+
+
+@pytest.mark.parametrize("alpha", sorted(POINTS))
+def test_one_set_of_points_per_alpha(alpha):
+    assert len(set(POINTS[alpha])) == len(POINTS[alpha]) == alpha - 1
+    assert all(matrices(m, alpha + 1 - m).points == POINTS[alpha] for m in range(2, alpha))
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_run_time_matrices_are_dyadic_and_hold_a_free_coefficient(m, r):
+    mats = matrices(m, r)
+    for row in mats.B_T:
+        assert 1 in row
+    for x in (x for matrix in (mats.A_T, mats.B_T) for row in matrix for x in row):
+        assert x.denominator & (x.denominator - 1) == 0
+        assert Fraction(float(x)) == x and abs(x.numerator) < 2**24
+
+
+@pytest.mark.parametrize("n", range(1, MAX_ALPHA + 1))
+def test_degenerate_sizes_are_the_plain_algorithm(n):
+    identity = tuple(tuple(Fraction(i == j) for j in range(n)) for i in range(n))
+    ones_row = ((1,) * n,)
+    one_output, one_tap = matrices(1, n), matrices(n, 1)
+    assert one_output.B_T == one_output.G == one_tap.B_T == one_tap.A_T == identity
+    assert one_output.A_T == transpose(one_tap.G) == ones_row
+    assert one_output.points == one_tap.points == ()
+
+
+@pytest.mark.parametrize("function", [matrices, multiplications_1d, multiplications_2d])
+@pytest.mark.parametrize(
+    ("m", "r", "message"),
+    [
+        (7, 3, r"F\(7, 3\): alpha = m \+ r - 1 = 9, at most 8 supported"),
+        (1, 9, "at most 8"),
+        (0, 3, r"F\(0, 3\): m and r must be at least 1"),
+        (-1, 3, "at least 1"),
+        (2, 0, "at least 1"),
+    ],
+)
+def test_refusals(function, m, r, message):
+    with pytest.raises(ValueError, match=message) as error:
+        function(m, r)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("points", [(0, 1), (0, 1, 1), (0, 1, -1, 2)])
+def test_wrong_points_are_refused(points):
+    with pytest.raises(ValueError, match=r"F\(2, 3\) needs 3 distinct finite points, got"):
+        cook_toom(points, 2, 3)
+
+
+def test_multiplications():
+    assert multiplications_1d(2, 3) == 4
+    assert multiplications_2d(2, 3) == 16
+    # 16x16 input, 3x3, 128 channels: 4x4 tiles cut the valid 14x14 output to 16 tiles.
+    assert 16 * multiplications_2d(4, 3) * 128 == 73_728
+
+
+def rebuilt(matrix: Matrix) -> list[tuple[Fraction, ...]]:
+    pairs, rest = even_odd_pairs(matrix)
+    rows = {i: tuple(matrix[i]) for i in rest}
+    for i, j, e, o in pairs:
+        assert i < j and any(e) and any(o)
+        assert not any(a and b for a, b in zip(e, o, strict=True))
+        for index, sign in ((i, 1), (j, -1)):
+            assert index not in rows
+            rows[index] = tuple(a + sign * b for a, b in zip(e, o, strict=True))
+    return [rows[i] for i in range(len(matrix))]
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_even_odd_pairs_reconstruct_the_rows(m, r):
+    mats = matrices(m, r)
+    for matrix in (mats.B_T, mats.A_T, transpose(mats.A_T), mats.G):
+        assert rebuilt(matrix) == list(matrix)
+
+
+def test_even_odd_pairs_of_symmetric_points():
+    mats = matrices(6, 3)
+    for matrix in (mats.B_T, mats.G, transpose(mats.A_T)):
+        pairs, rest = even_odd_pairs(matrix)
+        assert [(p.i, p.j) for p in pairs] == [(1, 2), (3, 4), (5, 6)]
+        assert rest == (0, 7)
+
+
+def test_even_odd_pairs_of_f43():
+    """1/2 and -2 leave B^T no symmetric rows; columns 1 and 2 of A^T pair up all the same."""
+    mats = matrices(4, 3)
+    assert even_odd_pairs(mats.B_T) == ((), tuple(range(6)))
+    pairs, rest = even_odd_pairs(transpose(mats.A_T))
+    assert pairs == (EvenOddPair(1, 2, (1, 0, 1, 0), (0, 1, 0, 1)),)
+    assert rest == (0, 3, 4, 5)
+
+
+def test_equal_and_opposite_rows_are_no_pair():
+    row = (Fraction(1), Fraction(2))
+    assert even_odd_pairs([row, row, tuple(-x for x in row)]) == ((), (0, 1, 2))
