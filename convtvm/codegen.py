@@ -74,21 +74,23 @@ def workspace_bytes(lowered: tvm.IRModule, threads: int) -> int:
     return shared + threads * max(inside, default=0)
 
 
-def link(module: tvm.runtime.Module, path: Path, linker: Sequence[str] = ("ld",)) -> None:
-    """Export `module` as the shared library `path`. Raises BuildError with the linker's first line."""
+def write_object(module: tvm.runtime.Module, path: str | Path) -> None:
+    """Write the object file of a compiled module."""
+    module.write_to_file(str(path))
 
-    def run_linker(output: str, objects: Sequence[str], options: object = None) -> None:
-        command = [*linker, "-shared", "-o", output, *objects]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            raise BuildError(f"linker {linker[0]!r} not found; install binutils") from None
-        if done.returncode:
-            first = (done.stderr or done.stdout).strip().splitlines()[:1]
-            raise BuildError(f"{linker[0]} failed: {first[0] if first else 'no message'}")
 
-    run_linker.output_format = "so"  # type: ignore[attr-defined]
-    module.export_library(str(path), fcompile=run_linker)
+def link_objects(
+    objects: Sequence[str | Path], path: str | Path, linker: Sequence[str] = ("ld",)
+) -> None:
+    """Link object files to the shared library `path`. Raises BuildError with the first complaint."""
+    command = [*linker, "-shared", "-o", str(path), *map(str, objects)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise BuildError(f"linker {linker[0]!r} not found; install binutils") from None
+    if done.returncode:
+        first = (done.stderr or done.stdout).strip().splitlines()[:1]
+        raise BuildError(f"{linker[0]} failed: {first[0] if first else 'no message'}")
 
 
 def merge(functions: Mapping[str, tirx.PrimFunc]) -> tvm.IRModule:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import convtvm
-from convtvm import records
+from convtvm import __version__, records
 from convtvm.cpu import device_name
 from convtvm.errors import ConvtvmError
 from convtvm.measure import Trial, Zygote
@@ -114,7 +113,7 @@ class _Session:
     ) -> None:
         self.summary, self.writer, self.listener = summary, writer, listener
         self.device = device_name()
-        self.versions = {"convtvm": convtvm.__version__, "tvm": metadata.version("apache-tvm")}
+        self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
         models: dict[str, SpeedModel] = {}
         self.searches = []
         for progress in summary.tasks:

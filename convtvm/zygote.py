@@ -18,10 +18,13 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from convtvm.task import Task
 
 _LENGTH = struct.Struct("<q")
 _BUILD_MEMORY = 8 << 30  # address space that a build may grow by; a runaway fails with MemoryError
@@ -29,11 +32,15 @@ _BUILD_MEMORY = 8 << 30  # address space that a build may grow by; a runaway fai
 
 @dataclass(frozen=True)
 class BuildJob:
-    """Instantiate `decisions` of `task` and link it to `path`."""
+    """Compile `task` by `decisions`, or its packing function for None, as the function `symbol`.
 
-    task: Any  # convtvm.task.Task
-    decisions: dict[str, int]
+    A `path` that ends in .o gets the object file, any other the linked library.
+    """
+
+    task: Task
+    decisions: Mapping[str, int] | None
     path: str
+    symbol: str = "main"
 
 
 @dataclass(frozen=True)
@@ -234,12 +241,19 @@ def _build(job: BuildJob) -> Outcome:
     _limit_memory(_BUILD_MEMORY)
     kind = "instantiate"
     try:
-        mod = job.task.instantiate(job.decisions)
+        task = job.task
+        packs = job.decisions is None
+        func = task.pack() if packs else task.instantiate(job.decisions)["main"]
         kind = "compile"
-        target = job.task.target.tvm
-        lowered = codegen.lower(mod, target)
-        workspace = codegen.workspace_bytes(lowered, job.task.target.threads)
-        codegen.link(codegen.compile_lowered(lowered, target), Path(job.path))
+        target = task.target.tvm
+        lowered = codegen.lower(codegen.merge({job.symbol: func}), target)
+        workspace = codegen.workspace_bytes(lowered, task.target.threads)
+        compiled = codegen.compile_lowered(lowered, target)
+        objects = job.path if job.path.endswith(".o") else job.path + ".o"
+        codegen.write_object(compiled, objects)
+        if objects != job.path:
+            codegen.link_objects([objects], job.path)
+            os.unlink(objects)
     except Exception as error:
         return _failure(kind, error)
     return Outcome(workspace)

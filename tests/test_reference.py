@@ -88,6 +88,15 @@ def test_equals_seven_loops_on_normal_numbers(w):
     np.testing.assert_allclose(conv2d_reference(w, data, weight), expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("elements", [1, 100])
+@any_workload
+def test_strips_of_rows_change_nothing(w, elements, monkeypatch):
+    inputs = random_inputs(w, 2, kind="integer")
+    whole = conv2d_reference(w, *inputs)
+    monkeypatch.setattr("convtvm.reference._BLOCK_ELEMENTS", elements)
+    np.testing.assert_array_equal(conv2d_reference(w, *inputs), whole)
+
+
 @st.composite
 def workloads(draw: st.DrawFn) -> ConvWorkload:
     small = st.integers(1, 3)

@@ -1,0 +1,109 @@
+"""The manifest of a kernel library: what it holds, appended to the .so and checked before it loads.
+
+Layout of a library file: ELF shared object | manifest (JSON) | SHA-256 of all that precedes | length of
+the JSON (8 bytes, little-endian) | magic. Loaders of shared objects ignore what follows the ELF image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convtvm.errors import LibraryError, WorkloadError
+from convtvm.workload import ConvWorkload
+
+FORMAT = 1
+_MAGIC = b"convtvm-library\x01"
+_TAIL = 32 + 8 + len(_MAGIC)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled candidate of a workload.
+
+    `function` takes (data, packed weight, bias, out), `pack` takes (weight, packed weight);
+    `run_secs` and `max_error` are what tuning measured, None for a kernel that was never measured;
+    `decisions` is `tuned` or `default`.
+    """
+
+    workload: str
+    algorithm: str
+    function: str
+    pack: str
+    packed_shape: tuple[int, ...]
+    workspace_bytes: int
+    run_secs: float | None
+    max_error: float | None
+    decisions: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the run time knows of a library; `workloads` maps keys to names."""
+
+    target: str
+    features: tuple[str, ...]
+    threads: int
+    layout: str
+    workloads: Mapping[str, str]
+    kernels: Sequence[Kernel]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode("utf8")
+
+
+def attach(image: bytes, manifest: Manifest) -> bytes:
+    """The library file of an ELF image and its manifest."""
+    text = manifest.to_json()
+    body = image + text
+    return body + hashlib.sha256(body).digest() + len(text).to_bytes(8, "little") + _MAGIC
+
+
+def read(path: str | Path) -> tuple[bytes, Manifest]:
+    """The whole file and its manifest. Raises LibraryError for anything but an intact library."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise LibraryError(f"cannot read library {path}: {error.strerror}") from None
+    if len(content) < _TAIL or not content.endswith(_MAGIC):
+        raise LibraryError(
+            f"{path} is not a convtvm library, or is cut short; make one with `convtvm compile`"
+        )
+    body = content[:-_TAIL]
+    length = int.from_bytes(content[-len(_MAGIC) - 8 : -len(_MAGIC)], "little")
+    if hashlib.sha256(body).digest() != content[-_TAIL : -_TAIL + 32] or length > len(body):
+        raise LibraryError(
+            f"{path} is damaged: its checksum does not match; copy or compile it again"
+        )
+    return content, _parse(body[len(body) - length :], path)
+
+
+def _parse(text: bytes, path: str | Path) -> Manifest:
+    try:
+        entry: dict[str, Any] = json.loads(text)
+        found = entry.get("format")
+        if found != FORMAT:
+            raise LibraryError(f"{path} has manifest format {found!r}, this version reads {FORMAT}")
+        kernels = [
+            Kernel(**{**k, "packed_shape": tuple(k["packed_shape"])}) for k in entry.pop("kernels")
+        ]
+        features = tuple(entry.pop("features"))
+        manifest = Manifest(**entry, features=features, kernels=kernels)
+        for key in manifest.workloads:
+            ConvWorkload.parse(key)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        WorkloadError,
+    ) as error:
+        raise LibraryError(f"{path} has an unreadable manifest: {error}") from None
+    return manifest
