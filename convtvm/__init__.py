@@ -38,7 +38,8 @@ def check_pins() -> None:
             continue  # a run-time-only installation has no compiler
         if found != pinned:
             raise EnvironmentProblem(
-                f"{package} {found} is installed, but convtvm needs {pinned}: pip install {package}=={pinned}"
+                f"{package} {found} is installed, but convtvm needs {pinned}: "
+                f"pip install {package}=={pinned}"
             )
 
 

@@ -24,8 +24,8 @@ class Algorithm:
     """One way to compute a convolution.
 
     `inapplicable(w)` gives the reason why the algorithm cannot compute `w`, or None if it can;
-    `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias, out);
-    `pack(w, lanes)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
+    `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
+    out); `pack(w, lanes)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
     `multiplications(w)` counts those of the inner products, without transforms.
     """

@@ -43,7 +43,8 @@ def compile(
     keep: str = "pareto",
     algorithms: Sequence[str] | None = None,
 ) -> KernelLibrary:
-    """Compile every workload by its best recorded decisions, or the default ones where there are none.
+    """Compile every workload by its best recorded decisions, or the default ones where there are
+    none.
 
     `keep` says which candidates go in: `best` (the fastest), `pareto` (those that some limit on
     workspace or error could make the choice) or `all`. Raises LogError if the logs hold records for
@@ -87,8 +88,8 @@ def _check_targets(
     if found and wanted not in found:
         listed = "; ".join(f"{t} with {n} threads, {lay}" for t, n, lay in sorted(found))
         raise LogError(
-            f"{', '.join(map(str, paths))}: no record for {target.name} with {target.threads} threads, "
-            f"{layout}; the records are for {listed}"
+            f"{', '.join(map(str, paths))}: no record for {target.name} with {target.threads} "
+            f"threads, {layout}; the records are for {listed}"
         )
 
 
@@ -101,8 +102,9 @@ def _stale(history: Sequence[TuningRecord], choices: Sequence[_Choice]) -> list[
         unused = len(made) - len(records.usable(made, task))
         if unused:
             warnings.append(
-                f"{unused} records of {task.workload} by {task.algorithm_name} were made by another "
-                f"version of its template (now {task.template_version}); not used, tune again"
+                f"{unused} records of {task.workload} by {task.algorithm_name} were made by "
+                f"another version of its template (now {task.template_version}); "
+                "not used, tune again"
             )
     return warnings
 
@@ -148,7 +150,8 @@ def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]
         job = jobs[index]
         if outcome.kind:
             raise BuildError(
-                f"{job.task.workload} by {job.task.algorithm_name} does not compile: {outcome.message}"
+                f"{job.task.workload} by {job.task.algorithm_name} does not compile: "
+                f"{outcome.message}"
             )
         workspaces[job.symbol] = outcome.value
     return workspaces

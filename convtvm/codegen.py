@@ -59,7 +59,8 @@ def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module
 
 
 def workspace_bytes(lowered: tvm.IRModule, threads: int) -> int:
-    """Bytes that the functions of the result of `lower` allocate while they run on `threads` threads.
+    """Bytes that the functions of the result of `lower` allocate while they run on `threads`
+    threads.
 
     A parallel loop allocates once per thread; consecutive parallel loops reuse the same memory.
     """
@@ -82,7 +83,8 @@ def write_object(module: tvm.runtime.Module, path: str | Path) -> None:
 def link_objects(
     objects: Sequence[str | Path], path: str | Path, linker: Sequence[str] = ("ld",)
 ) -> None:
-    """Link object files to the shared library `path`. Raises BuildError with the first complaint."""
+    """Link object files to the shared library `path`. Raises BuildError with the first
+    complaint."""
     command = [*linker, "-shared", "-o", str(path), *map(str, objects)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -74,8 +74,8 @@ class KernelLibrary:
         self.threads = threads or manifest.threads
         self.problems: list[str] = []
         _start_runtime(self.threads)
-        # A private copy in memory: the file may be replaced while loaded, and the dynamic loader would
-        # answer a second load of the same path with the old code.
+        # A private copy in memory: the file may be replaced while loaded, and the dynamic loader
+        # would answer a second load of the same path with the old code.
         self._memory = os.memfd_create("convtvm-library")
         with os.fdopen(os.dup(self._memory), "wb") as file:
             file.write(content)
@@ -106,7 +106,8 @@ class KernelLibrary:
         return list(self._kernels)
 
     def export(self, path: str | Path) -> None:
-        """Write the library file, whole or not at all. Raises LibraryError if that is impossible."""
+        """Write the library file, whole or not at all. Raises LibraryError if that is
+        impossible."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -133,8 +134,8 @@ class KernelLibrary:
         """Choose a kernel and pack `weight` [oc, ic/groups, kh, kw] for it, once.
 
         The fastest measured kernel within `workspace_limit` bytes and `max_error` (relative to the
-        largest output); an unmeasured error counts as no promise. `algorithm` restricts the choice to
-        a name or family. `bias` is [oc]. Raises UnknownWorkload, NoCandidate or ArrayError.
+        largest output); an unmeasured error counts as no promise. `algorithm` restricts the choice
+        to a name or family. `bias` is [oc]. Raises UnknownWorkload, NoCandidate or ArrayError.
         """
         kernels = self._find(workload)
         within = [k for k in kernels if _within(k, algorithm, workspace_limit, max_error)]
@@ -203,7 +204,8 @@ class Plan:
         return self._kernel.max_error
 
     def __call__(self, data: Any, out: Any = None) -> Any:
-        """The convolution of `data`, as the same kind of tensor; with `out`, into it, allocating nothing.
+        """The convolution of `data`, as the same kind of tensor; with `out`, into it, allocating
+        nothing.
 
         Raises ArrayError if a shape, dtype or device does not fit.
         """
@@ -240,7 +242,8 @@ def _within(
 
 
 def _distance(a: ConvWorkload, b: ConvWorkload) -> float:
-    """How different two problems are: sizes count by ratio, a different kernel or stride counts most."""
+    """How different two problems are: sizes count by ratio, a different kernel or stride counts
+    most."""
     fields = ("n", "ic", "ih", "iw", "oc")
     sizes = sum(abs(math.log2(getattr(a, f) / getattr(b, f))) for f in fields)
     shape = ("kh", "kw", "sh", "sw", "dh", "dw", "groups", "ph", "pw")
@@ -271,7 +274,8 @@ def _as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
 
 
 def _as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
-    """`value`, a DLPack tensor on the CPU, as a tvm_ffi tensor; copied only if it is not contiguous."""
+    """`value`, a DLPack tensor on the CPU, as a tvm_ffi tensor; copied only if it is not
+    contiguous."""
     if not hasattr(value, "__dlpack__"):
         raise ArrayError(
             f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor"

@@ -1,7 +1,8 @@
 """The manifest of a kernel library: what it holds, appended to the .so and checked before it loads.
 
-Layout of a library file: ELF shared object | manifest (JSON) | SHA-256 of all that precedes | length of
-the JSON (8 bytes, little-endian) | magic. Loaders of shared objects ignore what follows the ELF image.
+Layout of a library file: ELF shared object | manifest (JSON) | SHA-256 of all that precedes |
+length of the JSON (8 bytes, little-endian) | magic. Loaders of shared objects ignore what follows
+the ELF image.
 """
 
 from __future__ import annotations

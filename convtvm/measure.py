@@ -1,4 +1,5 @@
-"""Builder and runner: MetaSchedule's interfaces over the zygote, plus the problem they measure on."""
+"""Builder and runner: MetaSchedule's interfaces over the zygote, plus the problem they measure
+on."""
 
 from __future__ import annotations
 

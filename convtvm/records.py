@@ -1,7 +1,7 @@
 """Tuning records: one JSON line a trial, appended and flushed, never rewritten.
 
-Lines identify themselves by content, so `cat`, copies and several writers are safe. A line that cannot
-be used is named with file and line number; the others are used.
+Lines identify themselves by content, so `cat`, copies and several writers are safe. A line that
+cannot be used is named with file and line number; the others are used.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class LogWriter:
 
 
 def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
-    """Records of `task` made by today's version of its template, with decisions it still accepts."""
+    """Records of `task` made by today's version of its template, with decisions it still
+    accepts."""
     found = [r for r in records if r.task_key == task.key and r.template == task.template_version]
     return [r for r in found if task.space.contains(r.decisions)]
 

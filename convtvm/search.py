@@ -1,8 +1,8 @@
 """Search over a template's decisions: MetaSchedule strategies and an XGBoost cost model on knobs.
 
-A candidate is the task's carrier function with one annotation per knob on its root block. MetaSchedule
-samples, mutates and compares these annotated functions in microseconds; the schedule itself is applied
-by the builder, in the child process that compiles it.
+A candidate is the task's carrier function with one annotation per knob on its root block.
+MetaSchedule samples, mutates and compares these annotated functions in microseconds; the schedule
+itself is applied by the builder, in the child process that compiles it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class SpeedModel:
         self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
 
     def score(self, task: Task, points: Sequence[Mapping[str, int]]) -> np.ndarray:
-        """Predicted relative speed of each point; the template's own estimate while little is known."""
+        """Predicted relative speed of each point; the template's own estimate while little is
+        known."""
         if len(self._rows) < _WARM_UP or self._booster is None:
             return np.array([1 / (1 + task.space.cost(d)) for d in points])
         rows = np.array([_features(task, d) for d in points], dtype=np.float32)
@@ -276,7 +277,8 @@ class TaskSearch:
         return tuple(decisions[name] for name in self.task.space.knobs)
 
     def batch(self, count: int) -> Iterator[tuple[dict[str, int], Trial]]:
-        """Measure up to `count` new candidates, each yielded when finished; nothing when exhausted."""
+        """Measure up to `count` new candidates, each yielded when finished; nothing when
+        exhausted."""
         self._bench = self._bench or Workbench(self.task, self.zygote)
         space, default = self.task.space, self.task.space.default
         if self._context is None:

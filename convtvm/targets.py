@@ -136,7 +136,9 @@ def _spec_of_name(name: str) -> dict[str, Any]:
         key, separator, value = option.lstrip("-").partition("=")
         if not option.startswith("-") or not separator or not value:
             raise TargetError(f"target {name!r}: cannot read {option!r}, expected -key=value")
-        spec[key] = value.split(",") if key == "mattr" else value
+        spec[key] = value
+        if key == "mattr":
+            spec[key] = value.split(",")
     return spec
 
 

@@ -109,7 +109,8 @@ def carrier_module() -> tvm.IRModule:
 def annotate_knobs(
     sch: Schedule, space: Space, decisions: Mapping[str, int] | None = None
 ) -> Schedule:
-    """Sample every knob, or take its decision, as a categorical; annotate the root block with it."""
+    """Sample every knob, or take its decision, as a categorical; annotate the root block with
+    it."""
     root = sch.get_sblock("root")
     for name, values in space.knobs.items():
         index = None if decisions is None else values.index(decisions[name])

@@ -25,7 +25,8 @@ _BATCH = 16  # candidates built together; the cost model learns after each batch
 
 @dataclass
 class TaskProgress:
-    """Where a task stands: trials wanted and done (earlier runs included), best and default times."""
+    """Where a task stands: trials wanted and done (earlier runs included), best and default
+    times."""
 
     task: Task
     trials: int
@@ -73,10 +74,10 @@ def tune(
 ) -> TuningSummary:
     """Search the schedule of every workload by every applicable algorithm; append trials to `log`.
 
-    `trials` counts per task (workload x algorithm) and includes those already in the log, so a second
-    call resumes. The default decisions are always measured first. `time_limit` is in seconds;
-    `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every finished trial
-    and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
+    `trials` counts per task (workload x algorithm) and includes those already in the log, so a
+    second call resumes. The default decisions are always measured first. `time_limit` is in
+    seconds; `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every
+    finished trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
     """
     if trials < 1:
         raise ConvtvmError(f"trials is {trials}, expected 1 or more")

@@ -1,7 +1,7 @@
 """A clean helper process that forks one child per build and one per batch of measurements.
 
-The zygote imports TVM once and stays single-threaded, so forking is cheap (TVM takes over a second to
-import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. Run as
+The zygote imports TVM once and stays single-threaded, so forking is cheap (TVM takes over a second
+to import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. Run as
 `python -m convtvm.zygote`; it speaks length-prefixed pickles with its parent over stdin and stdout.
 """
 
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -54,7 +55,8 @@ class RunJob:
 
 @dataclass(frozen=True)
 class Limits:
-    """Workers at once, seconds a job may take, and for runs the number of threads and the timing."""
+    """Workers at once, seconds a job may take, and for runs the number of threads and the
+    timing."""
 
     workers: int = 1
     timeout: float = 20.0
@@ -214,7 +216,7 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
         while waiting and len(running) < limits.workers:
             index = waiting.pop(0)
             job = jobs[index]
-            child = _Child(lambda report, job=job: report(_build(job)), limits.timeout)
+            child = _Child(partial(_report_build, job), limits.timeout)
             running[child.reader] = (index, child)
         soonest = min(child.deadline for _, child in running.values())
         ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))
@@ -234,6 +236,10 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
                 )
 
 
+def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
+    report(_build(job))
+
+
 def _build(job: BuildJob) -> Outcome:
     """Instantiate, lower, compile and link; the value is the workspace in bytes."""
     from convtvm import codegen
@@ -242,8 +248,7 @@ def _build(job: BuildJob) -> Outcome:
     kind = "instantiate"
     try:
         task = job.task
-        packs = job.decisions is None
-        func = task.pack() if packs else task.instantiate(job.decisions)["main"]
+        func = task.pack() if job.decisions is None else task.instantiate(job.decisions)["main"]
         kind = "compile"
         target = task.target.tvm
         lowered = codegen.lower(codegen.merge({job.symbol: func}), target)
@@ -271,7 +276,7 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
     done = 0
     while done < len(jobs):
         rest = jobs[done:]
-        child = _Child(lambda report, rest=rest: _run_batch(rest, limits, report), limits.timeout)
+        child = _Child(partial(_run_batch, rest, limits), limits.timeout)
         failure = None
         while failure is None:
             wait = max(0.0, child.deadline - time.monotonic())
@@ -333,9 +338,9 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
 def _time(module: Any, args: list[Any], limits: Limits) -> tuple[list[float], int]:
     """Seconds a call, from timing windows that nothing else disturbed.
 
-    A window counts only if this process was not preempted during it and, on one thread, had the core
-    to itself; medians of plain timings are wrong by half on a shared machine. If no window is clean,
-    the fastest ones are used.
+    A window counts only if this process was not preempted during it and, on one thread, had the
+    core to itself; medians of plain timings are wrong by half on a shared machine. If no window is
+    clean, the fastest ones are used.
     """
     import tvm
 

@@ -57,8 +57,8 @@ BELOW: dict[int, set[int]] = {
     6: {0, 1, 2, 3, 4, 5},
 }
 
-# Module -> what it may import besides: of its own layer (within a package anything goes anyway), or
-# the templates' vocabulary, which the layers above otherwise leave to `algorithms`.
+# Module -> what it may import besides: of its own layer (within a package anything goes anyway),
+# or the templates' vocabulary, which the layers above otherwise leave to `algorithms`.
 ALSO = {
     "convtvm.workload": {"convtvm.errors"},
     "convtvm.sources": {"convtvm.errors", "convtvm.workload"},
@@ -71,7 +71,7 @@ ALSO = {
     "convtvm.records": {"convtvm.task"},
     "convtvm.search": {"schedules.knobs"},
     "convtvm.tune": {"convtvm.search"},
-    # `compile` returns the library that it made: opened by the run time, as any later process would.
+    # `compile` returns the library that it made, opened by the run time as in any later process.
     "convtvm.build": {"convtvm.dispatch"},
 }
 
@@ -182,7 +182,7 @@ def complaint_about(module: str, imported: Import, target: str) -> str | None:
     if row == "schedules.*":
         return None if top == "schedules" else f"imports {target}: schedules never imports convtvm"
     if target == "convtvm":
-        if layer == 6 or imported.names == ("__version__",):
+        if layer == 6 or "__version__" in imported.names:
             return None
         return "imports from convtvm itself; import from the module that defines the name"
     other = row_of(target)

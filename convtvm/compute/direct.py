@@ -1,6 +1,7 @@
 """Direct convolution, vectorised over output channels.
 
-    conv[n, c, y, x] = sum_{i, ky, kx} data_pad[n, i, y*sh + ky*dh, x*sw + kx*dw] * weight[c, i, ky, kx]
+    conv[n, c, y, x] = sum_{i, ky, kx} data_pad[n, i, y*sh + ky*dh, x*sw + kx*dw]
+                                       * weight[c, i, ky, kx]
 
 Any kernel, stride, padding, dilation and group count. Output channels are padded per group to whole
 vectors of `block` lanes; the padded lanes exist only inside a register tile and are never stored.
@@ -17,14 +18,16 @@ _IC_BLOCK = 16  # longest run of input channels kept contiguous in the packed we
 
 
 def oc_block(w: ConvWorkload, lanes: int) -> int:
-    """Lanes of one output-channel vector: groups must not share a vector, so it divides oc/groups."""
+    """Lanes of one output-channel vector: groups must not share a vector, so it divides
+    oc/groups."""
     if w.groups == 1:
         return lanes
     return stages.largest_divisor(w.oc // w.groups, lanes)
 
 
 def packed_weight_shape(w: ConvWorkload, lanes: int) -> tuple[int, ...]:
-    """[oc_chunk, ic_chunk, kh, kw, ic_block, oc_block]; oc_chunk counts the chunks of all groups."""
+    """[oc_chunk, ic_chunk, kh, kw, ic_block, oc_block]; oc_chunk counts the chunks of all
+    groups."""
     block = oc_block(w, lanes)
     icg = w.ic // w.groups
     ic_block = stages.largest_divisor(icg, _IC_BLOCK)
@@ -48,10 +51,11 @@ def pack_weight(w: ConvWorkload, lanes: int) -> tirx.PrimFunc:
 
 
 def conv2d(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:
-    """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad (if padded), partial, conv, out.
+    """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad (if padded), partial,
+    conv, out.
 
-    The sum over input channels runs in two levels, `tile_ic` channel blocks at a time: rounding errors
-    grow with the length of each level only, and the weights of one level stay in cache.
+    The sum over input channels runs in two levels, `tile_ic` channel blocks at a time: rounding
+    errors grow with the length of each level only, and the weights of one level stay in cache.
     """
     shape = packed_weight_shape(w, lanes)
     ic_block, block = shape[4:]

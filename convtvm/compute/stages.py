@@ -83,5 +83,6 @@ def output(
 
 
 def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
-    """The function over `args` (data, packed weight, bias, out), with its layout as an attribute."""
+    """The function over `args` (data, packed weight, bias, out), with its layout as an
+    attribute."""
     return te.create_prim_func(args).with_attr("layout", layout)

@@ -1,12 +1,12 @@
 """Winograd convolution F(m x m, r x r): Lavin & Gray, arXiv 1509.09308, blocked by panels of tiles.
 
-    V[e, f, i, p] = (B^T d_p B)[e, f]                    input tiles, alpha x alpha, alpha = m + r - 1
+    V[e, f, i, p] = (B^T d_p B)[e, f]                    input tiles, alpha = m + r - 1 squared
     M[e, f, c, p] = sum_i U[e, f, c, i] * V[e, f, i, p]  alpha * alpha independent GEMMs
     Y[c, p]       = A^T M[:, :, c, p] A                  output tiles, m x m
 
 U = G g G^T is computed when the weight is packed, in float64. Tiles that hang over the edge read
-zeros and their surplus outputs are cropped. A panel is `panel_h` x `panel_w` neighbouring tiles; the
-number of tiles is rounded up to whole panels, so that every panel does the same work.
+zeros and their surplus outputs are cropped. A panel is `panel_h` x `panel_w` neighbouring tiles;
+the number of tiles is rounded up to whole panels, so that every panel does the same work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fractions import Fraction
 from tvm import te, tirx
 
 from convtvm.compute import stages
-from convtvm.compute.winograd_matrices import WinogradMatrices, matrices
+from convtvm.compute.winograd_matrices import WinogradMatrices, even_odd_pairs, matrices
 from convtvm.workload import ConvWorkload
 
 Row = Sequence[Fraction]
@@ -59,8 +59,16 @@ def _select(index: tirx.PrimExpr, choices: Sequence[tirx.PrimExpr]) -> tirx.Prim
 def transform(
     rows: Sequence[Row], index: tirx.PrimExpr, value: Callable[[int], tirx.PrimExpr], dtype: str
 ) -> tirx.PrimExpr:
-    """Element `index` of the matrix-vector product rows @ value."""
-    return _select(index, [_linear(row, value, dtype) for row in rows])
+    """Element `index` of the matrix-vector product rows @ value.
+
+    Rows that belong to points p and -p are e + o and e - o: written so, the compiler computes the
+    even part e and the odd part o once for both.
+    """
+    results = [_linear(row, value, dtype) for row in rows]
+    for i, j, even, odd in even_odd_pairs(rows)[0]:
+        e, o = _linear(even, value, dtype), _linear(odd, value, dtype)
+        results[i], results[j] = e + o, e - o
+    return _select(index, results)
 
 
 def packed_weight_shape(w: ConvWorkload, m: int, lanes: int) -> tuple[int, ...]:
@@ -71,7 +79,8 @@ def packed_weight_shape(w: ConvWorkload, m: int, lanes: int) -> tuple[int, ...]:
 
 
 def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
-    """weight [oc, ic, r, r] -> U = G g G^T in `packed_weight_shape`; zero in the padded channels."""
+    """weight [oc, ic, r, r] -> U = G g G^T in `packed_weight_shape`; zero in the padded
+    channels."""
     mats = matrices(m, w.kh)
     shape = packed_weight_shape(w, m, lanes)
     weight = te.placeholder(w.weight_shape, w.dtype, name="weight")

@@ -1,7 +1,8 @@
-"""CPU template of direct convolution: a register tile of tile_oh x tile_ow pixels by tile_oc vectors.
+"""CPU template of direct convolution: a register tile of tile_oh x tile_ow pixels by tile_oc
+vectors.
 
-The tile stays in registers through the reduction; data elements are broadcast, so they are read from
-the interface layout as they are.
+The tile stays in registers through the reduction; data elements are broadcast, so they are read
+from the interface layout as they are.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from schedules.cpu.registers import layout
 
 
 def store_tile(sch: Schedule, out: SBlockRV, block: int) -> None:
-    """Schedule the innermost four loops of `out`, a tile whose channels are vectors of `block` lanes.
+    """Schedule the innermost four loops of `out`, a tile whose channels are vectors of `block`
+    lanes.
 
     NHWC stores whole vectors. NCHW has pixels innermost: the tile is transposed on its way out, by
     scalar moves that overlap with the next tile's arithmetic.

@@ -1,4 +1,5 @@
-"""The register tile: which tiles fit the vector registers, and the steps that make LLVM keep them."""
+"""The register tile: which tiles fit the vector registers, and the steps that make LLVM keep
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 @dataclass(frozen=True)
 class CpuModel:
-    """What templates need to know of a CPU: fp32 lanes and number of vector registers, threads, caches."""
+    """What templates need to know of a CPU: fp32 lanes and number of vector registers, threads,
+    caches."""
 
     lanes: int
     registers: int
@@ -22,15 +24,17 @@ class CpuModel:
 def live_registers(rows: int, vectors: int) -> int:
     """Vector registers that a tile of `rows` x `vectors` accumulators needs.
 
-    LLVM keeps every operand of the inner unrolled loop alive across the outer one, so the inner loop
-    runs over the operand with fewer distinct values; one more register holds the outer operand.
+    LLVM keeps every operand of the inner unrolled loop alive across the outer one, so the inner
+    loop runs over the operand with fewer distinct values; one more register holds the outer
+    operand.
     """
     shared = 0 if rows == 1 or vectors == 1 else min(rows, vectors)
     return rows * vectors + 1 + shared
 
 
 def fits(rows: int, vectors: int, cpu: CpuModel) -> bool:
-    """Whether the tile avoids spilling, which costs 2x and makes timings depend on stack alignment."""
+    """Whether the tile avoids spilling, which costs 2x and makes timings depend on stack
+    alignment."""
     return live_registers(rows, vectors) <= cpu.registers
 
 
@@ -45,7 +49,8 @@ def loads_per_fma(rows: int, vectors: int) -> float:
 
 
 def tile_cost(rows: int, vectors: int, cpu: CpuModel) -> float:
-    """Estimated cycles per multiply-add: too few accumulators wait for latency, too many loads stall."""
+    """Estimated cycles per multiply-add: too few accumulators wait for latency, too many loads
+    stall."""
     latency = max(1.0, 8.0 / (rows * vectors))
     return latency * (1.0 + max(0.0, loads_per_fma(rows, vectors) - 0.7))
 

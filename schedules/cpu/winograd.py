@@ -42,7 +42,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         ),
         "tile_p": tuple(range(1, cpu.registers)),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= oc_chunks and oc_chunks % t == 0),
-        # 0: all products of a panel, then all inverse transforms; 1: both for one channel tile at a time
+        # 0: all products of a panel, then all inverse transforms; 1: both for one channel tile at
+        # a time
         "gemm_at_oc": (0, 1),
         # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x channels
         "input_first": (0, 1),
@@ -130,7 +131,8 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
 
 
 def _transform_input(sch: Schedule, at_root: bool) -> None:
-    """Both 1-D transforms of one tile and channel vector, unrolled so that the matrices fold away."""
+    """Both 1-D transforms of one tile and channel vector, unrolled so that the matrices fold
+    away."""
     v = sch.get_sblock("data_transform")
     e, f, io, p, ii = sch.get_loops(v)[-5:]
     sch.reorder(io, p, e, f, ii)

@@ -1,0 +1,88 @@
+"""The command `convtvm`: its groups, its help, and what becomes of an error.
+
+Importing this package must stay fast: commands import TVM, numpy and rich when they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+
+import click
+
+import convtvm
+from convtvm.cli.info import info
+from convtvm.cli.libraries import compile_
+from convtvm.cli.logs import log
+from convtvm.cli.running import run
+from convtvm.cli.tuning import tune
+from convtvm.errors import ConvtvmError
+
+MISUSE = 2
+INTERRUPTED = 130
+
+# Top-level module -> the package that has it, where the names differ.
+_PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "xgboost": "xgboost-cpu"}
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+_EPILOG = (
+    "SOURCE is a network (resnet18, resnet50, vgg16, mobilenet_v2, cv1_12), a file of workloads"
+)
+
+
+@click.group(
+    context_settings=_SETTINGS,
+    invoke_without_command=True,
+    epilog=f"{_EPILOG}, or one workload such as mb1ic64ih56oc64oh56kh3ph1.",
+)
+@click.version_option(convtvm.__version__, prog_name="convtvm")
+@click.pass_context
+def commands(ctx: click.Context) -> None:
+    """Tune convolutions for this machine and run the winners from one library."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(MISUSE)
+
+
+for _command in (tune, compile_, run, log, info):
+    commands.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status.
+
+    0 is success, 1 a finding (`log check`, `run --check`), 2 misuse with one line on stderr, 130 an
+    interrupt. An exception that is no mistake of the user's is ours, and comes out whole.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Logs and names may hold what the terminal's encoding lacks; show it escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = commands.main(args=args, prog_name="convtvm", standalone_mode=False)
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            raise  # nothing here reads the terminal
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.ClickException as error:
+        ctx = getattr(error, "ctx", None)
+        help_of = ctx.command_path if ctx else "convtvm"
+        message = " ".join(error.format_message().split())
+        return _refuse(f"{message} (see `{help_of} --help`)")
+    except ConvtvmError as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        top = (error.name or "convtvm").partition(".")[0]
+        if top in ("convtvm", "schedules"):
+            raise
+        return _refuse(f"{error}: pip install {_PACKAGES.get(top, top)}, or all of convtvm again")
+    return status if isinstance(status, int) else 0
+
+
+def _refuse(message: str) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"convtvm: error: {message}", err=True)
+    return MISUSE

@@ -1,0 +1,112 @@
+"""`convtvm info`: versions, this CPU, its target, compilers, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata
+from typing import Any
+
+import click
+
+import convtvm
+from convtvm.cli.output import json_option, print_json, print_table
+from convtvm.cpu import device_name, host_features, physical_cores
+from convtvm.errors import ConvtvmError
+
+# What a person would call it -> distributions that have it, the usual one first.
+_PACKAGES = {
+    "apache-tvm": ("apache-tvm",),
+    "tvm-ffi": ("apache-tvm-ffi",),
+    "numpy": ("numpy",),
+    "xgboost": ("xgboost-cpu", "xgboost"),
+}
+# Compiler -> (what it is for, how to get it)
+_COMPILERS = {
+    "ld": ("tune and compile", "install binutils (apt install binutils, dnf install binutils)"),
+    "g++": ("extensions of your own only", "install g++ (apt install g++, dnf install gcc-c++)"),
+    "nvcc": ("CUDA, which is not supported yet", "install the CUDA toolkit"),
+}
+_REQUIRED = "ld"
+# The instruction sets that decide how fast a convolution can be, weakest first.
+_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "amx-bf16")
+
+
+@click.command()
+@json_option
+def info(as_json: bool) -> None:
+    """Show versions, this CPU, its target, compilers, and what is missing."""
+    facts = gather()
+    if as_json:
+        print_json(facts)
+        return
+    cpu, target = facts["cpu"], facts["target"]
+    rows = list(facts["versions"].items())
+    rows.append(("CPU", cpu["name"]))
+    rows.append(("cores", f"{cpu['cores']} usable"))
+    rows.append(("features", " ".join(cpu["features"]) or "unknown"))
+    rows.append(("native target", target["name"] if target else "none"))
+    if target:
+        rows.append(("vector width", f"{target['lanes']} floats, {target['registers']} registers"))
+    rows += facts["compilers"].items()
+    print_table("", ["", ""], [(name, value or "not found") for name, value in rows])
+    for line in facts["missing"]:
+        click.echo(f"missing: {line}")
+    if not facts["missing"]:
+        click.echo("nothing is missing")
+
+
+def gather() -> dict[str, Any]:
+    """All that `info` shows, as JSON has it."""
+    versions: dict[str, str | None] = {
+        "convtvm": convtvm.__version__,
+        "Python": platform.python_version(),
+    }
+    versions |= {name: _version(dists) for name, dists in _PACKAGES.items()}
+    missing = [
+        f"{name}: pip install {_PACKAGES[name][0]}"
+        for name, version in versions.items()
+        if version is None
+    ]
+    compilers = {name: shutil.which(name) for name in _COMPILERS}
+    for name, path in compilers.items():
+        if path is None:
+            use, cure = _COMPILERS[name]
+            optional = "" if name == _REQUIRED else "optional, "
+            missing.append(f"{name} ({optional}for {use}): {cure}")
+    target, problem = _native()
+    missing += [problem] if problem else []
+    offered = host_features()
+    return {
+        "versions": versions,
+        "cpu": {
+            "name": device_name(),
+            "machine": platform.machine(),
+            "cores": physical_cores(),
+            "features": [name for name in _FEATURES if offered.get(name)],
+        },
+        "target": target,
+        "compilers": compilers,
+        "missing": missing,
+    }
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _native() -> tuple[dict[str, Any] | None, str]:
+    """The native target's facts, or None and why there is none."""
+    try:
+        from convtvm.targets import resolve
+
+        target = resolve("native")
+    except (ConvtvmError, ImportError, OSError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        return None, f"native target: {first or type(error).__name__}"
+    return {"name": target.name, "lanes": target.lanes, "registers": target.registers}, ""

@@ -1,0 +1,166 @@
+"""What the commands share: options, texts of numbers, tables, JSON, and checks of output files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from convtvm.errors import ConvtvmError, WorkloadError
+from convtvm.workload import ConvWorkload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
+)
+layout_option = click.option(
+    "--layout",
+    type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
+    default="NCHW",
+    help="Layout of data and output.",
+)
+_target = click.option(
+    "--target",
+    default="native",
+    help="native (this CPU), avx2, avx512, aarch64, 'llvm -mcpu=NAME', or TVM's JSON.",
+)
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of a kernel.  [default: one per core]",
+)
+
+
+def target_options(command: F) -> F:
+    """Add --target and --threads."""
+    return _target(_threads(command))
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """`value` rounded to `digits` significant digits, never in scientific notation."""
+    if not math.isfinite(value):
+        return str(value)
+    before = math.floor(math.log10(abs(value))) + 1 if value else 1
+    return f"{value:.{max(0, digits - before)}f}"
+
+
+def ms(secs: float | None, missing: str = "-") -> str:
+    return missing if secs is None or not math.isfinite(secs) else significant(secs * 1e3)
+
+
+def gflops(w: ConvWorkload, secs: float | None) -> float | None:
+    """Effective GFLOP/s: those of the direct algorithm, whichever was used."""
+    return None if secs is None or not math.isfinite(secs) else w.flops / secs / 1e9
+
+
+def text_of(value: float | None, pattern: str = "{:,}") -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def labels(workloads: Iterable[ConvWorkload]) -> dict[ConvWorkload, str]:
+    """A short text for each: its name where only one has it, else a descriptor that means it."""
+    distinct = list(dict.fromkeys(workloads))
+    names = Counter(w.name for w in distinct)
+    return {w: w.name if w.name and names[w.name] == 1 else short(w) for w in distinct}
+
+
+def short(w: ConvWorkload) -> str:
+    """The shortest of some descriptors that `ConvWorkload.parse` reads as `w`."""
+    key = w.key
+    for axis in ("h", "w"):
+        for token in (f"s{axis}1", f"d{axis}0", f"p{axis}0"):
+            key = re.sub(rf"{token}(?!\d)", "", key)
+    key = re.sub(r"^g1(?!\d)", "", key)
+    square = re.sub(r"[iokspd]w\d+", "", key)
+    implied = re.sub(r"o[hw]\d+", "", square)
+    for text in (implied, square, re.sub(r"o[hw]\d+", "", key), key):
+        try:
+            if ConvWorkload.parse(text) == w:
+                return text
+        except WorkloadError:
+            continue
+    return w.key
+
+
+def warn(message: str) -> None:
+    click.echo(f"convtvm: warning: {' '.join(message.splitlines())}", err=True)
+
+
+# ---- documents -----------------------------------------------------------------------------------
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; a column whose name begins with > is aligned to the right.
+
+    Not cut to any width where stdout is no terminal.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            Text(column.removeprefix(">")),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1 + console.measure(table, options=_wide(console)).maximum)
+    console.print(table)
+
+
+def _wide(console: Any) -> Any:
+    return console.options.update(width=100_000)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def check_writable(path: Path) -> None:
+    """Raise ConvtvmError unless a file can be made or replaced at `path`; writes nothing."""
+    folder = path.parent
+    if path.exists() and not path.is_file():
+        raise ConvtvmError(f"cannot write {path}: it exists and is not a plain file")
+    if not folder.is_dir():
+        raise ConvtvmError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConvtvmError(f"cannot write {path}: no permission to write in folder {folder}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConvtvmError(f"cannot write {path}: no permission to replace it")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a link stays a link. Raises ConvtvmError."""
+    check_writable(path)
+    real = Path(os.path.realpath(path))
+    partial = real.with_name(f".{real.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        if real.exists():
+            partial.chmod(real.stat().st_mode & 0o7777)
+        partial.replace(real)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConvtvmError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,254 @@
+"""`convtvm tune`: search schedules, with a line or a bar of progress and a table at the end."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convtvm.cli.monitor import Monitor, monitor
+from convtvm.cli.output import (
+    gflops,
+    json_option,
+    labels,
+    layout_option,
+    ms,
+    print_json,
+    print_table,
+    target_options,
+    text_of,
+    warn,
+)
+from convtvm.cpu import missing_features
+from convtvm.errors import TargetError, WorkloadError
+from convtvm.sources import merge_duplicates, read_source
+from convtvm.workload import ConvWorkload
+
+if TYPE_CHECKING:
+    from convtvm.records import TuningRecord
+    from convtvm.targets import CompileTarget
+    from convtvm.tune import TaskProgress, TuningSummary
+
+_INTERRUPTED = 130
+
+
+def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    """The names of a comma-separated list."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("expected names separated by commas, such as direct,winograd")
+    return names
+
+
+def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise click.BadParameter(f"{value:g} is no time, expected seconds above 0")
+    return value
+
+
+@click.command()
+@click.argument("source")
+@target_options
+@click.option(
+    "--algorithms",
+    callback=_names,
+    metavar="A,B",
+    help="Only these algorithms; a family's name means all its variants.  [default: all]",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Candidates to measure for each workload and algorithm, those in the log included.",
+)
+@click.option(
+    "--time-limit",
+    type=float,
+    callback=_seconds,
+    metavar="SECONDS",
+    help="Stop after this time; the next run resumes.  [default: none]",
+)
+@click.option(
+    "--log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="convtvm.jsonl",
+    help="Tuning log: trials are appended, and those it already holds are not repeated.",
+)
+@layout_option
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@json_option
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    source: str,
+    target: str,
+    threads: int | None,
+    algorithms: list[str] | None,
+    trials: int,
+    time_limit: float | None,
+    log: Path,
+    layout: str,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure schedules of every convolution of SOURCE and append them to a log.
+
+    Ctrl-C keeps every finished trial; the same command resumes.
+    """
+    workloads = merge_duplicates(read_source(source))
+    # Refusals above this line take no second; TVM is loaded below it.
+    from convtvm.targets import resolve
+    from convtvm.tune import tune as run_tuner
+
+    resolved = resolve(target, threads)
+    _check_runs_here(resolved)
+    workloads = _computable(workloads, algorithms)
+    with monitor(quiet, labels(workloads)) as listener:
+        summary = run_tuner(
+            workloads,
+            target=resolved,
+            algorithms=algorithms,
+            trials=trials,
+            time_limit=time_limit,
+            log=log,
+            layout=layout,
+            seed=seed,
+            listener=listener,
+        )
+    for problem in summary.problems:
+        warn(str(problem))
+    if as_json:
+        print_json(_document(summary, resolved, layout, listener))
+    else:
+        _print(summary, resolved, listener)
+    if summary.stopped == "interrupted":
+        click.echo("interrupted: the next run resumes", err=True)
+        ctx.exit(_INTERRUPTED)
+
+
+def _check_runs_here(target: CompileTarget) -> None:
+    """Refuse to tune for a CPU that this one cannot stand in for."""
+    machine = platform.machine()
+    if not target.spec["mtriple"].startswith(f"{machine}-"):
+        raise TargetError(f"target {target.name!r}: cannot be tuned here, this CPU is {machine}")
+    missing = missing_features(target.features)
+    if missing:
+        raise TargetError(
+            f"target {target.name!r}: cannot be tuned here, this CPU lacks {', '.join(missing)}"
+        )
+
+
+def _computable(
+    workloads: Sequence[ConvWorkload], algorithms: Sequence[str] | None
+) -> list[ConvWorkload]:
+    """The workloads that some of the algorithms can compute; the others are named."""
+    from convtvm.algorithms import applicable, select
+
+    chosen = select(algorithms)
+    found = [w for w in workloads if applicable(w, algorithms)]
+    label = labels(workloads)
+    reasons = [
+        f"{label[w]}: " + "; ".join(f"{a.name}: {a.inapplicable(w)}" for a in chosen)
+        for w in workloads
+        if w not in found
+    ]
+    if not found:
+        raise WorkloadError(
+            f"none of {', '.join(a.name for a in chosen)} can compute any workload; {reasons[0]}"
+            if reasons
+            else "no workload to tune"
+        )
+    for reason in reasons:
+        warn(f"not tuned: {reason}")
+    return found
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def _secs(record: TuningRecord | None) -> float | None:
+    """Seconds of a successful record, else None."""
+    return record.seconds if record is not None and record.run_secs else None
+
+
+def _print(summary: TuningSummary, target: CompileTarget, listener: Monitor) -> None:
+    columns = ["workload", "algorithm", ">default ms", ">best ms", ">GFLOP/s", ">trials", ">failed"]
+    label = labels(p.task.workload for p in summary.tasks)
+    print_table(
+        f"{target.name}, threads {target.threads}",
+        columns,
+        [_row(p, label[p.task.workload], listener.failed) for p in summary.tasks],
+    )
+    for kind, count in summary.failures.most_common():
+        click.echo(f"{count} failed by {kind}: {summary.first_failures[kind]}")
+    stopped = f", {summary.stopped}" if summary.stopped else ""
+    click.echo(
+        f"{summary.measured} trials measured, {summary.reused} reused, "
+        f"{summary.seconds:.1f} s{stopped}; log: {summary.log}"
+    )
+
+
+def _row(progress: TaskProgress, label: str, failed: Counter[Any]) -> list[str]:
+    task = progress.task
+    default, best = _secs(progress.default), _secs(progress.best)
+    return [
+        label,
+        task.algorithm_name,
+        ms(default, "failed" if progress.default else "-"),
+        ms(best),
+        text_of(gflops(task.workload, best), "{:.1f}"),
+        str(progress.done),
+        str(failed[task.key]),
+    ]
+
+
+def _document(
+    summary: TuningSummary, target: CompileTarget, layout: str, listener: Monitor
+) -> dict[str, Any]:
+    return {
+        "log": str(summary.log),
+        "target": target.name,
+        "threads": target.threads,
+        "layout": layout,
+        "measured": summary.measured,
+        "reused": summary.reused,
+        "seconds": summary.seconds,
+        "stopped": summary.stopped,
+        "tasks": [_entry(p, listener.failed) for p in summary.tasks],
+        "failures": {
+            kind: {"count": count, "first": summary.first_failures[kind]}
+            for kind, count in summary.failures.items()
+        },
+        "problems": [str(p) for p in summary.problems],
+    }
+
+
+def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
+    task, best = progress.task, progress.best
+    secs = _secs(best)
+    error = best.max_error if best is not None else None
+    return {
+        "workload": task.workload.key,
+        "name": task.workload.name,
+        "multiplicity": task.workload.multiplicity,
+        "algorithm": task.algorithm_name,
+        "trials": progress.done,
+        "failed": failed[task.key],
+        "default_secs": _secs(progress.default),
+        "best_secs": secs,
+        "gflops": gflops(task.workload, secs),
+        "decisions": dict(best.decisions) if best is not None else None,
+        "workspace_bytes": best.workspace_bytes if best is not None else None,
+        "max_error": error if error is None or math.isfinite(error) else None,
+    }
