@@ -13,6 +13,7 @@ from types import ModuleType
 from tvm import tirx
 
 from convtvm.compute import direct, winograd
+from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.workload import ConvWorkload
 from schedules.cpu import direct as cpu_direct
@@ -48,12 +49,11 @@ def _always(w: ConvWorkload) -> str | None:
 
 
 def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
-    if w.kh != w.kw:
-        return f"kernel is {w.kh}x{w.kw}, Winograd needs a square one"
-    if w.kh == 1:
+    r = max(w.kh, w.kw)
+    if r == 1:
         return "kernel is 1x1, Winograd saves nothing"
-    if m + w.kh - 1 > 8:
-        return f"tile of {m}+{w.kh}-1 > 8 loses too much accuracy"
+    if m + r - 1 > MAX_ALPHA:
+        return f"F({m}, {r}) has tiles of {m + r - 1} > {MAX_ALPHA}, which lose too much accuracy"
     if (w.sh, w.sw) != (1, 1):
         return f"stride is {w.sh}x{w.sw}, Winograd needs 1"
     if (w.dh, w.dw) != (1, 1):
@@ -64,8 +64,9 @@ def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
 
 
 def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
-    tiles = w.n * -(-w.oh // m) * -(-w.ow // m)
-    return tiles * (m + w.kh - 1) ** 2 * w.ic * w.oc
+    tiling = winograd.Tiling.of(w, m)
+    grid_h, grid_w = tiling.grid(w)
+    return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
 
 
 def _winograd(m: int, tolerance: float) -> Algorithm:
@@ -90,8 +91,12 @@ _TABLE = (
         multiplications=lambda w: w.macs,
         tolerance=1e-5,
     ),
+    # Errors grow with the tile: each bound is about ten times what large layers show.
     _winograd(2, 1e-5),
+    _winograd(3, 1e-4),
     _winograd(4, 1e-4),
+    _winograd(5, 3e-4),
+    _winograd(6, 5e-4),
 )
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}
 

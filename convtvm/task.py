@@ -76,8 +76,14 @@ class Task:
         return sch.mod
 
     def pack(self) -> tirx.PrimFunc:
-        """The function that packs a weight, (weight, packed)."""
-        return codegen.accept_unaligned(self.algorithm.pack(self.workload, self.target.lanes))
+        """The scheduled function that packs a weight, (weight, packed)."""
+        func = codegen.accept_unaligned(self.algorithm.pack(self.workload, self.target.lanes))
+        schedule_pack = getattr(self.algorithm.template, "schedule_pack", None)
+        if schedule_pack is None:
+            return func
+        sch = Schedule(func)
+        schedule_pack(sch)
+        return sch.mod["main"]
 
     def packed_shape(self) -> tuple[int, ...]:
         return tuple(int(extent) for extent in self.pack().params[1].shape)

@@ -20,6 +20,7 @@ from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of
 from convtvm.workload import ConvWorkload
 
+_HOPELESS = 1.5  # times slower than the workload's best: tuned last
 _BATCH = 16  # candidates built together; the cost model learns after each batch
 
 
@@ -57,6 +58,7 @@ class TuningSummary:
     problems: list[records.Problem] = field(default_factory=list)
 
 
+_Pair = tuple[TaskProgress, TaskSearch]
 Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]
 
 
@@ -127,10 +129,10 @@ class _Session:
             self.searches.append(TaskSearch(task, speed, zygote, list(known.values()), seed))
 
     def run(self, deadline: float) -> None:
-        """A batch of every task in turn, so that an early end leaves no task untouched."""
+        """A batch of every task in turn, so that an early end leaves none untouched."""
         active = list(zip(self.summary.tasks, self.searches, strict=True))
         while active:
-            for pair in list(active):
+            for pair in self._contenders(active):
                 progress, search = pair
                 if time.monotonic() >= deadline:
                     self.summary.stopped = "time limit reached"
@@ -143,6 +145,20 @@ class _Session:
                 if not tried:
                     search.close()
                     active.remove(pair)
+
+    def _contenders(self, active: list[_Pair]) -> list[_Pair]:
+        """Those that may still win their workload; the hopeless wait until these are finished."""
+        best: dict[ConvWorkload, float] = {}
+        for progress in self.summary.tasks:
+            if progress.best:
+                known = best.get(progress.task.workload, math.inf)
+                best[progress.task.workload] = min(known, progress.best.seconds)
+
+        def may_win(progress: TaskProgress) -> bool:
+            fastest = best.get(progress.task.workload, math.inf)
+            return progress.best is None or progress.best.seconds <= _HOPELESS * fastest
+
+        return [pair for pair in active if may_win(pair[0])] or list(active)
 
     def _record(self, progress: TaskProgress, decisions: Mapping[str, int], trial: Trial) -> None:
         task = progress.task

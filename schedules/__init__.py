@@ -6,6 +6,7 @@ A template is a module with
     COMPUTE_KNOBS  names of the knobs that the compute definition takes as arguments
     space(sch, cpu)                -> Space: knobs, valid combinations, default decisions
     schedule(sch, cpu, decisions)  applies the decisions to the schedule in place
+    schedule_pack(sch)             optional: schedules the function that packs the weight
 
 Templates read sizes from the loops of named blocks; block names are their only contract with the
 computes. They change how a result is computed, never the result.

@@ -38,7 +38,7 @@ LAYERS = {
     "convtvm.tune": 4,
     "convtvm.build": 4,
     "convtvm.dispatch": 5,
-    "convtvm.cli": 6,
+    "convtvm.cli.*": 6,
     "convtvm.report": 6,
     "convtvm.bench": 6,
     "convtvm.models.*": 6,

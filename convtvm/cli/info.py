@@ -35,7 +35,7 @@ _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16"
 @click.command()
 @json_option
 def info(as_json: bool) -> None:
-    """Show versions, this CPU, its target, compilers, and what is missing."""
+    """Show versions, CPU, target, compilers, what is missing."""
     facts = gather()
     if as_json:
         print_json(facts)

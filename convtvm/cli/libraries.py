@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from convtvm.cli.output import (
     labels,
     layout_option,
     ms,
+    plural,
     print_json,
     print_table,
     target_options,
@@ -67,7 +69,7 @@ def compile_(
     keep: str,
     as_json: bool,
 ) -> None:
-    """Compile every convolution of SOURCE into one library.
+    """Compile the convolutions of a SOURCE into one library.
 
     Workloads without records in the logs get their templates' default decisions.
     """
@@ -89,9 +91,12 @@ def compile_(
         _print(lib, out, seconds)
     untuned = [w for w in lib.workloads if all(c.run_secs is None for c in lib.candidates(w))]
     if untuned:
+        options = [source, "--threads", str(lib.threads)]
+        options += [] if target == "native" else ["--target", target]
+        options += [] if layout == "NCHW" else ["--layout", layout]
         warn(
-            f"{len(untuned)} of {len(lib.workloads)} workloads are untuned; "
-            f"`convtvm tune {source} --threads {lib.threads} --log FILE` tunes them"
+            f"{len(untuned)} of {plural(len(lib.workloads), 'workload')} untuned; to tune: "
+            f"`convtvm tune {shlex.join(options)} --log FILE`"
         )
 
 
@@ -111,7 +116,7 @@ def _print(lib: KernelLibrary, out: Path, seconds: float) -> None:
     columns = ["workload", "algorithm", ">ms", ">workspace bytes", ">max error"]
     print_table(f"{lib.target}, threads {lib.threads}, {lib.layout}", columns, rows)
     click.echo(
-        f"{out}: {len(lib.workloads)} workloads, {len(rows)} kernels, "
+        f"{out}: {plural(len(lib.workloads), 'workload')}, {plural(len(rows), 'kernel')}, "
         f"{out.stat().st_size:,} bytes, {seconds:.1f} s"
     )
 

@@ -15,6 +15,7 @@ from convtvm.cli.output import (
     check_writable,
     json_option,
     ms,
+    plural,
     print_json,
     print_table,
     short,
@@ -65,7 +66,7 @@ def read_lines(paths: Iterable[Path]) -> Iterator[Line]:
             try:
                 yield Line(path, number, text, parse_line(raw.decode("utf8")))
             except UnicodeDecodeError:
-                yield Line(path, number, text, None, "not text (binary garbage)")
+                yield Line(path, number, "", None, "not text (binary garbage)")
             except ValueError as error:
                 yield Line(path, number, text, None, str(error))
 
@@ -107,7 +108,7 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
     for (target, threads, layout), members in groups.items():
         title = f"{target}, threads {threads}, {layout}"
         print_table(title, columns, [_list_row(entry) for entry in members])
-    click.echo(f"{len(entries)} tasks, {len(lines)} records")
+    click.echo(f"{plural(len(entries), 'task')}, {plural(len(lines), 'record')}")
 
 
 def _task_entry(found: Sequence[TuningRecord]) -> dict[str, Any]:
@@ -159,7 +160,11 @@ def _label(workload: str) -> str:
 @log.command()
 @_files
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), help="File to write.  [default: none]"
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: stdout]",
 )
 @json_option
 def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
@@ -182,7 +187,7 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
             if current is None or record.seconds < _seconds(current):
                 fastest[record.task_key] = line
     for reason, count in unusable.items():
-        warn(f"{count} records left out, {reason}")
+        warn(f"{plural(count, 'record')} left out, {reason}")
     if not fastest:
         raise LogError(f"{', '.join(map(str, files))}: no successful record that can be used")
     kept = list(fastest.values())
@@ -194,7 +199,7 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
     elif out is None:
         click.echo(_content(kept), nl=False)
     else:
-        click.echo(f"{out}: {len(kept)} records")
+        click.echo(f"{out}: {plural(len(kept), 'record')}")
 
 
 def _seconds(line: Line) -> float:
@@ -238,7 +243,7 @@ def merge(files: Sequence[Path], out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(out), "records": len(distinct), "repeated": repeated})
     else:
-        click.echo(f"{out}: {len(distinct)} records, {repeated} repeated ones left out")
+        click.echo(f"{out}: {plural(len(distinct), 'record')}, {repeated} repeated left out")
 
 
 def _is_other_format(text: str) -> bool:
@@ -281,7 +286,7 @@ def check(ctx: click.Context, files: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print_json({"lines": count, "problems": problems})
     else:
-        click.echo(f"{count} lines, {len(problems)} problems")
+        click.echo(f"{plural(count, 'line')}, {plural(len(problems), 'problem')}")
     if problems:
         ctx.exit(_FOUND_PROBLEMS)
 

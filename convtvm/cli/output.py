@@ -16,6 +16,8 @@ import click
 from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.workload import ConvWorkload
 
+_UNCUT = 100_000  # columns
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option(
@@ -24,6 +26,7 @@ json_option = click.option(
 layout_option = click.option(
     "--layout",
     type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
+    metavar="NCHW|NHWC",
     default="NCHW",
     help="Layout of data and output.",
 )
@@ -68,6 +71,10 @@ def text_of(value: float | None, pattern: str = "{:,}") -> str:
     return "-" if value is None else pattern.format(value)
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def labels(workloads: Iterable[ConvWorkload]) -> dict[ConvWorkload, str]:
     """A short text for each: its name where only one has it, else a descriptor that means it."""
     distinct = list(dict.fromkeys(workloads))
@@ -101,7 +108,16 @@ def warn(message: str) -> None:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    """Print strict JSON: what is not finite becomes null."""
+    click.echo(json.dumps(_finite(document), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -114,7 +130,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, show_header=any(columns), show_edge=False, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
         table.add_column(
@@ -127,12 +143,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=1 + console.measure(table, options=_wide(console)).maximum)
-    console.print(table)
-
-
-def _wide(console: Any) -> Any:
-    return console.options.update(width=100_000)
+        console = Console(width=_UNCUT)
+    with console.capture() as text:
+        console.print(table)
+    if title:
+        click.echo(title)
+    click.echo("\n".join(line.rstrip() for line in text.get().splitlines()) + "\n")
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 import time
@@ -22,6 +21,7 @@ from convtvm.cli.output import (
     json_option,
     labels,
     ms,
+    plural,
     print_json,
     print_table,
     text_of,
@@ -159,7 +159,9 @@ def run(
     wrong = [r for r in results if r.error is not None and not r.error <= WRONG]
     if wrong:
         first = f"{wrong[0].workload} by {wrong[0].algorithm}"
-        click.echo(f"convtvm: wrong answer: {len(wrong)} workloads, first {first}", err=True)
+        click.echo(
+            f"convtvm: wrong answer: {plural(len(wrong), 'workload')}, first {first}", err=True
+        )
         ctx.exit(_FAILED)
 
 
@@ -324,6 +326,6 @@ def _entry(r: _Result) -> dict[str, Any]:
         entry["median_secs"], entry["min_secs"] = median, min(r.secs)
         entry["mean_secs"], entry["gflops"] = statistics.fmean(r.secs), gflops(r.workload, median)
     if r.error is not None:
-        entry["error"] = r.error if math.isfinite(r.error) else None
+        entry["error"] = r.error
         entry["correct"] = r.error <= WRONG
     return entry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from convtvm.cli.output import (
     labels,
     layout_option,
     ms,
+    plural,
     print_json,
     print_table,
     target_options,
@@ -102,7 +102,9 @@ def tune(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure schedules of every convolution of SOURCE and append them to a log.
+    """Search the fastest schedules of a SOURCE by measuring.
+
+    Candidates for every convolution and algorithm are built, checked, timed and appended to a log.
 
     Ctrl-C keeps every finished trial; the same command resumes.
     """
@@ -194,7 +196,7 @@ def _print(summary: TuningSummary, target: CompileTarget, listener: Monitor) -> 
         click.echo(f"{count} failed by {kind}: {summary.first_failures[kind]}")
     stopped = f", {summary.stopped}" if summary.stopped else ""
     click.echo(
-        f"{summary.measured} trials measured, {summary.reused} reused, "
+        f"{plural(summary.measured, 'trial')} measured, {summary.reused} reused, "
         f"{summary.seconds:.1f} s{stopped}; log: {summary.log}"
     )
 
@@ -237,7 +239,6 @@ def _document(
 def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
     task, best = progress.task, progress.best
     secs = _secs(best)
-    error = best.max_error if best is not None else None
     return {
         "workload": task.workload.key,
         "name": task.workload.name,
@@ -250,5 +251,5 @@ def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
         "gflops": gflops(task.workload, secs),
         "decisions": dict(best.decisions) if best is not None else None,
         "workspace_bytes": best.workspace_bytes if best is not None else None,
-        "max_error": error if error is None or math.isfinite(error) else None,
+        "max_error": best.max_error if best is not None else None,
     }

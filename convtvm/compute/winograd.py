@@ -4,14 +4,17 @@
     M[e, f, c, p] = sum_i U[e, f, c, i] * V[e, f, i, p]  alpha * alpha independent GEMMs
     Y[c, p]       = A^T M[:, :, c, p] A                  output tiles, m x m
 
-U = G g G^T is computed when the weight is packed, in float64. Tiles that hang over the edge read
-zeros and their surplus outputs are cropped. A panel is `panel_h` x `panel_w` neighbouring tiles;
-the number of tiles is rounded up to whole panels, so that every panel does the same work.
+U = G g G^T is computed when the weight is packed, in float64. Kernels need not be square: each axis
+has its own matrices, and an axis of extent one the trivial F(1, 1), which makes 1 x r and r x 1 the
+one-dimensional F(m, r). Tiles that hang over the edge read zeros and their surplus outputs are
+cropped. A panel is `panel_h` x `panel_w` neighbouring tiles; the number of tiles is rounded up to
+whole panels, so that every panel does the same work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from tvm import te, tirx
@@ -23,13 +26,24 @@ from convtvm.workload import ConvWorkload
 Row = Sequence[Fraction]
 
 
-def tile_grid(w: ConvWorkload, m: int, panel_h: int, panel_w: int) -> tuple[int, int]:
-    """Tiles per image (rows, columns), each rounded up to whole panels."""
-    rows, cols = stages.ceil_div(w.oh, m), stages.ceil_div(w.ow, m)
-    return (
-        stages.ceil_div(rows, panel_h) * panel_h,
-        stages.ceil_div(cols, panel_w) * panel_w,
-    )
+@dataclass(frozen=True)
+class Tiling:
+    """F(m, r) on each axis of a workload: matrices for rows and columns of a tile."""
+
+    rows: WinogradMatrices
+    cols: WinogradMatrices
+
+    @classmethod
+    def of(cls, w: ConvWorkload, m: int) -> Tiling:
+        return cls(matrices(m if w.kh > 1 else 1, w.kh), matrices(m if w.kw > 1 else 1, w.kw))
+
+    def grid(self, w: ConvWorkload, panel_h: int = 1, panel_w: int = 1) -> tuple[int, int]:
+        """Tiles per image (rows, columns), each rounded up to whole panels."""
+        high, wide = stages.ceil_div(w.oh, self.rows.m), stages.ceil_div(w.ow, self.cols.m)
+        return (
+            stages.ceil_div(high, panel_h) * panel_h,
+            stages.ceil_div(wide, panel_w) * panel_w,
+        )
 
 
 def _linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx.PrimExpr:
@@ -72,28 +86,27 @@ def transform(
 
 
 def packed_weight_shape(w: ConvWorkload, m: int, lanes: int) -> tuple[int, ...]:
-    """[alpha, alpha, oc_chunk, ic_chunk, ic_block, oc_block], both channel counts rounded up."""
-    alpha = m + w.kh - 1
+    """[alpha_h, alpha_w, oc_chunk, ic_chunk, ic_block, oc_block], channel counts rounded up."""
+    tiling = Tiling.of(w, m)
     oc_chunks, ic_chunks = stages.ceil_div(w.oc, lanes), stages.ceil_div(w.ic, lanes)
-    return (alpha, alpha, oc_chunks, ic_chunks, lanes, lanes)
+    return (tiling.rows.alpha, tiling.cols.alpha, oc_chunks, ic_chunks, lanes, lanes)
 
 
 def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
-    """weight [oc, ic, r, r] -> U = G g G^T in `packed_weight_shape`; zero in the padded
-    channels."""
-    mats = matrices(m, w.kh)
+    """weight [oc, ic, kh, kw] -> U = G g G^T in `packed_weight_shape`, padded with zeros."""
+    tiling = Tiling.of(w, m)
     shape = packed_weight_shape(w, m, lanes)
     weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
     wide = "float64"
 
     def half(c, i, e, kx):
-        return transform(mats.G, e, lambda ky: weight[c, i, ky, kx].astype(wide), wide)
+        return transform(tiling.rows.G, e, lambda ky: weight[c, i, ky, kx].astype(wide), wide)
 
-    rows = te.compute((w.oc, w.ic, mats.alpha, w.kw), half, name="pack_rows")
+    rows = te.compute((w.oc, w.ic, tiling.rows.alpha, w.kw), half, name="pack_rows")
 
     def element(e, f, co, io, ii, cb):
         c, i = co * lanes + cb, io * lanes + ii
-        value = transform(mats.G, f, lambda kx: rows[c, i, e, kx], wide).astype(w.dtype)
+        value = transform(tiling.cols.G, f, lambda kx: rows[c, i, e, kx], wide).astype(w.dtype)
         return te.if_then_else(tirx.all(c < w.oc, i < w.ic), value, tirx.const(0, w.dtype))
 
     packed = te.compute(shape, element, name="pack")
@@ -129,52 +142,46 @@ def conv2d(
 
     Blocks data_pad, input_rows, data_transform, bgemm, inverse_rows, inverse, out.
     """
-    mats: WinogradMatrices = matrices(m, w.kh)
-    alpha, dtype = mats.alpha, w.dtype
-    grid_h, grid_w = tile_grid(w, m, panel_h, panel_w)
+    tiling = Tiling.of(w, m)
+    m_h, m_w, dtype = tiling.rows.m, tiling.cols.m, w.dtype
+    grid_h, grid_w = tiling.grid(w, panel_h, panel_w)
     tiles = w.n * grid_h * grid_w
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, m, lanes)
-    _, _, oc_chunks, ic_chunks, _, _ = shape
+    alpha_h, alpha_w, oc_chunks, ic_chunks = shape[:4]
     weight = te.placeholder(shape, dtype, name="weight")
-    pad = _packed_input(w, data, layout, grid_h * m + w.kh - 1, grid_w * m + w.kw - 1, lanes)
-
-    def tile_pixel(p, y, x):
-        image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
-        return image, ty * m + y, tx * m + x
+    pad = _packed_input(w, data, layout, grid_h * m_h + w.kh - 1, grid_w * m_w + w.kw - 1, lanes)
 
     def input_rows(io, p, e, x, ii):
-        def pixel(y):
-            image, row, col = tile_pixel(p, y, x)
-            return pad[image, io, row, col, ii]
+        image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
+        pixel = lambda y: pad[image, io, ty * m_h + y, tx * m_w + x, ii]  # noqa: E731
+        return transform(tiling.rows.B_T, e, pixel, dtype)
 
-        return transform(mats.B_T, e, pixel, dtype)
+    rows = te.compute((ic_chunks, tiles, alpha_h, alpha_w, lanes), input_rows, name="input_rows")
 
-    rows = te.compute((ic_chunks, tiles, alpha, alpha, lanes), input_rows, name="input_rows")
-    v = te.compute(
-        (alpha, alpha, ic_chunks, tiles, lanes),
-        lambda e, f, io, p, ii: transform(mats.B_T, f, lambda x: rows[io, p, e, x, ii], dtype),
-        name="data_transform",
-    )
+    def input_tile(e, f, io, p, ii):
+        return transform(tiling.cols.B_T, f, lambda x: rows[io, p, e, x, ii], dtype)
+
+    v = te.compute((alpha_h, alpha_w, ic_chunks, tiles, lanes), input_tile, name="data_transform")
     io = te.reduce_axis((0, ic_chunks), "io")
     ii = te.reduce_axis((0, lanes), "ii")
-    gemm = te.compute(
-        (alpha, alpha, oc_chunks, tiles, lanes),
-        lambda e, f, co, p, cb: te.sum(
-            v[e, f, io, p, ii] * weight[e, f, co, io, ii, cb], axis=[io, ii]
-        ),
-        name="bgemm",
-    )
-    half = te.compute(
-        (oc_chunks, tiles, m, alpha, lanes),
-        lambda co, p, y, f, cb: transform(mats.A_T, y, lambda e: gemm[e, f, co, p, cb], dtype),
-        name="inverse_rows",
-    )
+
+    def product(e, f, co, p, cb):
+        return te.sum(v[e, f, io, p, ii] * weight[e, f, co, io, ii, cb], axis=[io, ii])
+
+    gemm = te.compute((alpha_h, alpha_w, oc_chunks, tiles, lanes), product, name="bgemm")
+
+    def output_rows(co, p, y, f, cb):
+        return transform(tiling.rows.A_T, y, lambda e: gemm[e, f, co, p, cb], dtype)
+
+    half = te.compute((oc_chunks, tiles, m_h, alpha_w, lanes), output_rows, name="inverse_rows")
 
     def inverse(n, c, y, x):
-        p = (n * grid_h + y // m) * grid_w + x // m
-        return transform(mats.A_T, x % m, lambda f: half[c // lanes, p, y % m, f, c % lanes], dtype)
+        p = (n * grid_h + y // m_h) * grid_w + x // m_w
+        column = lambda f: half[c // lanes, p, y % m_h, f, c % lanes]  # noqa: E731
+        return transform(tiling.cols.A_T, x % m_w, column, dtype)
 
-    y = te.compute((w.n, oc_chunks * lanes, grid_h * m, grid_w * m), inverse, name="inverse")
+    y = te.compute((w.n, oc_chunks * lanes, grid_h * m_h, grid_w * m_w), inverse, name="inverse")
     out = stages.output(w, layout, lambda n, c, h, x: y[n, c, h, x], bias)
-    return stages.prim_func([data, weight, bias, out], layout)
+    func = stages.prim_func([data, weight, bias, out], layout)
+    return func.with_attr("tile_h", m_h).with_attr("tile_w", m_w)

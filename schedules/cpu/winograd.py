@@ -30,10 +30,10 @@ _MAX_ROUNDING = 0.15  # share of tiles computed only to fill the last panel
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose panel is a single tile."""
-    m = extents(sch, "inverse_rows")[2]
+    tile_h, tile_w = _tile(sch)
     _, _, height, width = extents(sch, "inverse")
-    grid_h, grid_w = height // m, width // m
-    alpha, _, oc_chunks, _, _, ic_chunks, _ = extents(sch, "bgemm")
+    grid_h, grid_w = height // tile_h, width // tile_w
+    alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, _ = extents(sch, "bgemm")
     ic, oc = ic_chunks * cpu.lanes, oc_chunks * cpu.lanes
     knobs = {
         "panel_h": tuple(p for p in range(1, 9) if p <= grid_h),
@@ -72,7 +72,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         """Bytes of V and M that one panel keeps."""
         panel = d["panel_h"] * d["panel_w"]
         products = d["tile_oc"] * cpu.lanes if d["gemm_at_oc"] else oc
-        return 4.0 * alpha * alpha * panel * (ic + products)
+        return 4.0 * alpha_h * alpha_w * panel * (ic + products)
 
     def cost(d: Decisions) -> float:
         panel = d["panel_h"] * d["panel_w"]
@@ -99,13 +99,13 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     inverse, out, gemm, v = (
         sch.get_sblock(b) for b in ("inverse", "out", "bgemm", "data_transform")
     )
-    lanes, m = cpu.lanes, extents(sch, "inverse_rows")[2]
+    lanes, (tile_h, tile_w) = cpu.lanes, _tile(sch)
 
-    # Panels of tiles outside, channel tiles inside them, one m x m output tile innermost.
+    # Panels of tiles outside, channel tiles inside them, one output tile innermost.
     n, c, y, x = sch.get_loops(inverse)
     co, ci, cb = sch.split(c, [None, d["tile_oc"], lanes])
-    y_panel, y_tile, yi = sch.split(y, [None, d["panel_h"], m])
-    x_panel, x_tile, xi = sch.split(x, [None, d["panel_w"], m])
+    y_panel, y_tile, yi = sch.split(y, [None, d["panel_h"], tile_h])
+    x_panel, x_tile, xi = sch.split(x, [None, d["panel_w"], tile_w])
     sch.reorder(n, y_panel, x_panel, co, y_tile, x_tile, ci, yi, xi, cb)
     panel = sch.fuse(n, y_panel, x_panel)
     if d["input_first"]:
@@ -128,6 +128,26 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     _multiply(sch, d)
     _store(sch)
     _copy_packed_input(sch)
+
+
+def schedule_pack(sch: Schedule) -> None:
+    """Unroll the transform axes of the packing function, so that the matrices fold away."""
+    rows, pack = sch.get_sblock("pack_rows"), sch.get_sblock("pack")
+    c, i, e, kx = sch.get_loops(rows)
+    sch.reorder(c, i, kx, e)
+    sch.parallel(c)
+    sch.unroll(e)
+    e, f, co, io, ii, cb = sch.get_loops(pack)
+    sch.reorder(co, io, ii, cb, e, f)
+    sch.parallel(co)
+    sch.unroll(e)
+    sch.unroll(f)
+
+
+def _tile(sch: Schedule) -> tuple[int, int]:
+    """Rows and columns of an output tile, which the compute states as attributes."""
+    attributes = sch.mod["main"].attrs
+    return int(attributes["tile_h"]), int(attributes["tile_w"])
 
 
 def _transform_input(sch: Schedule, at_root: bool) -> None:
@@ -164,7 +184,7 @@ def _multiply(sch: Schedule, d: Decisions) -> None:
 
 
 def _store(sch: Schedule) -> None:
-    """Crop, bias and store of one m x m tile of one channel vector."""
+    """Crop, bias and store of one tile of one channel vector."""
     loops = sch.get_loops(sch.get_sblock("out"))[-4:]
     if layout(sch) == "NHWC":
         sch.vectorize(loops.pop())
