@@ -56,7 +56,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode("utf8")
+        return json.dumps(asdict(self), separators=(",", ":")).encode("utf8")
 
 
 def attach(image: bytes, manifest: Manifest) -> bytes:
