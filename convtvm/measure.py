@@ -12,22 +12,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Literal, cast
 
 import numpy as np
-import tvm
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
-from convtvm import codegen
 from convtvm.cpu import physical_cores
 from convtvm.errors import BuildError
 from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.task import Task, decisions_of
+from convtvm.workload import ConvWorkload
 from convtvm.zygote import BuildJob, Limits, Outcome, RunJob, receive, send
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
@@ -127,34 +126,27 @@ def _pipe(stream: IO[bytes] | None) -> BinaryIO:
     return cast(BinaryIO, stream)
 
 
-def write_problem(task: Task, zygote: Zygote, seed: int = 0) -> Path:
-    """A folder with the arrays that every candidate of `task` is checked and timed on.
+def write_problem(
+    workload: ConvWorkload,
+    layout: str,
+    zygote: Zygote,
+    seed: int = 0,
+    kind: Literal["normal", "integer"] = "normal",
+) -> Path:
+    """A folder with the arrays that every kernel of `workload` is checked and timed on.
 
-    data, packed weight, bias and the float64 reference, as .npy files.
+    data, weight, bias and the float64 reference, as .npy files, made once per zygote; `kind` is
+    that of random_inputs.
     """
-    folder = zygote.fresh_path("-problem")
-    folder.mkdir()
-    data, weight, bias = random_inputs(task.workload, seed, task.layout)
-    reference = conv2d_reference(task.workload, data, weight, bias, task.layout)
-    arrays = {
-        "data": data,
-        "bias": bias,
-        "reference": reference,
-        "packed": pack_weight(task, weight),
-    }
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+    folder = zygote.folder / f"{workload.key}-{layout}-{seed}-{kind}"
+    if not folder.exists():
+        data, weight, bias = random_inputs(workload, seed, layout, kind)
+        reference = conv2d_reference(workload, data, weight, bias, layout)
+        folder.mkdir()
+        arrays = {"data": data, "weight": weight, "bias": bias, "reference": reference}
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
     return folder
-
-
-def pack_weight(task: Task, weight: np.ndarray) -> np.ndarray:
-    """`weight` as the kernels of `task` read it, by the packing function that libraries ship."""
-    target = task.target.tvm
-    lowered = codegen.lower(codegen.merge({"main": task.pack()}), target)
-    packed = tvm.runtime.empty(task.packed_shape(), task.workload.dtype)
-    codegen.compile_lowered(lowered, target)["main"](tvm.runtime.tensor(weight), packed)
-    array: np.ndarray = packed.numpy()
-    return array
 
 
 @derived_object
@@ -165,14 +157,17 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         super().__init__()
         self.zygote, self.task, self.limits = zygote, task, limits
         self.outcomes: dict[str, Outcome] = {}
+        self.pack = str(zygote.fresh_path("-pack.so"))
 
     def build(self, build_inputs: list[BuilderInput]) -> list[BuilderResult]:
         jobs = [
             BuildJob(self.task, decisions_of(i.mod), str(self.zygote.fresh_path(".so")))
             for i in build_inputs
         ]
-        for index, outcome in self.zygote.call("build", jobs, self.limits):
-            self.outcomes[jobs[index].path] = outcome
+        packing = [] if self.pack in self.outcomes else [BuildJob(self.task, None, self.pack)]
+        every = [*packing, *jobs]
+        for index, outcome in self.zygote.call("build", every, self.limits):
+            self.outcomes[every[index].path] = outcome
         return [_builder_result(job.path, self.outcomes[job.path]) for job in jobs]
 
 
@@ -207,15 +202,14 @@ class _Measurement(PyRunnerFuture):  # type: ignore[misc]
 class ZygoteRunner(PyRunner):  # type: ignore[misc]
     """Checks and times libraries of one task; `outcomes` keeps each one's Outcome by path."""
 
-    def __init__(self, zygote: Zygote, problem: Path, tolerance: float, limits: Limits) -> None:
+    def __init__(self, zygote: Zygote, task: Task, pack: str, inputs: str, limits: Limits) -> None:
         super().__init__()
-        self.zygote, self.problem, self.tolerance, self.limits = zygote, problem, tolerance, limits
+        self.zygote, self.limits = zygote, limits
+        self.job = RunJob("", pack, task.packed_shape(), inputs, task.algorithm.tolerance)
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[PyRunnerFuture]:
-        jobs = [
-            RunJob(str(i.artifact_path), str(self.problem), self.tolerance) for i in runner_inputs
-        ]
+        jobs = [replace(self.job, path=str(i.artifact_path)) for i in runner_inputs]
         stream = self.zygote.call("run", jobs, self.limits)
         return [_Measurement(self, stream, job.path) for job in jobs]
 
@@ -225,11 +219,11 @@ class Workbench:
 
     def __init__(self, task: Task, zygote: Zygote) -> None:
         self.task = task
-        self.problem = write_problem(task, zygote)
+        inputs = write_problem(task.workload, task.layout, zygote)
         build = Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
         run = Limits(threads=task.target.threads, timeout=RUN_SECONDS)
         self.builder = ZygoteBuilder(zygote, task, build)
-        self.runner = ZygoteRunner(zygote, self.problem, task.algorithm.tolerance, run)
+        self.runner = ZygoteRunner(zygote, task, self.builder.pack, str(inputs), run)
 
     def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
         """Build all MeasureCandidates, then check and time one after another, in order."""
@@ -256,6 +250,3 @@ class Workbench:
             return Trial(workspace_bytes=workspace, kind=outcome.kind, message=outcome.message)
         run_secs, max_error, _ = outcome.value
         return Trial(run_secs, max_error, workspace)
-
-    def close(self) -> None:
-        shutil.rmtree(self.problem, ignore_errors=True)

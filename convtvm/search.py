@@ -310,9 +310,3 @@ class TaskSearch:
             yield decisions, trial
         self._cost_model.update(self._context, fresh, results)
         self._context.notify_runner_results(fresh, results)
-
-    def close(self) -> None:
-        """Free the arrays that candidates were measured on."""
-        if self._bench is not None:
-            self._bench.close()
-            self._bench = None

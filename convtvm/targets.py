@@ -110,7 +110,7 @@ def _native() -> dict[str, Any]:
     if machine != "x86_64":
         raise TargetError(f"no native target for machine {machine!r}; name one with --target")
     cpu = str(codegen.llvm_get_system_cpu())
-    spec = {"kind": "llvm", "mtriple": _X86_TRIPLE, "mcpu": cpu}
+    spec: dict[str, Any] = {"kind": "llvm", "mtriple": _X86_TRIPLE, "mcpu": cpu}
     offered = host_features()
     hidden = sorted(
         f for f in codegen.llvm_get_cpu_features(Target(spec)) if offered.get(str(f)) is False
@@ -131,14 +131,15 @@ def _name_of_spec(spec: dict[str, Any]) -> str:
 def _spec_of_name(name: str) -> dict[str, Any]:
     """The inverse of `_name_of_spec`; TVM 0.27 itself no longer reads this form."""
     kind, *options = name.split()
-    spec: dict[str, Any] = {"kind": kind}
+    attributes: dict[str, str] = {}
     for option in options:
         key, separator, value = option.lstrip("-").partition("=")
         if not option.startswith("-") or not separator or not value:
             raise TargetError(f"target {name!r}: cannot read {option!r}, expected -key=value")
-        spec[key] = value
-        if key == "mattr":
-            spec[key] = value.split(",")
+        attributes[key] = value
+    spec: dict[str, Any] = {"kind": kind, **attributes}
+    if "mattr" in attributes:
+        spec["mattr"] = attributes["mattr"].split(",")
     return spec
 
 

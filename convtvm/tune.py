@@ -143,7 +143,6 @@ class _Session:
                     tried += 1
                     self._record(progress, decisions, trial)
                 if not tried:
-                    search.close()
                     active.remove(pair)
 
     def _contenders(self, active: list[_Pair]) -> list[_Pair]:

@@ -4,7 +4,7 @@ A template is a module with
 
     VERSION        int, raised whenever old decisions would mean something else
     COMPUTE_KNOBS  names of the knobs that the compute definition takes as arguments
-    space(sch, cpu)                -> Space: knobs, valid combinations, default decisions
+    space(sch, cpu)                -> Space: knobs, valid and worthwhile combinations, costs
     schedule(sch, cpu, decisions)  applies the decisions to the schedule in place
     schedule_pack(sch)             optional: schedules the function that packs the weight
 

@@ -14,13 +14,15 @@ Decisions = Mapping[str, int]
 class Space:
     """All decisions of a template on one workload.
 
-    `knobs` maps a name to its values; `is_valid` says which combinations may be built; `cost`
-    is a rough estimate (lower is better) that picks the default decisions without measuring;
-    `features` are derived quantities that the cost model learns from besides the knobs.
+    `knobs` maps a name to its values; `is_valid` says which combinations may be built, and
+    `is_worthwhile` which of them are not hopeless from the start; `cost` is a rough estimate
+    (lower is better) that picks the default decisions without measuring; `features` are derived
+    quantities that the cost model learns from besides the knobs.
     """
 
     knobs: Mapping[str, tuple[int, ...]]
     is_valid: Callable[[Decisions], bool]
+    is_worthwhile: Callable[[Decisions], bool]
     cost: Callable[[Decisions], float]
     features: Callable[[Decisions], Mapping[str, float]] = field(default=lambda d: {})
 
@@ -34,15 +36,14 @@ class Space:
 
     @cached_property
     def points(self) -> list[dict[str, int]]:
-        """Every valid combination, in a fixed order."""
+        """The combinations to search, in a fixed order: the worthwhile, else all valid ones."""
         names = list(self.knobs)
         combinations = itertools.product(*self.knobs.values())
-        valid = [
-            d for d in (dict(zip(names, c, strict=True)) for c in combinations) if self.is_valid(d)
-        ]
+        every = (dict(zip(names, values, strict=True)) for values in combinations)
+        valid = [d for d in every if self.is_valid(d)]
         if not valid:
             raise ValueError(f"a template left no valid decisions among {self.size} combinations")
-        return valid
+        return [d for d in valid if self.is_worthwhile(d)] or valid
 
     @cached_property
     def default(self) -> dict[str, int]:

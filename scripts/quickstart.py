@@ -2,8 +2,8 @@
 
     scripts/quickstart [--threads N] [--seconds S] [--trials N]
 
-The library runs in a new process that has no compiler, is checked there against float64, and is timed
-side by side with an untuned library of the same layers. A second run resumes from the log.
+The library runs in a new process that has no compiler, is checked there against float64, and is
+timed side by side with an untuned library of the same layers. A second run resumes from the log.
 """
 
 from __future__ import annotations
@@ -111,7 +111,15 @@ def show(rows: list[dict], peak: float) -> None:
 
     table = Table(title=f"ResNet-18's convolutions, median of 15 (peak {peak / 1e9:.0f} GFLOP/s)")
     table.add_column("layer")
-    for name in ("untuned ms", "tuned ms", "speed-up", "algorithm", "GFLOP/s", "% of peak", "error"):
+    for name in (
+        "untuned ms",
+        "tuned ms",
+        "speed-up",
+        "algorithm",
+        "GFLOP/s",
+        "% of peak",
+        "error",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         speed = row["flops"] / row["tuned_secs"]

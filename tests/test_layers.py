@@ -34,6 +34,8 @@ LAYERS = {
     "convtvm.measure": 3,
     "convtvm.zygote": 3,
     "convtvm.records": 3,
+    "convtvm.verify": 4,
+    "convtvm.peak": 4,
     "convtvm.search": 4,
     "convtvm.tune": 4,
     "convtvm.build": 4,

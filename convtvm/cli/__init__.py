@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 import convtvm
-from convtvm.cli.info import info
+from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
 from convtvm.cli.running import run
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
         help_of = ctx.command_path if ctx else "convtvm"
-        message = " ".join(error.format_message().split())
+        message = " ".join(error.format_message().split()).rstrip(".")
         return _refuse(f"{message} (see `{help_of} --help`)")
     except ConvtvmError as error:
         return _refuse(str(error))

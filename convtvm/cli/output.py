@@ -25,8 +25,7 @@ json_option = click.option(
 )
 layout_option = click.option(
     "--layout",
-    type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
-    metavar="NCHW|NHWC",
+    type=click.Choice(["NCHW", "NHWC"]),
     default="NCHW",
     help="Layout of data and output.",
 )

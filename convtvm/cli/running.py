@@ -206,13 +206,11 @@ def _load(path: Path) -> dict[str, Array]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.lib.npyio.NpzFile):
-                arrays = {name: file[name] for name in file.files}
-                other = [name for name, found in arrays.items() if type(found) is not np.ndarray]
-                if other:
-                    raise ArrayError(f"cannot read {path}: {other[0]!r} in it is no array")
-                return arrays
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ArrayError(f"cannot read {path}: one array without a name, expected an .npz")
+        with file:
+            arrays = {name: file[name] for name in file.files}
     except ArrayError:
         raise
     except OSError as error:
@@ -221,7 +219,10 @@ def _load(path: Path) -> dict[str, Array]:
         raise ArrayError(f"cannot read {path}: {error}") from None
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ArrayError(f"cannot read {path}, it is damaged: {error}") from None
-    raise ArrayError(f"cannot read {path}: it holds one array without a name, expected an .npz")
+    other = [name for name, found in arrays.items() if not isinstance(found, np.ndarray)]
+    if other:  # NumPy hands out other members of the archive as bytes
+        raise ArrayError(f"cannot read {path}: {other[0]!r} in it is no array")
+    return arrays
 
 
 def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...]) -> Array:

@@ -161,7 +161,7 @@ def _computable(
     found = [w for w in workloads if applicable(w, algorithms)]
     label = labels(workloads)
     reasons = [
-        f"{label[w]}: " + "; ".join(f"{a.name}: {a.inapplicable(w)}" for a in chosen)
+        f"{label[w]}: " + "; ".join(dict.fromkeys(str(a.inapplicable(w)) for a in chosen))
         for w in workloads
         if w not in found
     ]

@@ -50,14 +50,14 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic_block % u == 0),
         "rows_outer": (0, 1),
     }
-    least = min(4, oh * ow * chunks_out)
 
     def is_valid(d: Decisions) -> bool:
         pixels = d["tile_ow"] * d["tile_oh"]
+        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
+
+    def is_worthwhile(d: Decisions) -> bool:
         return (
-            fits(pixels, d["tile_oc"], cpu)
-            and pixels * d["tile_oc"] >= least
-            and chunks_out % d["tile_oc"] == 0
+            d["tile_ow"] * d["tile_oh"] * d["tile_oc"] >= 4
             and waste(oh, d["tile_oh"]) <= 0.34
             and (waste(ow, d["tile_ow"]) <= 0.34 or d["tile_oh"] == 1)
         )
@@ -86,7 +86,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
-    return Space(knobs, is_valid, cost, features)
+    return Space(knobs, is_valid, is_worthwhile, cost, features)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

@@ -48,7 +48,6 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x channels
         "input_first": (0, 1),
     }
-    least = min(4, grid_h * grid_w * oc_chunks)
     smallest_panel = min(8, grid_h * grid_w)
 
     def rounding(d: Decisions) -> float:
@@ -58,14 +57,19 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         panel = d["panel_h"] * d["panel_w"]
         return (
             fits(d["tile_p"], d["tile_oc"], cpu)
-            and d["tile_p"] <= panel
-            and d["tile_p"] * d["tile_oc"] >= least
-            and smallest_panel <= panel <= _MAX_PANEL
+            and d["tile_p"] <= panel <= _MAX_PANEL
             # Tiles are numbered row by row: a panel must be one run of numbers.
             and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
+            and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
+        )
+
+    def is_worthwhile(d: Decisions) -> bool:
+        panel = d["panel_h"] * d["panel_w"]
+        return (
+            d["tile_p"] * d["tile_oc"] >= 4
+            and panel >= smallest_panel
             and rounding(d) <= _MAX_ROUNDING
             and waste(panel, d["tile_p"]) <= 0.2
-            and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
         )
 
     def footprint(d: Decisions) -> float:
@@ -92,7 +96,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "footprint": footprint(d),
         }
 
-    return Space(knobs, is_valid, cost, features)
+    return Space(knobs, is_valid, is_worthwhile, cost, features)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
