@@ -11,39 +11,22 @@ Importing this package imports no compiler: `tune` and `compile` load TVM when t
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import Any
 
 from convtvm.errors import ConvtvmError, EnvironmentProblem, NoCandidate, UnknownWorkload
+from convtvm.pins import check_pins_or_exit
 from convtvm.workload import ConvWorkload
+
+check_pins_or_exit()
 
 __version__ = "0.1.0"
 
-# Newer tvm-ffi releases satisfy TVM's own requirement and crash it (MetaSchedule segfaults).
-_PINS = {"apache-tvm-ffi": "0.1.14.post0", "apache-tvm": "0.27.0.post1"}
 _LAZY = {
     "tune": "convtvm.tune",
     "compile": "convtvm.build",
     "load": "convtvm.dispatch",
     "KernelLibrary": "convtvm.dispatch",
 }
-
-
-def check_pins() -> None:
-    """Raise EnvironmentProblem if an installed package is not the version that works."""
-    for package, pinned in _PINS.items():
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # a run-time-only installation has no compiler
-        if found != pinned:
-            raise EnvironmentProblem(
-                f"{package} {found} is installed, but convtvm needs {pinned}: "
-                f"pip install {package}=={pinned}"
-            )
-
-
-check_pins()
 
 
 def __getattr__(name: str) -> Any:

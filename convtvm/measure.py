@@ -61,6 +61,8 @@ class Zygote:
     def _start(self) -> None:
         # numpy's BLAS would start threads, and forking is safe only without any.
         env = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+        home = str(Path(__file__).parents[1])  # the helper runs the code that runs here
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "convtvm.zygote", str(self.folder)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True

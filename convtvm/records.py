@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convtvm.errors import LogError
-from convtvm.task import Task
+
+if TYPE_CHECKING:  # reading a log needs no TVM
+    from convtvm.task import Task
 
 FORMAT = 1
 
@@ -112,6 +114,13 @@ def _check_types(record: TuningRecord) -> None:
         raise TypeError("run_secs is not a list of positive seconds")
     if bool(secs) == bool(record.error):
         raise TypeError("expected either run_secs or error")
+    if not isinstance(record.error, dict) or not isinstance(record.versions, dict):
+        raise TypeError("error and versions are not objects")
+    error, workspace = record.max_error, record.workspace_bytes
+    if error is not None and not (type(error) in (int, float) and 0 <= error < 1e9):
+        raise TypeError("max_error is not a positive number")
+    if workspace is not None and not (type(workspace) is int and workspace >= 0):
+        raise TypeError("workspace_bytes is not a count")
 
 
 def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]]:

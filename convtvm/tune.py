@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from convtvm import __version__, records
 from convtvm.cpu import device_name
@@ -90,16 +93,42 @@ def tune(
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     writer = LogWriter(path)
     started = time.monotonic()
+    interrupts = _Interrupts()
     try:
-        with Zygote() as zygote:
+        with interrupts, Zygote() as zygote:
             session = _Session(summary, writer, zygote, old, seed, listener)
             session.run(started + (math.inf if time_limit is None else time_limit))
     except KeyboardInterrupt:
+        summary.stopped = "interrupted"
+    except RuntimeError:
+        # TVM turns a KeyboardInterrupt that lands in one of its callbacks into this.
+        if not interrupts.seen:
+            raise
         summary.stopped = "interrupted"
     finally:
         writer.close()
         summary.seconds = time.monotonic() - started
     return summary
+
+
+class _Interrupts:
+    """Remembers whether Ctrl-C was pressed; outside the main thread it does nothing."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: Any = None
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class _Session:

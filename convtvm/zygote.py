@@ -108,6 +108,8 @@ def serve(folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: _leave(folder))
     _die_with_parent(signal.SIGTERM)
+    # tvm_ffi imports torch wherever it is installed: two seconds, and threads before forking.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         _warm_up()
         send(answers, "ready")

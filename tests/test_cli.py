@@ -195,18 +195,10 @@ def test_short_descriptor_means_the_same(network: str) -> None:
         assert ConvWorkload.parse(short(w)) == w and len(short(w)) < len(w.key)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (LINE, "mb1ic8ih6oc8kh3ph1"),
-        ("mb1ic8iw64oc8kw3pw1", None),
-        ("g8mb2ic8ih9oc8oh4kh3sh2", None),
-    ],
-)
-def test_short_descriptor(text: str, expected: str | None) -> None:
+@pytest.mark.parametrize("text", [LINE, "mb1ic8iw64oc8kw3pw1", "g8mb2ic8ih9oc8oh4kh3sh2"])
+def test_short_descriptor_of_any_shape(text: str) -> None:
     w = ConvWorkload.parse(text)
     assert ConvWorkload.parse(short(w)) == w
-    assert expected in (None, short(w))
 
 
 def test_significant_digits() -> None:
@@ -288,7 +280,7 @@ RUN = """
 import sys
 from convtvm.cli import main
 status = main(sys.argv[1:])
-assert not {"tvm", "xgboost"} & set(sys.modules), "the compiler was imported"
+assert not {"tvm", "xgboost", "torch"} & set(sys.modules), "what takes seconds was imported"
 sys.exit(status)
 """
 

@@ -20,6 +20,7 @@ PACKAGES = ("convtvm", "schedules")
 # Module -> layer; `name.*` stands for a package with all that is in it.
 LAYERS = {
     "convtvm.errors": 0,
+    "convtvm.pins": 0,
     "convtvm.workload": 0,
     "convtvm.cpu": 0,
     "convtvm.sources": 0,
@@ -42,6 +43,7 @@ LAYERS = {
     "convtvm.dispatch": 5,
     "convtvm.cli.*": 6,
     "convtvm.report": 6,
+    "convtvm.peers": 6,
     "convtvm.bench": 6,
     "convtvm.models.*": 6,
     "convtvm.quickstart": 6,
@@ -64,6 +66,7 @@ BELOW: dict[int, set[int]] = {
 ALSO = {
     "convtvm.workload": {"convtvm.errors"},
     "convtvm.sources": {"convtvm.errors", "convtvm.workload"},
+    "convtvm.pins": {"convtvm.errors"},
     "convtvm.targets": {"convtvm.errors", "convtvm.workload", "convtvm.cpu"},
     "convtvm.manifest": {"convtvm.errors", "convtvm.workload"},
     "convtvm.reference": {"convtvm.errors", "convtvm.workload"},

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import convtvm
-from convtvm.cli.output import json_option, print_json, print_table
+from convtvm.cli.output import json_option, print_json, print_table, without_torch
 from convtvm.cpu import device_name, host_features, physical_cores
 from convtvm.errors import ConvtvmError
 
@@ -34,6 +34,7 @@ _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16"
 
 @click.command()
 @json_option
+@without_torch()
 def info(as_json: bool) -> None:
     """Show versions, CPU, target, compilers, what is missing."""
     facts = gather()

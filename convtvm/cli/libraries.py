@@ -22,6 +22,7 @@ from convtvm.cli.output import (
     target_options,
     text_of,
     warn,
+    without_torch,
 )
 from convtvm.sources import merge_duplicates, read_source
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     "could make the choice, or all.",
 )
 @json_option
+@without_torch()
 def compile_(
     source: str,
     out: Path,

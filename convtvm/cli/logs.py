@@ -21,6 +21,7 @@ from convtvm.cli.output import (
     short,
     text_of,
     warn,
+    without_torch,
     write_whole,
 )
 from convtvm.errors import LogError, WorkloadError
@@ -86,6 +87,7 @@ def log(ctx: click.Context) -> None:
 @log.command("list")
 @_files
 @json_option
+@without_torch()
 def list_(files: Sequence[Path], as_json: bool) -> None:
     """Show every task of the logs: trials, failures, best time and its decisions.
 
@@ -167,6 +169,7 @@ def _label(workload: str) -> str:
     help="File to write.  [default: stdout]",
 )
 @json_option
+@without_torch()
 def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
     """Print the fastest record of every task as a tuning log, or write it to a file.
 
@@ -221,6 +224,7 @@ def _seconds(line: Line) -> float:
     help="File to write, whole or not at all; it may be one of the inputs.",
 )
 @json_option
+@without_torch()
 def merge(files: Sequence[Path], out: Path, as_json: bool) -> None:
     """Write every distinct record of the logs to one file, in order.
 
@@ -266,6 +270,7 @@ def _is_other_format(text: str) -> bool:
 @_files
 @json_option
 @click.pass_context
+@without_torch()
 def check(ctx: click.Context, files: Sequence[Path], as_json: bool) -> None:
     """Name every line that cannot be used: torn, of another version, stale, or out of its space.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +46,23 @@ _threads = click.option(
 def target_options(command: F) -> F:
     """Add --target and --threads."""
     return _target(_threads(command))
+
+
+@contextlib.contextmanager
+def without_torch() -> Iterator[None]:
+    """Let no import load PyTorch meanwhile; decorates commands that do not use it.
+
+    tvm_ffi imports PyTorch first where it is installed, against a clash of symbols on Windows. That
+    takes 2 s, longer than all the rest of `convtvm run`.
+    """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["torch"]
 
 
 # ---- texts ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from convtvm.cli.output import (
     print_json,
     print_table,
     text_of,
+    without_torch,
     write_whole,
 )
 from convtvm.errors import ArrayError
@@ -118,6 +119,7 @@ class _Result:
 )
 @json_option
 @click.pass_context
+@without_torch()
 def run(
     ctx: click.Context,
     library: Path,

@@ -23,6 +23,7 @@ from convtvm.cli.output import (
     target_options,
     text_of,
     warn,
+    without_torch,
 )
 from convtvm.cpu import missing_features
 from convtvm.errors import TargetError, WorkloadError
@@ -88,6 +89,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_option
 @click.pass_context
+@without_torch()
 def tune(
     ctx: click.Context,
     source: str,

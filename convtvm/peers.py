@@ -1,0 +1,140 @@
+"""Other libraries' convolutions, set up as their authors would: fp32, weights packed beforehand.
+
+A peer is a function (workload, data, weight, bias, threads) -> list of callables without arguments,
+one per setting worth trying (memory formats); the benchmark keeps the fastest. Data and result are
+NCHW. Each is an optional extra: `pip install convtvm[bench]`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from convtvm.errors import ConvtvmError
+from convtvm.workload import ConvWorkload
+
+Run = Callable[[], Any]
+Peer = Callable[[ConvWorkload, np.ndarray, np.ndarray, np.ndarray, int], list[Run]]
+
+
+def torch_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> list[Run]:
+    """PyTorch (oneDNN), in NCHW and in channels-last memory format."""
+    import torch
+
+    torch.set_num_threads(threads)
+    runs: list[Run] = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        layer = torch.nn.Conv2d(
+            w.ic, w.oc, (w.kh, w.kw), (w.sh, w.sw), 0, (w.dh, w.dw), w.groups
+        ).eval()
+        layer.weight.data = torch.from_numpy(weight.copy())
+        layer.bias.data = torch.from_numpy(bias.copy())
+        before: Any = torch.nn.Identity()
+        if (w.ph, w.pw) == (w.ph_r, w.pw_r):
+            layer.padding = (w.ph, w.pw)
+        else:
+            before = torch.nn.ZeroPad2d((w.pw, w.pw_r, w.ph, w.ph_r))
+        module = torch.nn.Sequential(before, layer).to(memory_format=memory_format)
+        tensor = torch.from_numpy(data.copy()).to(memory_format=memory_format)
+
+        def run(module: Any = module, tensor: Any = tensor) -> Any:
+            with torch.inference_mode():
+                return module(tensor)
+
+        runs.append(run)
+    return runs
+
+
+def onnxruntime_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> list[Run]:
+    """ONNX Runtime's CPU provider on a model of one Conv node."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        _onnx_model(w, weight, bias), options, providers=["CPUExecutionProvider"]
+    )
+    return [lambda: session.run(None, {"data": data})[0]]
+
+
+def openvino_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> list[Run]:
+    """OpenVINO's CPU plug-in, fp32, one stream, on the same one-node model."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    model = core.read_model(_onnx_model(w, weight, bias))
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(data, shared_memory=True))
+
+    def run() -> Any:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return [run]
+
+
+def _onnx_model(w: ConvWorkload, weight: np.ndarray, bias: np.ndarray) -> bytes:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node(
+        "Conv",
+        ["data", "weight", "bias"],
+        ["out"],
+        kernel_shape=[w.kh, w.kw],
+        strides=[w.sh, w.sw],
+        pads=[w.ph, w.pw, w.ph_r, w.pw_r],
+        dilations=[w.dh, w.dw],
+        group=w.groups,
+    )
+    graph = helper.make_graph(
+        [node],
+        "conv",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, w.data_shape("NCHW"))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, w.out_shape("NCHW"))],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+# Name -> (peer, packages it needs)
+PEERS: dict[str, tuple[Peer, tuple[str, ...]]] = {
+    "torch": (torch_peer, ("torch",)),
+    "onnxruntime": (onnxruntime_peer, ("onnxruntime", "onnx")),
+    "openvino": (openvino_peer, ("openvino", "onnx")),
+}
+
+
+def select_peers(names: list[str]) -> dict[str, Peer]:
+    """The peers called `names`. Raises ConvtvmError for an unknown or missing one."""
+    chosen = {}
+    for name in names:
+        if name not in PEERS:
+            raise ConvtvmError(f"unknown peer {name!r}; expected one of {', '.join(PEERS)}")
+        peer, packages = PEERS[name]
+        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        if missing:
+            raise ConvtvmError(
+                f"peer {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"
+            )
+        chosen[name] = peer
+    return chosen

@@ -1,0 +1,247 @@
+"""Templates: whatever decisions they accept, the answer is the reference's. Odd shapes first."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm_ffi
+from support import Array, compiled, pack_weight, run_kernel
+
+from convtvm import codegen
+from convtvm.algorithms import ALGORITHMS
+from convtvm.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.targets import resolve
+from convtvm.task import Task, tasks_of
+from convtvm.workload import ConvWorkload
+from schedules.knobs import Space
+
+make = ConvWorkload.make
+LAYOUTS = ("NCHW", "NHWC")
+
+# Largest error relative to the largest output, on normally distributed numbers.
+TOLERANCE = {"winograd:2": 1e-5, "winograd:4": 1e-4}
+
+DIRECT = {
+    "1x1 image": make(3, 5, 1),
+    "1x1 image, 3x3": make(17, 16, 1, kh=3, padding=1),
+    "pointwise": make(16, 33, 7),
+    "pointwise, stride 2": make(5, 16, 13, stride=2),
+    "one channel": make(1, 1, 13, kh=3, padding=1),
+    "7x7": make(16, 17, 7, kh=3, padding=1),
+    "13x13, batch 2": make(33, 16, 13, kh=3, padding=1, n=2),
+    "asymmetric padding": make(5, 3, 7, 13, 3, padding=(2, 0, 1, 3)),
+    "padding at the end only": make(3, 16, 7, 6, 3, padding=(0, 0, 1, 2)),
+    "stride 3": make(3, 17, 13, kh=3, stride=3, padding=1),
+    "stride beyond the kernel": make(5, 5, 13, kh=2, stride=3),
+    "dilation 2 and 3": make(3, 16, 13, kh=3, dilation=(2, 3), padding=(2, 3)),
+    "stem": make(3, 16, 17, kh=7, stride=2, padding=3),
+    "kernel as large as the image": make(5, 17, 7, 5, 7, 5),
+    "even kernel, strides differ": make(16, 5, 13, 7, 2, 4, stride=(1, 2), padding=(1, 2)),
+    "1-D": make(5, 33, 1, 13, 1, 5, padding=(0, 2), stride=(1, 2)),
+    "column": make(3, 5, 13, 1, 3, 1, padding=(1, 0)),
+    "groups": make(15, 33, 7, kh=3, padding=1, groups=3),
+    "groups, dilation, batch 2": make(10, 6, 13, kh=3, dilation=2, groups=2, n=2),
+    "depthwise": make(17, 17, 13, kh=3, padding=1, groups=17),
+    "depthwise, two outputs, stride 2": make(16, 32, 7, kh=3, stride=2, padding=1, groups=16),
+}
+WINOGRAD = {
+    "one output": make(3, 5, 3, kh=3),
+    "one channel, 7x7": make(1, 1, 7, kh=3, padding=1),
+    "13x13, batch 2": make(17, 16, 13, kh=3, padding=1, n=2),
+    "asymmetric padding": make(5, 33, 7, 13, 3, padding=(2, 0, 1, 3)),
+    "1-D": make(16, 3, 1, 13, 1, 3, padding=(0, 1)),
+    "oblong": make(3, 16, 5, 13, 5, 3, padding=1),
+}
+SHAPES = {
+    "direct": DIRECT,
+    "winograd:2": WINOGRAD,
+    "winograd:4": {shape: w for shape, w in WINOGRAD.items() if "channel" not in shape},
+}
+CASES = {
+    f"{name}-{shape}": (name, w) for name, shapes in SHAPES.items() for shape, w in shapes.items()
+}
+any_case = pytest.mark.parametrize(("name", "w"), CASES.values(), ids=CASES.keys())
+
+
+@cache
+def task_of(name: str, w: ConvWorkload, layout: str, target: str = "native") -> Task:
+    return Task(w, name, resolve(target, 1), layout)
+
+
+def problem(task: Task) -> tuple[tuple[Array, Array, Array], Array]:
+    """Inputs and the right answer: whole numbers where the algorithm is exact on them."""
+    kind = "normal" if task.algorithm.family == "winograd" else "integer"
+    data, weight, bias = random_inputs(task.workload, 5, task.layout, kind)
+    return (data, weight, bias), conv2d_reference(task.workload, data, weight, bias, task.layout)
+
+
+def all_valid(space: Space) -> list[dict[str, int]]:
+    """What may be built, worthwhile or not."""
+    every = itertools.product(*space.knobs.values())
+    return [d for d in (dict(zip(space.knobs, e, strict=True)) for e in every) if space.is_valid(d)]
+
+
+def is_right(task: Task, out: Array, reference: Array) -> bool:
+    if task.algorithm.family == "winograd":
+        return relative_error(out, reference) <= TOLERANCE[task.algorithm_name]
+    return np.array_equal(out, reference)
+
+
+@any_case
+def test_answers(name: str, w: ConvWorkload) -> None:
+    """The default decisions in both layouts, and three others drawn from all that are valid."""
+    draw = random.Random(w.key)
+    packed = None
+    for layout, others in zip(LAYOUTS, (2, 1), strict=True):
+        task = task_of(name, w, layout)
+        (data, weight, bias), reference = problem(task)
+        packed = pack_weight(task, weight) if packed is None else packed
+        valid = all_valid(task.space)
+        drawn = draw.sample(valid, min(others, len(valid)))
+        for decisions in [task.space.default, *drawn]:
+            out = run_kernel(task, decisions, data, packed, bias)
+            assert is_right(task, out, reference), (layout, decisions)
+
+
+@any_case
+def test_space(name: str, w: ConvWorkload) -> None:
+    for layout in LAYOUTS:
+        space = task_of(name, w, layout).space
+        points = {tuple(point.values()) for point in space.points}
+        assert 1 <= len(points) == len(space.points) <= len(all_valid(space)) <= space.size
+        assert space.default in space.points
+        assert all(space.contains(point) for point in space.points)
+        assert all(list(point) == list(space.knobs) for point in space.points)
+        assert all(len(set(values)) == len(values) >= 1 for values in space.knobs.values())
+        cheapest = min(space.cost(point) for point in space.points)
+        assert space.cost(space.default) == cheapest
+        features = [space.features(point) for point in space.points]
+        assert all(list(f) == list(features[0]) for f in features)
+        assert all(np.isfinite(list(f.values())).all() for f in features)
+
+
+@any_case
+def test_space_refuses_what_is_foreign(name: str, w: ConvWorkload) -> None:
+    space = task_of(name, w, "NCHW").space
+    default = space.default
+    assert not space.contains({})
+    assert not space.contains({**default, "foreign": 1})
+    for knob, values in space.knobs.items():
+        assert not space.contains({k: v for k, v in default.items() if k != knob})
+        assert not space.contains({**default, knob: max(values) + 1})
+        assert not space.contains({**default, knob: -1})
+
+
+def test_space_is_the_same_in_every_process_and_copy() -> None:
+    task = task_of("winograd:2", WINOGRAD["13x13, batch 2"], "NCHW")
+    again = Task(task.workload, task.algorithm_name, task.target, task.layout)
+    assert again == task and again.space is not task.space
+    assert again.space.points == task.space.points and again.space.default == task.space.default
+
+
+def small_space(valid: tuple[int, ...], worthwhile: tuple[int, ...]) -> Space:
+    return Space(
+        knobs={"a": (1, 2, 3)},
+        is_valid=lambda d: d["a"] in valid,
+        is_worthwhile=lambda d: d["a"] in worthwhile,
+        cost=lambda d: 0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("valid", "worthwhile", "points"),
+    [
+        ((1, 2, 3), (1, 2, 3), [1, 2, 3]),
+        ((2, 3), (1, 2, 3), [2, 3]),
+        ((2, 3), (3,), [3]),
+        ((2, 3), (1,), [2, 3]),  # nothing worthwhile: whatever is valid
+    ],
+)
+def test_points(valid: tuple[int, ...], worthwhile: tuple[int, ...], points: list[int]) -> None:
+    space = small_space(valid, worthwhile)
+    assert [point["a"] for point in space.points] == points
+    assert space.default == {"a": points[0]}  # the first of the cheapest
+    assert [a for a in range(5) if space.contains({"a": a})] == list(valid)
+
+
+def test_space_without_valid_points_says_so() -> None:
+    with pytest.raises(ValueError, match="no valid decisions among 3 combinations"):
+        _ = small_space((), (1,)).points
+
+
+@pytest.mark.parametrize(
+    ("w", "name", "reason"),
+    [
+        (make(8, 8, 9), "winograd:2", "kernel is 1x1"),
+        (make(8, 8, 9, kh=3, stride=2), "winograd:4", "stride is 2x2"),
+        (make(8, 8, 9, kh=3, stride=(1, 3)), "winograd:2", "stride is 1x3"),
+        (make(8, 8, 9, kh=3, dilation=(2, 1)), "winograd:2", "dilation is 2x1"),
+        (make(8, 8, 9, kh=3, groups=2), "winograd:2", "groups is 2"),
+        (make(8, 8, 9, kh=7), "winograd:4", "F(4, 7) has tiles of 10 > 8"),
+    ],
+)
+def test_inapplicable(w: ConvWorkload, name: str, reason: str) -> None:
+    message = ALGORITHMS[name].inapplicable(w)
+    assert message is not None and message.startswith(reason)
+    target = resolve("native", 1)
+    assert name not in [t.algorithm_name for t in tasks_of([w], target)]
+    assert [t.algorithm_name for t in tasks_of([w], target, algorithms=["direct"])] == ["direct"]
+
+
+# ---- ordinary arrays -----------------------------------------------------------------------------
+
+
+def unaligned(array: Array) -> Array:
+    """A copy that starts 4 bytes after a multiple of 64."""
+    raw = np.empty(array.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + 4
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    assert copy.ctypes.data % 64 == 4
+    return copy
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["direct", "winograd:2"])
+def test_unaligned_arrays(name: str, layout: str) -> None:
+    task = task_of(name, make(16, 16, 7, kh=3, padding=1), layout)
+    (data, weight, bias), reference = problem(task)
+    packed = unaligned(pack_weight(task, unaligned(weight)))
+    out = unaligned(np.full(reference.shape, np.nan, np.float32))
+    arrays = (unaligned(data), packed, unaligned(bias), out)
+    compiled(task, task.space.default)["main"](*map(tvm_ffi.from_dlpack, arrays))
+    assert is_right(task, out, reference)
+
+
+def test_accept_unaligned_asks_for_the_dtype_only() -> None:
+    func = task_of("direct", make(16, 16, 7), "NCHW").compute()
+    assert [int(p.ty.data_alignment) for p in func.params] == [4] * 4
+
+
+# ---- other machines ------------------------------------------------------------------------------
+
+MACHINE = {"avx512": 62, "aarch64": 183}  # e_machine of an ELF header
+
+
+@pytest.mark.parametrize("target", MACHINE)
+@pytest.mark.parametrize("name", ["direct", "winograd:2"])
+def test_objects_for_other_machines(name: str, target: str, tmp_path: Path) -> None:
+    task = task_of(name, make(17, 33, 7, kh=3, padding=1), "NCHW", target)
+    for decisions in (task.space.default, None):
+        path = tmp_path / "kernel.o"
+        codegen.write_object(compiled(task, decisions), path)
+        header = path.read_bytes()[:20]
+        assert header[:4] == b"\x7fELF"
+        assert int.from_bytes(header[18:20], "little") == MACHINE[target]
+
+
+@pytest.mark.parametrize(("target", "lanes"), [("aarch64", 4), ("avx2", 8), ("avx512", 16)])
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_are_packed_by_vectors(name: str, target: str, lanes: int) -> None:
+    task = task_of(name, make(32, 32, 7, kh=3, padding=1), "NCHW", target)
+    assert task.packed_shape()[-1] == lanes
