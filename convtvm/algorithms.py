@@ -12,11 +12,13 @@ from types import ModuleType
 
 from tvm import tirx
 
-from convtvm.compute import direct, winograd
+from convtvm.compute import direct, im2col, mec, winograd
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.workload import ConvWorkload
 from schedules.cpu import direct as cpu_direct
+from schedules.cpu import im2col as cpu_im2col
+from schedules.cpu import mec as cpu_mec
 from schedules.cpu import winograd as cpu_winograd
 
 
@@ -87,6 +89,33 @@ _TABLE = (
         template=cpu_direct,
         inapplicable=_always,
         compute=direct.conv2d,
+        pack=direct.pack_weight,
+        multiplications=lambda w: w.macs,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=direct.pack_weight,
+        multiplications=lambda w: w.macs,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_a,
+        pack=direct.pack_weight,
+        multiplications=lambda w: w.macs,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
         pack=direct.pack_weight,
         multiplications=lambda w: w.macs,
         tolerance=1e-5,

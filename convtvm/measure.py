@@ -56,7 +56,11 @@ class Zygote:
         base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=base))
         self._count = 0
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def _start(self) -> None:
         # numpy's BLAS would start threads, and forking is safe only without any.

@@ -60,7 +60,7 @@ WINOGRAD = {
 SHAPES = {
     "direct": DIRECT,
     "winograd:2": WINOGRAD,
-    "winograd:4": {shape: w for shape, w in WINOGRAD.items() if "channel" not in shape},
+    "winograd:4": {shape: w for shape, w in WINOGRAD.items() if shape != "oblong"},
 }
 CASES = {
     f"{name}-{shape}": (name, w) for name, shapes in SHAPES.items() for shape, w in shapes.items()
@@ -94,18 +94,16 @@ def is_right(task: Task, out: Array, reference: Array) -> bool:
 
 @any_case
 def test_answers(name: str, w: ConvWorkload) -> None:
-    """The default decisions in both layouts, and three others drawn from all that are valid."""
+    """The default decisions in one layout, three others drawn from all that are valid in both."""
     draw = random.Random(w.key)
-    packed = None
-    for layout, others in zip(LAYOUTS, (2, 1), strict=True):
-        task = task_of(name, w, layout)
-        (data, weight, bias), reference = problem(task)
-        packed = pack_weight(task, weight) if packed is None else packed
-        valid = all_valid(task.space)
-        drawn = draw.sample(valid, min(others, len(valid)))
-        for decisions in [task.space.default, *drawn]:
-            out = run_kernel(task, decisions, data, packed, bias)
-            assert is_right(task, out, reference), (layout, decisions)
+    layouts = draw.sample(LAYOUTS, 2)
+    tasks = [task_of(name, w, layouts[i % 2]) for i in range(4)]
+    packed = pack_weight(tasks[0], problem(tasks[0])[0][1])  # the same for both
+    for i, task in enumerate(tasks):
+        decisions = draw.choice(all_valid(task.space)) if i else task.space.default
+        (data, _, bias), reference = problem(task)
+        out = run_kernel(task, decisions, data, packed, bias)
+        assert is_right(task, out, reference), (task.layout, decisions)
 
 
 @any_case

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 import convtvm
+from convtvm.cli.benching import bench
 from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
@@ -45,7 +46,7 @@ def commands(ctx: click.Context) -> None:
         ctx.exit(MISUSE)
 
 
-for _command in (tune, compile_, run, log, info):
+for _command in (tune, compile_, run, bench, log, info):
     commands.add_command(_command)
 
 

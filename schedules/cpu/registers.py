@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from schedules.knobs import Decisions
+
 
 @dataclass(frozen=True)
 class CpuModel:
@@ -67,6 +69,55 @@ def vectorize_innermost(sch: Schedule, block: SBlockRV, unroll: int) -> list[Loo
     for loop in loops[-1 - unroll : -1]:
         sch.unroll(loop)
     return loops
+
+
+def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: int = 1) -> None:
+    """Schedule the products `partial` and `conv` such that a tile stays in registers.
+
+    A tile is tile_oh x tile_ow pixels by tile_oc vectors; `store` takes it from `conv` right after
+    the reduction. Loops over tiles: images, channels and rows are shared out among the threads.
+    """
+    conv, partial = sch.get_sblock("conv"), sch.get_sblock("partial")
+    block = oc_block(sch)
+
+    # Cut the output into register tiles; one thread owns the rows of a channel tile.
+    n, c, y, x, k = sch.get_loops(conv)
+    co, ci, cb = sch.split(c, [None, d["tile_oc"], block])
+    yo, yi = sch.split(y, [None, d["tile_oh"]])
+    xo, xi = sch.split(x, [None, d["tile_ow"]])
+    outer = (n, yo, co) if d["rows_outer"] else (n, co, yo)
+    sch.reorder(*outer, xo, k, yi, xi, ci, cb)
+    sch.parallel(sch.fuse(*outer))
+    # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
+    sch.annotate(xo, "pragma_loop_partition_hint", 1)
+    sch.vectorize(cb)
+    for loop in (yi, xi, ci):
+        sch.unroll(loop)
+
+    # The partial sum over a few channel blocks lives in the same tile, as does what follows.
+    sch.compute_at(partial, k, preserve_unit_loops=True)
+    sch.reverse_compute_at(store, xo, preserve_unit_loops=True)
+    sch.transform_layout(conv, ("write", 0), lambda n, c, y, x: [n, c // block, y, x, c % block])
+    sch.transform_layout(
+        partial, ("write", 0), lambda k, n, c, y, x: [k, n, c // block, y, x, c % block]
+    )
+
+    # Reduction outside, tile inside; the channel block is innermost in the packed weight.
+    _, _, c, y, x, io, ky, kx, ii = sch.get_loops(partial)[-9:]
+    ci, cb = sch.split(c, [None, block])
+    iio, iii = sch.split(ii, [None, unroll_ic])
+    tile = tile_order(d["tile_ow"] * d["tile_oh"], d["tile_oc"], [y, x], [ci])
+    sch.reorder(io, ky, kx, iio, iii, *tile, cb)
+    sch.vectorize(cb)
+    for loop in (iii, *tile):
+        sch.unroll(loop)
+    vectorize_innermost(sch, sch.decompose_reduction(partial, io), unroll=3)
+    vectorize_innermost(sch, sch.decompose_reduction(conv, k), unroll=3)
+
+
+def oc_block(sch: Schedule) -> int:
+    """Lanes of an output-channel vector: the last axis of the packed weight."""
+    return int(sch.mod["main"].params[1].shape[-1])
 
 
 def find_block(sch: Schedule, name: str) -> SBlockRV | None:

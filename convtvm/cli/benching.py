@@ -1,0 +1,145 @@
+"""`convtvm bench`: every algorithm of every layer beside other libraries, in one run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convtvm.cli.output import (
+    json_option,
+    labels,
+    layout_option,
+    ms,
+    print_json,
+    print_table,
+    significant,
+    target_options,
+    text_of,
+    warn,
+)
+from convtvm.sources import merge_duplicates, read_source
+
+if TYPE_CHECKING:
+    from convtvm.bench import BenchRow
+
+
+@click.command("bench")
+@click.argument("source")
+@target_options
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Tuning log to take the fastest decisions from; may be repeated.  "
+    "[default: none, every kernel untuned]",
+)
+@click.option(
+    "--peers", default="", help="Libraries to compare with: torch,onnxruntime,openvino or some."
+)
+@layout_option
+@click.option("--repeat", type=click.IntRange(min=3), default=25, help="Timed calls of each.")
+@json_option
+def bench(
+    source: str,
+    target: str,
+    threads: int | None,
+    logs: Sequence[Path],
+    peers: str,
+    layout: str,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """Time every algorithm of a SOURCE's convolutions, and other libraries beside them.
+
+    All contestants of a layer run in turn in this process, NCHW in and out, fp32, weights packed
+    beforehand; the figures are medians. A library with several memory formats counts by its fastest.
+    """
+    from convtvm.peers import select_peers
+
+    chosen = select_peers([name for name in peers.split(",") if name])
+    workloads = merge_duplicates(read_source(source))
+    from convtvm.bench import bench as run_bench
+    from convtvm.build import compile as build_library
+    from convtvm.peak import measure_peak
+    from convtvm.targets import resolve
+
+    resolved = resolve(target, threads)
+    # Before the first parallel kernel: the pool starts with this many threads.
+    os.environ["TVM_NUM_THREADS"] = str(resolved.threads)
+    lib = build_library(workloads, resolved, logs=list(logs), layout=layout, keep="all")
+    for problem in lib.problems:
+        warn(problem)
+    peak = measure_peak(resolved)
+    rows = list(run_bench(lib, chosen, repeat))
+    if as_json:
+        print_json(_document(rows, lib.target, lib.threads, peak))
+        return
+    title = f"{lib.target}, threads {lib.threads}, {layout}, peak {peak / 1e9:.0f} GFLOP/s"
+    _print(title, rows, peak)
+
+
+def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
+    label = labels([row.workload for row in rows])
+    peers = list(rows[0].peers) if rows else []
+    columns = ["workload", "chosen", ">ms", *(f">{p} ms" for p in peers), ">vs best", ">% peak"]
+    columns += [">workspace", ">error", "other algorithms, ms"]
+    lines = []
+    for row in rows:
+        ours = row.algorithms[row.chosen]
+        others = sorted(
+            (m.seconds, name) for name, m in row.algorithms.items() if name != row.chosen
+        )
+        lines.append(
+            [
+                label[row.workload],
+                row.chosen,
+                ms(ours.seconds),
+                *(ms(row.peers[p].seconds) for p in peers),
+                text_of(row.speedup, "{:.2f}x"),
+                f"{100 * row.workload.flops / ours.seconds / peak:.0f}",
+                text_of(ours.workspace_bytes),
+                f"{ours.max_error:.1e}",
+                ", ".join(f"{name} {ms(seconds)}" for seconds, name in others[:4]),
+            ]
+        )
+    print_table(title, columns, lines)
+    speedups = [row.speedup for row in rows if row.speedup]
+    if speedups:
+        worst = min(rows, key=lambda row: row.speedup or math.inf)
+        click.echo(
+            f"geomean {significant(geomean(speedups), 3)}x the best peer of each layer, worst "
+            f"{significant(min(speedups), 3)}x ({label[worst.workload]})"
+        )
+
+
+def geomean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _document(rows: Sequence[BenchRow], target: str, threads: int, peak: float) -> dict[str, Any]:
+    speedups = [row.speedup for row in rows if row.speedup]
+    return {
+        "target": target,
+        "threads": threads,
+        "peak_flops": peak,
+        "geomean": geomean(speedups) if speedups else None,
+        "worst": min(speedups, default=None),
+        "layers": [
+            {
+                "workload": row.workload.key,
+                "name": row.workload.name,
+                "chosen": row.chosen,
+                "speedup": row.speedup,
+                "algorithms": {name: vars(m) for name, m in row.algorithms.items()},
+                "peers": {name: vars(m) for name, m in row.peers.items()},
+            }
+            for row in rows
+        ],
+    }

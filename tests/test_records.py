@@ -1,0 +1,370 @@
+"""The tuning log: what is written is read back, and what is damaged is named and left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convtvm import records
+from convtvm.errors import LogError
+from convtvm.records import FORMAT, LogWriter, TuningRecord
+from convtvm.targets import resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
+
+
+@cache
+def task() -> Task:
+    return Task(WORKLOAD, "direct", resolve("avx2", 1))
+
+
+def record(secs: float | None = 1e-3, **changes: Any) -> TuningRecord:
+    """A trial of the task's default decisions that took `secs`, or failed."""
+    made = TuningRecord(
+        workload=WORKLOAD.key,
+        algorithm="direct",
+        target=task().target.name,
+        threads=1,
+        layout="NCHW",
+        device="a CPU",
+        decisions=task().space.default,
+        template=task().template_version,
+        run_secs=[] if secs is None else [secs],
+        error={"kind": "compile", "message": "no"} if secs is None else {},
+        max_error=None if secs is None else 1e-7,
+        workspace_bytes=4096,
+        versions={"convtvm": "0.1.0", "tvm": "0.27.0"},
+        time="2025-01-01T00:00:00+00:00",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def line(without: str = "", **changes: Any) -> str:
+    """The JSON line of a good record with changes, and without one of its fields."""
+    entry = json.loads(record().to_line()) | changes
+    entry.pop(without, None)
+    return json.dumps(entry)
+
+
+def written(path: Path, *lines: str | bytes, end: bytes = b"\n") -> Path:
+    raw = [part.encode("utf8") if isinstance(part, str) else part for part in lines]
+    path.write_bytes(b"\n".join(raw) + end)
+    return path
+
+
+def append(path: Path, *made: TuningRecord) -> None:
+    writer = LogWriter(path)
+    for one in made:
+        writer.append(one)
+    writer.close()
+
+
+# ---- round trip ----------------------------------------------------------------------------------
+
+ROUND_TRIP = {
+    "fast": record(1e-7),
+    "several samples": record(run_secs=[0.25, 1e-3, 3]),
+    "failure": record(None),
+    "failure with odd text": record(None, error={"kind": "crash", "message": 'a "b"\n\tc é 漢 \\'}),
+    "no facts": record(max_error=None, workspace_bytes=None, versions={}, time=""),
+    "no knobs": record(decisions={}),
+    "odd device": record(device="CPU™ (2nd) \x7f \u2028"),
+}
+
+
+@pytest.mark.parametrize("made", ROUND_TRIP.values(), ids=ROUND_TRIP.keys())
+def test_round_trip(tmp_path: Path, made: TuningRecord) -> None:
+    log = tmp_path / "x.jsonl"
+    append(log, made)
+    text = log.read_bytes()
+    assert text.count(b"\n") == 1 and text.endswith(b"\n")
+    assert records.load([log]) == ([made], [])
+    assert records.parse_line(made.to_line()) == made
+    assert json.loads(text)["format"] == FORMAT
+
+
+def test_no_infinity_in_a_log() -> None:
+    with pytest.raises(ValueError):
+        record(max_error=math.inf).to_line()
+
+
+def test_seconds_is_the_median() -> None:
+    assert record(run_secs=[5, 1, 3]).seconds == 3
+    assert record(run_secs=[1, 3]).seconds == 2
+    assert record(None).seconds == math.inf
+
+
+def test_identity_is_task_and_decisions() -> None:
+    one = record()
+    assert one.identity == record(None, device="another", time="").identity
+    assert record(decisions=dict(reversed(one.decisions.items()))).identity == one.identity
+    others = [
+        record(template=one.template + 1),
+        record(threads=2),
+        record(layout="NHWC"),
+        record(decisions={**one.decisions, "tile_ow": 99}),
+    ]
+    assert len({one.identity, *(other.identity for other in others)}) == 5
+
+
+def test_fields_of_later_versions_are_ignored() -> None:
+    assert records.parse_line(line(mood="good")) == record()
+
+
+def test_now_has_a_time_zone() -> None:
+    assert records.now().endswith("+00:00")
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+GOOD = line()
+DAMAGE: dict[str, tuple[str | bytes, str]] = {
+    "torn": (GOOD[: len(GOOD) // 2], "torn or damaged"),
+    "torn to one byte": ("{", "torn or damaged"),
+    "no JSON": ("hello", "torn or damaged"),
+    "two in one line": (GOOD + GOOD, "torn or damaged"),
+    "binary": (b"\x00\xff\xfe\x80garbage", "not text (binary garbage)"),
+    "zeros": (b"\0" * 64, "torn or damaged"),
+    "byte order mark": ("\ufeff" + GOOD, "torn or damaged"),
+    "deep": ("[" * 100_000, "torn or damaged"),
+    "list": ("[1, 2]", "expected a JSON object"),
+    "number": ("17", "expected a JSON object"),
+    "null": ("null", "expected a JSON object"),
+    "text": ('"text"', "expected a JSON object"),
+    "newer format": (line(format=FORMAT + 1), f"format {FORMAT + 1}, this version reads {FORMAT}"),
+    "newer format of another kind": ('{"format": "x2"}', "format 'x2', this version reads"),
+    "no format": (line(without="format"), "format None, this version reads"),
+    "empty object": ("{}", "format None"),
+    "field missing": (line(without="decisions"), "missing 1 required positional argument"),
+    "workload no text": (line(workload=3), "workload is not text"),
+    "target no text": (line(target=None), "target is not text"),
+    "layout no text": (line(layout=["NCHW"]), "layout is not text"),
+    "device no text": (line(device={}), "device is not text"),
+    "threads text": (line(threads="1"), "threads is not an integer"),
+    "threads real": (line(threads=1.0), "threads is not an integer"),
+    "threads truth": (line(threads=True), "threads is not an integer"),
+    "template null": (line(template=None), "template is not an integer"),
+    "decisions list": (line(decisions=[1]), "decisions do not map names to integers"),
+    "decisions text": (line(decisions={"tile_ow": "4"}), "decisions do not map"),
+    "decisions real": (line(decisions={"tile_ow": 4.0}), "decisions do not map"),
+    "decisions truth": (line(decisions={"tile_ow": True}), "decisions do not map"),
+    "run_secs number": (line(run_secs=1e-3), "run_secs is not a list of positive seconds"),
+    "run_secs text": (line(run_secs=["1"]), "run_secs is not a list"),
+    "run_secs zero": (line(run_secs=[0.0]), "run_secs is not a list of positive"),
+    "run_secs negative": (line(run_secs=[1e-3, -1e-3]), "run_secs is not a list of positive"),
+    "run_secs NaN": (line(run_secs=[math.nan]), "run_secs is not a list of positive"),
+    "run_secs infinite": (line(run_secs=[math.inf]), "run_secs is not a list of positive"),
+    "neither time nor error": (line(run_secs=[]), "expected either run_secs or error"),
+    "both": (line(error={"kind": "crash", "message": ""}), "expected either run_secs or error"),
+    "error text": (line(run_secs=[], error="it broke"), "error and versions are not objects"),
+    "versions list": (line(versions=[]), "error and versions are not objects"),
+    "max_error text": (line(max_error="small"), "max_error is not a positive number"),
+    "max_error negative": (line(max_error=-1e-9), "max_error is not a positive number"),
+    "max_error NaN": (line(max_error=math.nan), "max_error is not a positive number"),
+    "workspace text": (line(workspace_bytes="1 kB"), "workspace_bytes is not a count"),
+    "workspace negative": (line(workspace_bytes=-1), "workspace_bytes is not a count"),
+}
+
+
+@pytest.mark.parametrize(("bad", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_line_is_named_and_the_others_are_used(
+    tmp_path: Path, bad: str | bytes, reason: str
+) -> None:
+    first, last = record(1.0), record(2.0)
+    log = written(tmp_path / "x.jsonl", first.to_line(), bad, last.to_line())
+    found, (problem,) = records.load([log])
+    assert found == [first, last]
+    assert str(problem).startswith(f"{log}:2: ") and str(problem).endswith("; line skipped")
+    assert reason in problem.reason and "\n" not in str(problem)
+
+
+@pytest.mark.parametrize("separator", ["\n", "\n\n", "\r\n", "\n  \t\n"])
+def test_empty_lines_and_carriage_returns(tmp_path: Path, separator: str) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_bytes(separator.join([GOOD, GOOD, ""]).encode())
+    assert records.load([log]) == ([record()] * 2, [])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, len(GOOD) - 1, len(GOOD)])
+def test_appending_after_a_torn_line(tmp_path: Path, kept: int) -> None:
+    """Whatever part of its last line a killed writer left, the next record is on its own line."""
+    log = written(tmp_path / "x.jsonl", GOOD, GOOD[:kept], end=b"")
+    append(log, record(2.0), record(3.0))
+    found, problems = records.load([log])
+    whole = kept == len(GOOD)
+    assert found == [record()] * (1 + whole) + [record(2.0), record(3.0)]
+    assert [p.line for p in problems] == ([] if kept == 0 or whole else [2])
+
+
+def test_nothing_is_ever_rewritten(tmp_path: Path) -> None:
+    log = written(tmp_path / "x.jsonl", b"\xff\x00", "{", GOOD[:30], end=b"")
+    before = log.read_bytes()
+    append(log, record(2.0))
+    assert log.read_bytes().startswith(before)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match=r"cannot read log .*no\.jsonl: No such file"):
+        records.load([written(tmp_path / "x.jsonl", GOOD), tmp_path / "no.jsonl"])
+
+
+@pytest.mark.parametrize("path", [".", "folder/x.jsonl", "file/x.jsonl"])
+def test_unwritable_path(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LogError, match="cannot write log"):
+        LogWriter(tmp_path / path)
+    with pytest.raises(LogError, match="cannot read log"):
+        records.load([tmp_path / path])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.xfail(reason="the operating system's OSError comes through", strict=True)
+def test_full_disk() -> None:
+    writer = LogWriter("/dev/full")
+    with pytest.raises(LogError, match="No space left"):
+        writer.append(record())
+
+
+def test_new_file_is_created_in_place(tmp_path: Path) -> None:
+    LogWriter(tmp_path / "x.jsonl").close()
+    assert records.load([tmp_path / "x.jsonl"]) == ([], [])
+
+
+WRITER = """
+import dataclasses, sys
+from convtvm.records import LogWriter, parse_line
+path, name = sys.argv[1:]
+record = parse_line(sys.stdin.readline())
+writer = LogWriter(path)
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(500):
+    writer.append(dataclasses.replace(record, device=name * 300, time=str(i)))
+"""
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    log = written(tmp_path / "x.jsonl", GOOD[:50], end=b"")
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(log), name],
+            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    for text, answer in ((GOOD, "ready\n"), ("go", "")):
+        for writer in writers:
+            assert writer.stdin
+            writer.stdin.write(text + "\n")
+            writer.stdin.flush()
+        for writer in writers:
+            assert writer.stdout and writer.stdout.readline() == answer
+    assert [writer.wait() for writer in writers] == [0, 0]
+    found, problems = records.load([log])
+    assert [p.line for p in problems] == [1]
+    for name in "ab":
+        times = [r.time for r in found if r.device == name * 300]
+        assert times == [str(i) for i in range(500)]
+    assert len(found) == 1000
+
+
+# ---- choice --------------------------------------------------------------------------------------
+
+
+def test_best_whatever_the_order_of_the_files(tmp_path: Path) -> None:
+    fastest = record(run_secs=[1e-6, 2e-6, 9.0])
+    parts = [
+        [record(3e-6), record(None), record(run_secs=[1e-9, 1.0, 1.0])],
+        [fastest, record(4e-6)],
+        [record(None)],
+    ]
+    logs = [written(tmp_path / f"{i}", *(r.to_line() for r in p)) for i, p in enumerate(parts)]
+    for order in itertools.permutations(logs):
+        assert records.best(records.load(order)[0]) == fastest
+        merged = tmp_path / "merged.jsonl"
+        merged.write_bytes(b"".join(path.read_bytes() for path in order))
+        assert records.best(records.load([merged])[0]) == fastest
+
+
+def test_best_of_nothing() -> None:
+    assert records.best([]) is None
+    assert records.best([record(None), record(None)]) is None
+
+
+def foreign(**changes: Any) -> TuningRecord:
+    return record(1e-9, **changes)
+
+
+FOREIGN = {
+    "workload": foreign(workload=ConvWorkload.parse("mb1ic8ih7oc8oh7kh3ph1").key),
+    "algorithm": foreign(algorithm="winograd:2"),
+    "target": foreign(target=resolve("avx512", 1).name),
+    "threads": foreign(threads=2),
+    "layout": foreign(layout="NHWC"),
+    "older template": foreign(template=task().template_version - 1),
+    "newer template": foreign(template=task().template_version + 1),
+    "unknown knob": foreign(decisions={**task().space.default, "tile_zz": 1}),
+    "knob missing": foreign(decisions=dict(list(task().space.default.items())[1:])),
+    "value outside": foreign(decisions={**task().space.default, "tile_ow": 10_000}),
+    "combination outside": foreign(
+        decisions={name: max(values) for name, values in task().space.knobs.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("made", FOREIGN.values(), ids=FOREIGN.keys())
+def test_usable_leaves_out_what_is_foreign(made: TuningRecord) -> None:
+    own = [record(1.0), record(None), record(2.0, device="another CPU", versions={})]
+    assert records.usable([made, *own, made], task()) == own
+
+
+# ---- anything ------------------------------------------------------------------------------------
+
+
+def mutilated(text: bytes, draw: random.Random) -> bytes:
+    """`text` with a few bytes changed, left out or doubled."""
+    raw = bytearray(text)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(raw))
+        kind = draw.randrange(3)
+        if kind == 0:
+            raw[at] = draw.randrange(256)
+        elif kind == 1:
+            del raw[at : at + draw.randint(1, 20)]
+        else:
+            raw[at:at] = raw[at : at + 10]
+    return bytes(raw)
+
+
+def test_no_damage_breaks_the_reader(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    log = tmp_path / "x.jsonl"
+    good = "\n".join(r.to_line() for r in ROUND_TRIP.values()).encode() + b"\n"
+    for _ in range(300):
+        log.write_bytes(mutilated(good, draw))
+        found, problems = records.load([log])
+        assert len(found) + len(problems) >= len(ROUND_TRIP) - 4
+        assert all(isinstance(r.decisions, Mapping) for r in found)
+        records.usable(found, task())
+        records.best(found)
