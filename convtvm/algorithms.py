@@ -1,6 +1,7 @@
 """The one table of algorithms: name -> compute, weight packing, template, applicability, costs.
 
-A name is `family` or `family:variant`, as in `direct` and `winograd:4` for F(4x4, 3x3).
+A name is `family` or `family:variant`, as in `direct`, `mec:b` for MEC by Solution B and
+`winograd:4` for F(4x4, 3x3).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Algorithm:
     `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
     out); `pack(w, lanes)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
-    `multiplications(w)` counts those of the inner products, without transforms.
+    `multiplications(w)` counts those of the inner products, without transforms;
+    `workspace_bytes(w, cpu, decisions)` is what a kernel allocates while it runs.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Algorithm:
     compute: Callable[..., tirx.PrimFunc]
     pack: Callable[[ConvWorkload, int], tirx.PrimFunc]
     multiplications: Callable[[ConvWorkload], int]
+    workspace_bytes: Callable[[ConvWorkload, CpuModel, Decisions], int]
     tolerance: float
 
     @property
@@ -46,7 +49,46 @@ class Algorithm:
         return self.name.partition(":")[0]
 
 
+def allocated_bytes(*sizes: int) -> int:
+    """Bytes of those buffers that are workspace: the ones too large for the stack."""
+    return sum(size for size in sizes if size > STACK_BYTES)
+
+
 def _always(w: ConvWorkload) -> str | None:
+    return None
+
+
+def _direct_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+    """The padded copy of the data, as far as windows reach."""
+    rows, cols = stages.read_rows_cols(w)
+    if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
+        return 0
+    return allocated_bytes(4 * w.n * w.ic * rows * cols)
+
+
+def _im2col_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+    """The column matrix, kh*kw*ic x oh*ow for each image."""
+    return allocated_bytes(im2col.column_bytes(w))
+
+
+def _mec_a_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+    """L and, beside it, the output in the order h-n-w-c."""
+    return allocated_bytes(mec.lowered_bytes(w), w.out_bytes)
+
+
+def _mec_b_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+    """L, and nothing else."""
+    return allocated_bytes(mec.lowered_bytes(w))
+
+
+def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
+    if w.n == 1:
+        return "batch is 1, where Solution A does the same as Solution B (mec:b)"
+    if w.out_bytes > mec.lowered_bytes(w):
+        return (
+            f"the output has {w.out_bytes} bytes, L only {mec.lowered_bytes(w)}: Solution A needs "
+            "L to hold the output"
+        )
     return None
 
 
@@ -71,6 +113,27 @@ def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
     return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
 
 
+def _winograd_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions, m: int) -> int:
+    """The padded copy in whole vectors, and V and M of one panel for each thread."""
+    tiling, vector = winograd.Tiling.of(w, m), 4 * cpu.lanes
+    panel = d["panel_h"] * d["panel_w"]
+    high, wide = tiling.grid(w, d["panel_h"], d["panel_w"])
+    alpha_h, alpha_w, oc_chunks, ic_chunks = winograd.packed_weight_shape(w, m, cpu.lanes)[:4]
+    rows, cols = high * tiling.rows.m + w.kh - 1, wide * tiling.cols.m + w.kw - 1
+    tile = alpha_h * alpha_w * vector
+    shared, own = [w.n * ic_chunks * rows * cols * vector], []
+    tasks = w.n * high * wide // panel
+    if d["input_first"]:
+        shared.append(tile * ic_chunks * w.n * high * wide)
+        tasks *= oc_chunks // d["tile_oc"]
+    else:
+        own.append(tile * ic_chunks * panel)
+    own.append(tile * panel * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks))
+    # A parallel loop of one turn is no loop, hence no threads.
+    threads = cpu.threads if tasks > 1 else 1
+    return allocated_bytes(*shared) + threads * allocated_bytes(*own)
+
+
 def _winograd(m: int, tolerance: float) -> Algorithm:
     return Algorithm(
         name=f"winograd:{m}",
@@ -79,6 +142,7 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         compute=partial(winograd.conv2d, m=m),
         pack=lambda w, lanes: winograd.pack_weight(w, m, lanes),
         multiplications=partial(_winograd_multiplications, m=m),
+        workspace_bytes=partial(_winograd_workspace, m=m),
         tolerance=tolerance,
     )
 
@@ -91,6 +155,37 @@ _TABLE = (
         compute=direct.conv2d,
         pack=direct.pack_weight,
         multiplications=lambda w: w.macs,
+        workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=im2col.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_im2col_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_mec_a_inapplicable,
+        compute=mec.conv2d_a,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_a_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_b_workspace,
         tolerance=1e-5,
     ),
     Algorithm(
@@ -100,6 +195,37 @@ _TABLE = (
         compute=im2col.conv2d,
         pack=direct.pack_weight,
         multiplications=lambda w: w.macs,
+        workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=im2col.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_im2col_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_mec_a_inapplicable,
+        compute=mec.conv2d_a,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_a_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_b_workspace,
         tolerance=1e-5,
     ),
     Algorithm(
@@ -109,6 +235,37 @@ _TABLE = (
         compute=mec.conv2d_a,
         pack=direct.pack_weight,
         multiplications=lambda w: w.macs,
+        workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=im2col.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_im2col_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_mec_a_inapplicable,
+        compute=mec.conv2d_a,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_a_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_b_workspace,
         tolerance=1e-5,
     ),
     Algorithm(
@@ -118,6 +275,37 @@ _TABLE = (
         compute=mec.conv2d_b,
         pack=direct.pack_weight,
         multiplications=lambda w: w.macs,
+        workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=im2col.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_im2col_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_mec_a_inapplicable,
+        compute=mec.conv2d_a,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_a_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
+        pack=mec.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_mec_b_workspace,
         tolerance=1e-5,
     ),
     # Errors grow with the tile: each bound is about ten times what large layers show.

@@ -77,7 +77,8 @@ class Task:
 
     def pack(self) -> tirx.PrimFunc:
         """The scheduled function that packs a weight, (weight, packed)."""
-        func = codegen.accept_unaligned(self.algorithm.pack(self.workload, self.target.lanes))
+        packing = self.algorithm.pack(self.workload, self.target.lanes, self.layout)
+        func = codegen.accept_unaligned(packing)
         schedule_pack = getattr(self.algorithm.template, "schedule_pack", None)
         if schedule_pack is None:
             return func

@@ -1,16 +1,23 @@
-"""What several test files need: kernels compiled and run in this process."""
+"""What several test files need: kernels compiled and run in this process, and planted tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 from numpy.typing import NDArray
+from tvm import tirx
 
 from convtvm import codegen
+from convtvm.targets import CompileTarget
 from convtvm.task import Task
 
 Array = NDArray[Any]
@@ -44,3 +51,74 @@ def run_task(
 ) -> Array:
     """The output of one kernel, with the weight packed by the task's own function."""
     return run_kernel(task, decisions, data, pack_weight(task, weight), bias)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A task for the zygote whose schedule does `deed` first, in the process that builds it."""
+
+    deed: str
+    task: Task
+
+    @property
+    def target(self) -> CompileTarget:
+        return self.task.target
+
+    def pack(self) -> tirx.PrimFunc:
+        return self.task.pack()
+
+    def instantiate(self, decisions: Mapping[str, int]) -> tvm.IRModule:
+        _DEEDS[self.deed]()
+        return self.task.instantiate(decisions)
+
+
+def _print_garbage() -> None:
+    print("garbage" * 1000, flush=True)
+    os.write(1, b"\xff\x00 garbage on the file descriptor")
+
+
+def _raise_lines() -> None:
+    raise ValueError("\n  the first line\nthe second")
+
+
+def _use_all_memory() -> None:
+    blocks = [np.empty(1 << 30, np.uint8)]  # address space only, no page is touched
+    while True:
+        blocks.append(np.empty_like(blocks[0]))
+
+
+def _recurse() -> None:
+    _recurse()
+
+
+def _hang_deaf() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+
+
+def _leave_a_child() -> None:
+    if os.fork() == 0:
+        time.sleep(1000)
+
+
+_DEEDS: dict[str, Callable[[], object]] = {
+    "nothing": lambda: None,
+    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "abort": os.abort,
+    "hang": lambda: time.sleep(1000),
+    "hang deaf": _hang_deaf,
+    "raise": _raise_lines,
+    "raise silently": lambda: _throw(RuntimeError()),
+    "exit": lambda: os._exit(3),
+    "sys.exit": lambda: sys.exit(4),
+    "interrupt": lambda: _throw(KeyboardInterrupt()),
+    "print": _print_garbage,
+    "memory": _use_all_memory,
+    "recurse": _recurse,
+    "close all files": lambda: os.closerange(0, 256),
+    "leave a child": _leave_a_child,
+}
+
+
+def _throw(error: BaseException) -> None:
+    raise error

@@ -59,7 +59,8 @@ def bench(
     """Time every algorithm of a SOURCE's convolutions, and other libraries beside them.
 
     All contestants of a layer run in turn in this process, NCHW in and out, fp32, weights packed
-    beforehand; the figures are medians. A library with several memory formats counts by its fastest.
+    beforehand; the figures are medians. A library with several memory formats counts by its
+    fastest.
     """
     from convtvm.peers import select_peers
 

@@ -15,13 +15,17 @@ def store_tile(sch: Schedule, out: SBlockRV, block: int) -> None:
     NHWC stores whole vectors. NCHW has pixels innermost: the tile is transposed on its way out, by
     scalar moves that overlap with the next tile's arithmetic.
     """
-    loops = sch.get_loops(out)[-4:]
     if layout(sch) == "NHWC":
-        _, y, x, c = loops
-        chunk, lane = sch.split(c, [None, block])
-        sch.vectorize(lane)
-        for loop in (y, x, chunk):
-            sch.unroll(loop)
+        store_vectors(sch, out, block)
         return
-    for loop in loops[1:]:
+    for loop in sch.get_loops(out)[-3:]:
+        sch.unroll(loop)
+
+
+def store_vectors(sch: Schedule, store: SBlockRV, block: int) -> None:
+    """Schedule the innermost loops y, x, c of `store`, a tile whose channels lie together."""
+    y, x, c = sch.get_loops(store)[-3:]
+    chunk, lane = sch.split(c, [None, block])
+    sch.vectorize(lane)
+    for loop in (y, x, chunk):
         sch.unroll(loop)

@@ -1,14 +1,16 @@
-"""CPU template of im2col: the column matrix in an order that suits the product, then register
-tiles.
+"""CPU template of im2col: windows copied to a matrix that suits the product, then register tiles.
 
-The tile is that of `direct`; it reads the columns instead of the data, one row of pixels after
-another, without strides, dilations or padding.
+The tile is that of `direct`, but it reads the columns, one row of pixels after another and without
+stride, dilation or padding. What happens here to the block `columns` happens in the template of
+MEC to `mec_lower`, so that both share the space and the copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import SBlockRV
+from tvm.s_tir.schedule import LoopRV
 
 from schedules.cpu import epilogue
 from schedules.cpu.registers import (
@@ -27,6 +29,11 @@ from schedules.knobs import Decisions, Space
 VERSION = 1
 COMPUTE_KNOBS = ("tile_ic",)
 
+# Values of the knob `order`, how the copied windows lie in memory. A tile reads the same element of
+# neighbouring pixels: whole windows are often a multiple of 4 KB apart and evict each other from
+# the L1 cache, blocks of channels are neighbours. Pixels innermost is what NCHW copies fastest.
+WINDOWS, BLOCKS, PIXELS = 0, 1, 2
+
 # Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
 _MAX_TERMS = 768
 _MAX_UNROLLED_ROWS = 4
@@ -34,13 +41,15 @@ _MAX_UNROLLED_ROWS = 4
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
-    return tile_space(sch, cpu, orders=(0, 1, 2) if find_block(sch, "columns") else (0,))
+    copies = find_block(sch, "columns") is not None
+    return window_space(sch, cpu, (WINDOWS, BLOCKS, PIXELS) if copies else (WINDOWS,))
 
 
-def tile_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
+def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
+    """Knobs of a register tile over copied windows, which may lie in any of `orders`."""
     chunks_in, _, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
-    chunks_out = channels // oc_block(sch)
-    terms = kh * kw * ic_block
+    block, transposes = oc_block(sch), layout(sch) == "NHWC"
+    chunks_out, terms = channels // block, kh * kw * ic_block
     knobs = {
         "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= ow),
         "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
@@ -55,13 +64,15 @@ def tile_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
     }
 
     def is_valid(d: Decisions) -> bool:
-        return fits(d["tile_ow"] * d["tile_oh"], d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
+        pixels = d["tile_ow"] * d["tile_oh"]
+        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
 
     def is_worthwhile(d: Decisions) -> bool:
         return (
             d["tile_ow"] * d["tile_oh"] * d["tile_oc"] >= 4
             and waste(oh, d["tile_oh"]) <= 0.34
             and (waste(ow, d["tile_ow"]) <= 0.34 or d["tile_oh"] == 1)
+            and not (transposes and d["order"] == PIXELS)
         )
 
     def useless(d: Decisions) -> float:
@@ -70,10 +81,13 @@ def tile_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
     def cost(d: Decisions) -> float:
         tile = tile_cost(d["tile_ow"] * d["tile_oh"], d["tile_oc"], cpu)
         short = 1 + 4 / (d["tile_ic"] * terms)
+        # The windows are larger than the weight: better read them once than once a channel tile.
+        windows_again = 0.02 * (1 - d["rows_outer"])
         return (
             tile * useless(d) * short
             + 0.02 * (d["tile_oh"] - 1)
-            + 0.005 * (1 - d["rows_outer"])
+            + windows_again
+            + 0.05 * (d["order"] != BLOCKS)
         )
 
     def features(d: Decisions) -> dict[str, float]:
@@ -83,6 +97,7 @@ def tile_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
             "tile": tile_cost(pixels, d["tile_oc"], cpu),
             "useless": useless(d),
             "terms": d["tile_ic"] * terms,
+            "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
     return Space(knobs, is_valid, is_worthwhile, cost, features)
@@ -90,27 +105,41 @@ def tile_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     out, columns = sch.get_sblock("out"), find_block(sch, "columns")
-    ic_block = int(sch.mod["main"].params[1].shape[-2])
     if columns is not None:
-        b = ic_block
-        if d["order"]==1:
-            sch.transform_layout(columns, ("write", 0), lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, x, c % b])
-        if d["order"]==2:
-            sch.transform_layout(columns, ("write", 0), lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, c % b, x])
+        b = ic_block(sch)
+        to_order = {
+            BLOCKS: lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, x, c % b],
+            PIXELS: lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, c % b, x],
+        }
+        if d["order"] in to_order:
+            sch.transform_layout(columns, ("write", 0), to_order[d["order"]])
         n, y, x, ky, kx, c = sch.get_loops(columns)
-        lower(sch, [n, y], x, [ky, kx], c, b, d["order"])
+        copy_windows(sch, d["order"], rows=[n, y], kernel=[ky, kx], x=x, c=c)
     accumulate_in_tile(sch, out, d)
     epilogue.store_tile(sch, out, oc_block(sch))
 
 
-def lower(sch, outer, x, kernel, c, b, order):
-    co, ci = sch.split(c, [None, b])
-    if order == 0:
-        sch.reorder(*outer, x, *kernel, co, ci)
-    elif order == 1:
-        sch.reorder(*outer, co, *kernel, x, ci)
+def ic_block(sch: Schedule) -> int:
+    """Input channels that are neighbours in the packed weight."""
+    return int(sch.mod["main"].params[1].shape[-2])
+
+
+def copy_windows(
+    sch: Schedule,
+    order: int,
+    rows: Sequence[LoopRV],
+    kernel: Sequence[LoopRV],
+    x: LoopRV,
+    c: LoopRV,
+) -> None:
+    """Copy windows in the order in which they are stored, rows in parallel."""
+    co, ci = sch.split(c, [None, ic_block(sch)])
+    if order == WINDOWS:
+        sch.reorder(*rows, x, *kernel, co, ci)
+    elif order == BLOCKS:
+        sch.reorder(*rows, co, *kernel, x, ci)
     else:
-        sch.reorder(*outer, co, *kernel, ci, x)
-    if layout(sch)=="NHWC" and order < 2:
+        sch.reorder(*rows, co, *kernel, ci, x)
+    if layout(sch) == "NHWC" and order != PIXELS:
         sch.vectorize(ci)
-    sch.parallel(sch.fuse(*outer, *([co] if order else [])))
+    sch.parallel(sch.fuse(*rows))

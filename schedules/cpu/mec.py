@@ -1,36 +1,79 @@
-"""mec"""
+"""CPU template of MEC, Solutions A and B: rows lowered along the width, then register tiles.
+
+A register tile covers pixels of one or more output rows, whose windows overlap in L. Solution A
+counts the pixels of all images as one row, so that narrow images fill a tile; its result goes to
+the block `gemm`, which `out` repacks.
+"""
+
 from __future__ import annotations
+
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+
 from schedules.cpu import epilogue
-from schedules.cpu.im2col import lower, tile_space
-from schedules.cpu.registers import *
-from schedules.cpu.registers import oc_block, accumulate_in_tile, find_block, layout
+from schedules.cpu.im2col import (
+    BLOCKS,
+    PIXELS,
+    WINDOWS,
+    copy_windows,
+    ic_block,
+    window_space,
+)
+from schedules.cpu.registers import (
+    CpuModel,
+    accumulate_in_tile,
+    extents,
+    find_block,
+    layout,
+    oc_block,
+)
 from schedules.knobs import Decisions, Space
+
 VERSION = 1
 COMPUTE_KNOBS = ("tile_ic",)
+
+
 def space(sch: Schedule, cpu: CpuModel) -> Space:
-    return tile_space(sch, cpu, orders=(0, 1, 2))
+    """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
+    return window_space(sch, cpu, (WINDOWS, BLOCKS, PIXELS))
+
+
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
-    out, L, gemm = sch.get_sblock("out"), sch.get_sblock("mec_lower"), find_block(sch, "gemm")
-    b = int(sch.mod["main"].params[1].shape[-2])
-    ow = extents(sch, "mec_lower")[1]
-    if gemm is None:
-        f = {1: lambda n, x, r, kx, c: [n, r, c // b, kx, x, c % b], 2: lambda n, x, r, kx, c: [n, r, c // b, kx, c % b, x]}
-    else:
-        f = {0: lambda n, x, r, kx, c: [n*ow + x, r, kx, c],1: lambda n, x, r, kx, c: [r, c // b, kx, n*ow+x, c % b], 2: lambda n, x, r, kx, c: [r, c // b, kx, c % b, n*ow+x]}
-    if d["order"] in f:
-        sch.transform_layout(L, ("write", 0), f[d["order"]])
-    n, x, r, kx, c = sch.get_loops(L)
-    lower(sch, [n, r], x, [kx], c, b, d["order"])
+    out, gemm = sch.get_sblock("out"), find_block(sch, "gemm")
+    _lower(sch, d["order"], batch_in_row=gemm is not None)
     accumulate_in_tile(sch, out if gemm is None else gemm, d)
     if gemm is None:
         epilogue.store_tile(sch, out, oc_block(sch))
     else:
-        loops = sch.get_loops(gemm)[-4:]
-        _, y, x, c = loops
-        chunk, lane = sch.split(c, [None, oc_block(sch)])
-        sch.vectorize(lane)
-        for loop in (y, x, chunk):
-            sch.unroll(loop)
-        loops=sch.get_loops(out)
-        sch.parallel(sch.fuse(*loops[:2]))
+        epilogue.store_vectors(sch, gemm, oc_block(sch))
+        _repack(sch, out)
+
+
+def _lower(sch: Schedule, order: int, batch_in_row: bool) -> None:
+    """Order and copy L; with `batch_in_row` the pixels n*ow + x of all images are neighbours."""
+    lowered, b, ow = sch.get_sblock("mec_lower"), ic_block(sch), extents(sch, "mec_lower")[1]
+    if batch_in_row:
+        to_order = {
+            WINDOWS: lambda n, x, r, kx, c: [n * ow + x, r, kx, c],
+            BLOCKS: lambda n, x, r, kx, c: [r, c // b, kx, n * ow + x, c % b],
+            PIXELS: lambda n, x, r, kx, c: [r, c // b, kx, c % b, n * ow + x],
+        }
+    else:
+        to_order = {
+            WINDOWS: lambda n, x, r, kx, c: [n, x, r, kx, c],
+            BLOCKS: lambda n, x, r, kx, c: [n, r, c // b, kx, x, c % b],
+            PIXELS: lambda n, x, r, kx, c: [n, r, c // b, kx, c % b, x],
+        }
+    sch.transform_layout(lowered, ("write", 0), to_order[order])
+    n, x, r, kx, c = sch.get_loops(lowered)
+    copy_windows(sch, order, rows=[n, r], kernel=[kx], x=x, c=c)
+
+
+def _repack(sch: Schedule, out: SBlockRV) -> None:
+    """h-n-w-c to the interface layout, one row of one image at a time: it stays in the cache."""
+    if layout(sch) == "NHWC":
+        n, y, x, c = sch.get_loops(out)
+    else:
+        n, c, y, x = sch.get_loops(out)
+        sch.reorder(n, y, c, x)
+    sch.parallel(sch.fuse(n, y))

@@ -1,0 +1,105 @@
+"""Depthwise convolution: every output channel reads one input channel.
+
+    conv[n, c, y, x] = sum_{ky, kx} data_pad[n, c // multiplier, y*sh + ky*dh, x*sw + kx*dw]
+                                    * weight[c, ky, kx]
+
+There is no reduction over channels to vectorise beside, so vectors run along whatever is
+contiguous: pixels of a row in NCHW, channels in NHWC. That axis is padded to whole vectors inside
+the kernel.
+"""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from convtvm.compute import stages
+from convtvm.workload import ConvWorkload
+
+
+def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
+    """[oc, kh, kw] for NCHW; [kh, kw, oc rounded up to vectors] for NHWC."""
+    if layout == "NCHW":
+        return (w.oc, w.kh, w.kw)
+    return (w.kh, w.kw, stages.ceil_div(w.oc, lanes) * lanes)
+
+
+def pack_weight(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
+    """weight [oc, 1, kh, kw] -> `packed_weight_shape`, zero in the padded channels."""
+    weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
+    shape = packed_weight_shape(w, layout, lanes)
+    if layout == "NCHW":
+        packed = te.compute(shape, lambda c, ky, kx: weight[c, 0, ky, kx], name="pack")
+    else:
+        zero = tirx.const(0, w.dtype)
+        packed = te.compute(
+            shape,
+            lambda ky, kx, c: te.if_then_else(c < w.oc, weight[c, 0, ky, kx], zero),
+            name="pack",
+        )
+    return te.create_prim_func([weight, packed])
+
+
+def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
+    """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad, conv, out."""
+    data, bias = stages.placeholders(w, layout)
+    shape = packed_weight_shape(w, layout, lanes)
+    weight = te.placeholder(shape, w.dtype, name="weight")
+    build = _rows if layout == "NCHW" else _channels
+    conv = build(w, data, weight, lanes)
+    order = stages.LAYOUTS[layout]
+    out = stages.output(w, layout, lambda n, c, y, x: conv[order(n, c, y, x)], bias)
+    return stages.prim_func([data, weight, bias, out], layout)
+
+
+def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
+    """conv [n, oc, oh, ow rounded up], vectors of pixels.
+
+    data_pad [n, ic, rows, sw, cols] holds each row as its `sw` phases, so that the pixels of a
+    vector are neighbours for any stride.
+    """
+    rows, _ = stages.read_rows_cols(w)
+    wide = stages.ceil_div(w.ow, lanes) * lanes
+    cols = wide + (w.kw - 1) * w.dw // w.sw
+
+    def padded(n, c, y, phase, x):
+        row, col = y - w.ph, x * w.sw + phase - w.pw
+        inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw)
+        return te.if_then_else(inside, data[n, c, row, col], tirx.const(0, w.dtype))
+
+    pad = te.compute((w.n, w.ic, rows, w.sw, cols), padded, name="data_pad")
+    ky, kx = _kernel_axes(w)
+    multiplier = w.oc // w.ic
+
+    def element(n, c, y, x):
+        offset = kx * w.dw
+        pixel = pad[n, c // multiplier, y * w.sh + ky * w.dh, offset % w.sw, x + offset // w.sw]
+        return te.sum(pixel * weight[c, ky, kx], axis=[ky, kx])
+
+    return te.compute((w.n, w.oc, w.oh, wide), element, name="conv")
+
+
+def _channels(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
+    """conv [n, oh, ow, oc rounded up], vectors of channels."""
+    rows, cols = stages.read_rows_cols(w)
+    multiplier = w.oc // w.ic
+    channels = int(weight.shape[2])
+    deep = stages.ceil_div(channels, multiplier)
+
+    def padded(n, y, x, c):
+        row, col = y - w.ph, x - w.pw
+        inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw, c < w.ic)
+        return te.if_then_else(inside, data[n, row, col, c], tirx.const(0, w.dtype))
+
+    copied = deep > w.ic or w.ph or w.pw or rows > w.ih or cols > w.iw
+    source = te.compute((w.n, rows, cols, deep), padded, name="data_pad") if copied else data
+    ky, kx = _kernel_axes(w)
+
+    def element(n, y, x, c):
+        pixel = source[n, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw, c // multiplier]
+        return te.sum(pixel * weight[ky, kx, c], axis=[ky, kx])
+
+    return te.compute((w.n, w.oh, w.ow, channels), element, name="conv")
+
+
+def _kernel_axes(w: ConvWorkload) -> tuple:
+    return te.reduce_axis((0, w.kh), "ky"), te.reduce_axis((0, w.kw), "kx")

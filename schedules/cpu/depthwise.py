@@ -1,0 +1,99 @@
+"""CPU template of depthwise convolution: a few rows of a few vectors in registers, all taps in
+turn.
+
+There is little arithmetic for each byte, so what counts is that every input row is read once: the
+padded copy is made for one channel (NCHW) or one image (NHWC) at a time, and stays in cache.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+
+from schedules.cpu.registers import (
+    CpuModel,
+    extents,
+    find_block,
+    layout,
+    vectorize_innermost,
+    waste,
+)
+from schedules.knobs import Decisions, Space
+
+VERSION = 1
+COMPUTE_KNOBS: tuple[str, ...] = ()
+
+_TILE_W = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
+
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`; tile_w counts vectors along the row (NCHW) or pixels (NHWC)."""
+    if layout(sch) == "NCHW":
+        _, _, high, wide, kh, kw = extents(sch, "conv")
+        wide //= cpu.lanes
+    else:
+        _, high, wide, _, kh, kw = extents(sch, "conv")
+    knobs = {
+        "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= high),
+        "tile_w": tuple(t for t in _TILE_W if t <= wide),
+        # Unrolled taps share loads between rows, but large kernels become very long code.
+        "unroll_taps": (0, 1) if kh * kw <= 25 else (0,),
+    }
+
+    def is_valid(d: Decisions) -> bool:
+        return d["tile_h"] * d["tile_w"] + 2 <= cpu.registers
+
+    def is_worthwhile(d: Decisions) -> bool:
+        return waste(high, d["tile_h"]) <= 0.34 and waste(wide, d["tile_w"]) <= 0.34
+
+    def useless(d: Decisions) -> float:
+        return (1 + waste(high, d["tile_h"])) * (1 + waste(wide, d["tile_w"]))
+
+    def cost(d: Decisions) -> float:
+        # Rows of a tile share input rows; a tap needs a load for each vector and a broadcast.
+        reads = (d["tile_h"] + kh - 1) / d["tile_h"]
+        latency = max(1.0, 6 / (d["tile_h"] * d["tile_w"]))
+        return useless(d) * (0.3 * reads + latency) - 0.1 * d["unroll_taps"]
+
+    def features(d: Decisions) -> dict[str, float]:
+        return {"accumulators": d["tile_h"] * d["tile_w"], "useless": useless(d)}
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features)
+
+
+def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
+    conv, out = sch.get_sblock("conv"), sch.get_sblock("out")
+    rows_of_pixels = layout(sch) == "NCHW"
+    if rows_of_pixels:
+        n, c, y, x, ky, kx = sch.get_loops(conv)
+        x, lane = sch.split(x, [None, cpu.lanes])
+        outer = [n, c]
+    else:
+        n, y, x, c, ky, kx = sch.get_loops(conv)
+        c, lane = sch.split(c, [None, cpu.lanes])
+        outer = [n]
+    yo, yi = sch.split(y, [None, d["tile_h"]])
+    xo, xi = sch.split(x, [None, d["tile_w"]])
+    tail = [] if rows_of_pixels else [c]
+    sch.reorder(*outer, yo, xo, *tail, ky, kx, yi, xi, lane)
+    whole = sch.fuse(*outer) if rows_of_pixels else sch.fuse(*outer, yo)
+    sch.parallel(whole)
+    sch.annotate(xo, "pragma_loop_partition_hint", 1)
+    sch.vectorize(lane)
+    taps = (ky, kx) if d["unroll_taps"] else ()
+    for loop in (*taps, yi, xi):
+        sch.unroll(loop)
+
+    pad = find_block(sch, "data_pad")
+    if pad is not None and rows_of_pixels:
+        sch.compute_at(pad, whole, preserve_unit_loops=True)
+    elif pad is not None:
+        loops = sch.get_loops(pad)
+        sch.parallel(sch.fuse(*loops[:2]))
+        sch.vectorize(loops[-1])
+    sch.reverse_compute_at(out, xo if rows_of_pixels else c, preserve_unit_loops=True)
+    loops = sch.get_loops(out)[-4:]
+    _, lane = sch.split(loops[-1], [None, cpu.lanes])
+    sch.vectorize(lane)
+    for loop in loops[1:3]:
+        sch.unroll(loop)
+    vectorize_innermost(sch, sch.decompose_reduction(conv, ky), unroll=2)
