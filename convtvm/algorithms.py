@@ -13,7 +13,7 @@ from types import ModuleType
 
 from tvm import tirx
 
-from convtvm.compute import direct, im2col, mec, winograd
+from convtvm.compute import direct, im2col, mec, stages, winograd
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.workload import ConvWorkload
@@ -21,6 +21,11 @@ from schedules.cpu import direct as cpu_direct
 from schedules.cpu import im2col as cpu_im2col
 from schedules.cpu import mec as cpu_mec
 from schedules.cpu import winograd as cpu_winograd
+from schedules.cpu.registers import CpuModel
+from schedules.knobs import Decisions
+
+# A buffer of up to this many bytes lives on the stack of its thread and is no workspace.
+STACK_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Algorithm:
 
     `inapplicable(w)` gives the reason why the algorithm cannot compute `w`, or None if it can;
     `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
-    out); `pack(w, lanes)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
+    out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
     `multiplications(w)` counts those of the inner products, without transforms;
     `workspace_bytes(w, cpu, decisions)` is what a kernel allocates while it runs.
@@ -39,7 +44,7 @@ class Algorithm:
     template: ModuleType
     inapplicable: Callable[[ConvWorkload], str | None]
     compute: Callable[..., tirx.PrimFunc]
-    pack: Callable[[ConvWorkload, int], tirx.PrimFunc]
+    pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
     multiplications: Callable[[ConvWorkload], int]
     workspace_bytes: Callable[[ConvWorkload, CpuModel, Decisions], int]
     tolerance: float
@@ -56,6 +61,11 @@ def allocated_bytes(*sizes: int) -> int:
 
 def _always(w: ConvWorkload) -> str | None:
     return None
+
+
+def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
+    """The weight by vectors of output channels, the same for both layouts."""
+    return direct.pack_weight(w, lanes)
 
 
 def _direct_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
@@ -121,17 +131,20 @@ def _winograd_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions, m: int) ->
     alpha_h, alpha_w, oc_chunks, ic_chunks = winograd.packed_weight_shape(w, m, cpu.lanes)[:4]
     rows, cols = high * tiling.rows.m + w.kh - 1, wide * tiling.cols.m + w.kw - 1
     tile = alpha_h * alpha_w * vector
-    shared, own = [w.n * ic_chunks * rows * cols * vector], []
-    tasks = w.n * high * wide // panel
-    if d["input_first"]:
-        shared.append(tile * ic_chunks * w.n * high * wide)
-        tasks *= oc_chunks // d["tile_oc"]
-    else:
-        own.append(tile * ic_chunks * panel)
-    own.append(tile * panel * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks))
-    # A parallel loop of one turn is no loop, hence no threads.
-    threads = cpu.threads if tasks > 1 else 1
-    return allocated_bytes(*shared) + threads * allocated_bytes(*own)
+    pad = w.n * ic_chunks * rows * cols * vector
+    v = tile * ic_chunks * (w.n * high * wide if d["input_first"] else panel)
+    products = d["tile_oc"] if d["gemm_at_oc"] else oc_chunks
+    gemm = tile * products * stages.ceil_div(panel, d["tile_p"]) * d["tile_p"]
+
+    turns = w.n * high * wide // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
+    if turns > 1:
+        shared, own = ([pad, v], [gemm]) if d["input_first"] else ([pad], [v, gemm])
+        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own)
+    # A parallel loop of one turn is no loop. Then M takes the memory of the copy, which V has made
+    # useless, unless TVM finds their sizes too different.
+    if max(pad, gemm) <= 16 * min(pad, gemm):
+        return allocated_bytes(v, max(pad, gemm))
+    return allocated_bytes(pad, v, gemm)
 
 
 def _winograd(m: int, tolerance: float) -> Algorithm:
@@ -140,7 +153,7 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         template=cpu_winograd,
         inapplicable=partial(_winograd_inapplicable, m=m),
         compute=partial(winograd.conv2d, m=m),
-        pack=lambda w, lanes: winograd.pack_weight(w, m, lanes),
+        pack=lambda w, lanes, layout: winograd.pack_weight(w, m, lanes),
         multiplications=partial(_winograd_multiplications, m=m),
         workspace_bytes=partial(_winograd_workspace, m=m),
         tolerance=tolerance,
@@ -153,7 +166,7 @@ _TABLE = (
         template=cpu_direct,
         inapplicable=_always,
         compute=direct.conv2d,
-        pack=direct.pack_weight,
+        pack=_pack_vectors,
         multiplications=lambda w: w.macs,
         workspace_bytes=_direct_workspace,
         tolerance=1e-5,
@@ -163,7 +176,7 @@ _TABLE = (
         template=cpu_im2col,
         inapplicable=_always,
         compute=im2col.conv2d,
-        pack=im2col.pack_weight,
+        pack=_pack_vectors,
         multiplications=lambda w: w.macs,
         workspace_bytes=_im2col_workspace,
         tolerance=1e-5,
@@ -173,7 +186,7 @@ _TABLE = (
         template=cpu_mec,
         inapplicable=_mec_a_inapplicable,
         compute=mec.conv2d_a,
-        pack=mec.pack_weight,
+        pack=_pack_vectors,
         multiplications=lambda w: w.macs,
         workspace_bytes=_mec_a_workspace,
         tolerance=1e-5,
@@ -183,127 +196,7 @@ _TABLE = (
         template=cpu_mec,
         inapplicable=_always,
         compute=mec.conv2d_b,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_b_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="im2col",
-        template=cpu_im2col,
-        inapplicable=_always,
-        compute=im2col.conv2d,
-        pack=direct.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_direct_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="im2col",
-        template=cpu_im2col,
-        inapplicable=_always,
-        compute=im2col.conv2d,
-        pack=im2col.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_im2col_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:a",
-        template=cpu_mec,
-        inapplicable=_mec_a_inapplicable,
-        compute=mec.conv2d_a,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_a_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:b",
-        template=cpu_mec,
-        inapplicable=_always,
-        compute=mec.conv2d_b,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_b_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:a",
-        template=cpu_mec,
-        inapplicable=_always,
-        compute=mec.conv2d_a,
-        pack=direct.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_direct_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="im2col",
-        template=cpu_im2col,
-        inapplicable=_always,
-        compute=im2col.conv2d,
-        pack=im2col.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_im2col_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:a",
-        template=cpu_mec,
-        inapplicable=_mec_a_inapplicable,
-        compute=mec.conv2d_a,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_a_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:b",
-        template=cpu_mec,
-        inapplicable=_always,
-        compute=mec.conv2d_b,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_b_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:b",
-        template=cpu_mec,
-        inapplicable=_always,
-        compute=mec.conv2d_b,
-        pack=direct.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_direct_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="im2col",
-        template=cpu_im2col,
-        inapplicable=_always,
-        compute=im2col.conv2d,
-        pack=im2col.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_im2col_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:a",
-        template=cpu_mec,
-        inapplicable=_mec_a_inapplicable,
-        compute=mec.conv2d_a,
-        pack=mec.pack_weight,
-        multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_a_workspace,
-        tolerance=1e-5,
-    ),
-    Algorithm(
-        name="mec:b",
-        template=cpu_mec,
-        inapplicable=_always,
-        compute=mec.conv2d_b,
-        pack=mec.pack_weight,
+        pack=_pack_vectors,
         multiplications=lambda w: w.macs,
         workspace_bytes=_mec_b_workspace,
         tolerance=1e-5,

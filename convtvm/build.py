@@ -38,7 +38,7 @@ def compile(
     workloads: Sequence[ConvWorkload],
     target: str | CompileTarget = "native",
     threads: int | None = None,
-    logs: Iterable[str | Path] = (),
+    logs: Iterable[str | Path] | None = None,
     layout: str = "NCHW",
     keep: str = "pareto",
     algorithms: Sequence[str] | None = None,
@@ -46,7 +46,8 @@ def compile(
     """Compile every workload by its best recorded decisions, or the default ones where there are
     none.
 
-    `keep` says which candidates go in: `best` (the fastest), `pareto` (those that some limit on
+    `logs` are files of records; without any, those that came with convtvm are used, and with an
+    empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that some limit on
     workspace or error could make the choice) or `all`. Raises LogError if the logs hold records for
     other targets only, BuildError if a kernel does not compile.
     """
@@ -55,9 +56,10 @@ def compile(
     if not workloads:
         raise ConvtvmError("no workloads to compile")
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
-    log_paths = [Path(p) for p in logs]
+    log_paths = records.shipped_logs() if logs is None else [Path(p) for p in logs]
     history, problems = records.load(log_paths)
-    _check_targets(history, resolved, layout, log_paths)
+    if logs is not None:
+        _check_targets(history, resolved, layout, log_paths)
     distinct = {w: w.name for w in reversed(workloads)}
     ordered = [w for w in dict.fromkeys(workloads)]
     choices = [

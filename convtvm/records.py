@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,12 @@ def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]
             except ValueError as error:
                 problems.append(Problem(str(path), number, str(error)))
     return records, problems
+
+
+def shipped_logs() -> list[Path]:
+    """The tuning logs that came with convtvm."""
+    found = resources.files("tuning_logs")
+    return sorted(path for path in Path(str(found)).rglob("*.jsonl"))
 
 
 class LogWriter:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Tuning log to take the fastest decisions from; may be repeated.  "
-    "[default: none, every kernel untuned]",
+    "[default: the logs that came with convtvm]",
 )
 @click.option(
     "--peers", default="", help="Libraries to compare with: torch,onnxruntime,openvino or some."
@@ -74,7 +74,7 @@ def bench(
     resolved = resolve(target, threads)
     # Before the first parallel kernel: the pool starts with this many threads.
     os.environ["TVM_NUM_THREADS"] = str(resolved.threads)
-    lib = build_library(workloads, resolved, logs=list(logs), layout=layout, keep="all")
+    lib = build_library(workloads, resolved, logs=list(logs) or None, layout=layout, keep="all")
     for problem in lib.problems:
         warn(problem)
     peak = measure_peak(resolved)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Tuning log to take the fastest decisions from; may be repeated.  "
-    "[default: none, every kernel untuned]",
+    "[default: the logs that came with convtvm]",
 )
 @layout_option
 @click.option(
@@ -81,7 +81,7 @@ def compile_(
 
     started = time.monotonic()
     lib = build_library(
-        workloads, target=target, threads=threads, logs=list(logs), layout=layout, keep=keep
+        workloads, target=target, threads=threads, logs=list(logs) or None, layout=layout, keep=keep
     )
     lib.export(out)
     seconds = time.monotonic() - started

@@ -1,0 +1,58 @@
+"""Error of Winograd convolution against tile size, measured on the compiled kernels.
+
+    python scripts/winograd_error.py [--source SOURCE]
+
+Errors are relative to the largest output, against float64, on normally distributed data. The second
+column is what Barabasz et al. (arXiv 1803.10986) publish for one convolution with the best points.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+
+from rich.console import Console
+from rich.table import Table
+
+from convtvm.build import compile as compile_library
+from convtvm.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.sources import read_source
+
+PUBLISHED = {
+    "direct": 4.63e-8,
+    "winograd:2": 7.65e-8,
+    "winograd:3": 2.35e-7,
+    "winograd:4": 3.29e-7,
+    "winograd:6": 8.79e-7,
+}
+LAYERS = "mb1ic64ih56oc64oh56kh3ph1 mb1ic128ih28oc128oh28kh3ph1 mb1ic256ih14oc256oh14kh3ph1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--source", nargs="*", default=LAYERS.split(), help="workloads")
+    arguments = parser.parse_args()
+    workloads = [w for source in arguments.source for w in read_source(source)]
+    library = compile_library(
+        workloads, threads=1, logs=[], keep="all", algorithms=["direct", "winograd"]
+    )
+    errors: dict[str, list[float]] = defaultdict(list)
+    for w in workloads:
+        data, weight, bias = random_inputs(w, 0, "NCHW", "normal")
+        reference = conv2d_reference(w, data, weight, bias)
+        for candidate in library.candidates(w):
+            plan = library.plan(w, weight, bias, algorithm=candidate.algorithm)
+            errors[candidate.algorithm].append(relative_error(plan(data), reference))
+    table = Table(title="Largest error relative to the largest output")
+    table.add_column("algorithm")
+    table.add_column("published, one convolution", justify="right")
+    for w in workloads:
+        table.add_column(f"{w.ic}x{w.ih}² → {w.oc}", justify="right")
+    for name in sorted(errors):
+        published = f"{PUBLISHED[name]:.1e}" if name in PUBLISHED else "-"
+        table.add_row(name, published, *(f"{e:.1e}" for e in errors[name]))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
