@@ -126,20 +126,23 @@ def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
 def _winograd_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions, m: int) -> int:
     """The padded copy in whole vectors, and V and M of one panel for each thread."""
     tiling, vector = winograd.Tiling.of(w, m), 4 * cpu.lanes
-    panel = d["panel_h"] * d["panel_w"]
-    high, wide = tiling.grid(w, d["panel_h"], d["panel_w"])
+    grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
     alpha_h, alpha_w, oc_chunks, ic_chunks = winograd.packed_weight_shape(w, m, cpu.lanes)[:4]
-    rows, cols = high * tiling.rows.m + w.kh - 1, wide * tiling.cols.m + w.kw - 1
+    rows, cols = grid_h * tiling.rows.m + w.kh - 1, grid_w * tiling.cols.m + w.kw - 1
+    tiles, panel = w.n * grid_h * grid_w, d["panel_h"] * d["panel_w"]
+    rounded = min(stages.ceil_div(panel, d["tile_p"]) * d["tile_p"], tiles)
+
     tile = alpha_h * alpha_w * vector
     pad = w.n * ic_chunks * rows * cols * vector
-    v = tile * ic_chunks * (w.n * high * wide if d["input_first"] else panel)
-    products = d["tile_oc"] if d["gemm_at_oc"] else oc_chunks
-    gemm = tile * products * stages.ceil_div(panel, d["tile_p"]) * d["tile_p"]
+    v = tile * ic_chunks * (tiles if d["input_first"] else panel)
+    gemm = tile * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * rounded
+    # TVM cannot tell how far a ragged register tile reaches: it reserves room for all tiles.
+    registers = vector * d["tile_oc"] * (tiles + rounded - panel) if rounded > panel else 0
 
-    turns = w.n * high * wide // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
+    turns = tiles // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
     if turns > 1:
         shared, own = ([pad, v], [gemm]) if d["input_first"] else ([pad], [v, gemm])
-        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own)
+        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own, registers)
     # A parallel loop of one turn is no loop. Then M takes the memory of the copy, which V has made
     # useless, unless TVM finds their sizes too different.
     if max(pad, gemm) <= 16 * min(pad, gemm):

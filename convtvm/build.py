@@ -43,13 +43,12 @@ def compile(
     keep: str = "pareto",
     algorithms: Sequence[str] | None = None,
 ) -> KernelLibrary:
-    """Compile every workload by its best recorded decisions, or the default ones where there are
-    none.
+    """Compile every workload by its best recorded decisions, else by the default ones.
 
     `logs` are files of records; without any, those that came with convtvm are used, and with an
-    empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that some limit on
-    workspace or error could make the choice) or `all`. Raises LogError if the logs hold records for
-    other targets only, BuildError if a kernel does not compile.
+    empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that
+    some limit on workspace or error could make the choice) or `all`. Raises LogError if the logs
+    hold records for other targets only, BuildError if a kernel does not compile.
     """
     if keep not in KEEP:
         raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -164,17 +164,38 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         self.zygote, self.task, self.limits = zygote, task, limits
         self.outcomes: dict[str, Outcome] = {}
         self.pack = str(zygote.fresh_path("-pack.so"))
+        self._ready: dict[tuple[tuple[str, int], ...], str] = {}  # built ahead: decisions -> path
+
+    def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob]:
+        """What is left to build for candidates with these decisions; the packing function once."""
+        jobs = [] if self.pack in self.outcomes else [BuildJob(self.task, None, self.pack)]
+        for decisions in many:
+            path = str(self.zygote.fresh_path(".so"))
+            if self._ready.setdefault(_frozen(decisions), path) == path:
+                jobs.append(BuildJob(self.task, decisions, path))
+        return jobs
 
     def build(self, build_inputs: list[BuilderInput]) -> list[BuilderResult]:
-        jobs = [
-            BuildJob(self.task, decisions_of(i.mod), str(self.zygote.fresh_path(".so")))
-            for i in build_inputs
-        ]
-        packing = [] if self.pack in self.outcomes else [BuildJob(self.task, None, self.pack)]
-        every = [*packing, *jobs]
-        for index, outcome in self.zygote.call("build", every, self.limits):
-            self.outcomes[every[index].path] = outcome
-        return [_builder_result(job.path, self.outcomes[job.path]) for job in jobs]
+        many = [decisions_of(i.mod) for i in build_inputs]
+        jobs = self.jobs(many)
+        for index, outcome in self.zygote.call("build", jobs, self.limits):
+            self.outcomes[jobs[index].path] = outcome
+        paths = [self._ready.pop(_frozen(decisions)) for decisions in many]
+        return [_builder_result(path, self.outcomes[path]) for path in paths]
+
+
+def _frozen(decisions: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(decisions.items()))
+
+
+def build_ahead(benches: Sequence[tuple[Workbench, Mapping[str, int]]], zygote: Zygote) -> None:
+    """Build one candidate of many tasks together, so that all cores have work; measured later."""
+    owners = []
+    for bench, decisions in benches:
+        owners += [(bench.builder, job) for job in bench.builder.jobs([decisions])]
+    for index, outcome in zygote.call("build", [job for _, job in owners], build_limits()):
+        builder, job = owners[index]
+        builder.outcomes[job.path] = outcome
 
 
 def _builder_result(path: str, outcome: Outcome) -> BuilderResult:
@@ -220,15 +241,18 @@ class ZygoteRunner(PyRunner):  # type: ignore[misc]
         return [_Measurement(self, stream, job.path) for job in jobs]
 
 
+def build_limits() -> Limits:
+    return Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
+
+
 class Workbench:
     """Builder and runner of one task, with the arrays that its candidates are checked on."""
 
     def __init__(self, task: Task, zygote: Zygote) -> None:
         self.task = task
         inputs = write_problem(task.workload, task.layout, zygote)
-        build = Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
         run = Limits(threads=task.target.threads, timeout=RUN_SECONDS)
-        self.builder = ZygoteBuilder(zygote, task, build)
+        self.builder = ZygoteBuilder(zygote, task, build_limits())
         self.runner = ZygoteRunner(zygote, task, self.builder.pack, str(inputs), run)
 
     def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:

@@ -12,6 +12,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -270,16 +271,24 @@ class TaskSearch:
         if old:
             speed.learn(task, [(r.decisions, r.seconds) for r in old])
         self._cost_model = KnobCostModel(task, speed)
-        self._bench: Workbench | None = None
         self._context: Any = None
 
     def _point(self, decisions: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(decisions[name] for name in self.task.space.knobs)
 
+    @cached_property
+    def bench(self) -> Workbench:
+        """Builder and runner, opened when first needed."""
+        return Workbench(self.task, self.zygote)
+
+    @property
+    def lacks_default(self) -> bool:
+        """Whether the default decisions were never measured."""
+        return self._point(self.task.space.default) not in self.known
+
     def batch(self, count: int) -> Iterator[tuple[dict[str, int], Trial]]:
         """Measure up to `count` new candidates, each yielded when finished; nothing when
         exhausted."""
-        self._bench = self._bench or Workbench(self.task, self.zygote)
         space, default = self.task.space, self.task.space.default
         if self._context is None:
             known = {*self.known, self._point(default)}
@@ -291,7 +300,7 @@ class TaskSearch:
                 database=ms.database.MemoryDatabase(),
                 cost_model=self._cost_model,
             )
-        if self._point(default) not in self.known:
+        if self.lacks_default:
             proposed = [candidate(space, default)]
         else:
             proposed = list(self._context.generate_measure_candidates() or ())[:count]
@@ -301,9 +310,8 @@ class TaskSearch:
         return self._point(decisions_of(proposed.sch.mod))
 
     def _measure(self, fresh: list[MeasureCandidate]) -> Iterator[tuple[dict[str, int], Trial]]:
-        assert self._bench is not None
         results = []
-        for measured, (result, trial) in zip(fresh, self._bench.measure(fresh), strict=True):
+        for measured, (result, trial) in zip(fresh, self.bench.measure(fresh), strict=True):
             decisions = decisions_of(measured.sch.mod)
             self.known[self._point(decisions)] = trial.seconds
             results.append(result)

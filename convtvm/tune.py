@@ -16,7 +16,7 @@ from typing import Any
 from convtvm import __version__, records
 from convtvm.cpu import device_name
 from convtvm.errors import ConvtvmError
-from convtvm.measure import Trial, Zygote
+from convtvm.measure import Trial, Zygote, build_ahead
 from convtvm.records import LogWriter, TuningRecord
 from convtvm.search import SpeedModel, TaskSearch
 from convtvm.targets import CompileTarget, resolve
@@ -144,6 +144,7 @@ class _Session:
         listener: Listener | None,
     ) -> None:
         self.summary, self.writer, self.listener = summary, writer, listener
+        self.zygote = zygote
         self.device = device_name()
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
         models: dict[str, SpeedModel] = {}
@@ -160,6 +161,7 @@ class _Session:
     def run(self, deadline: float) -> None:
         """A batch of every task in turn, so that an early end leaves none untouched."""
         active = list(zip(self.summary.tasks, self.searches, strict=True))
+        self._build_defaults(deadline)
         while active:
             for pair in self._contenders(active):
                 progress, search = pair
@@ -173,6 +175,13 @@ class _Session:
                     self._record(progress, decisions, trial)
                 if not tried:
                     active.remove(pair)
+
+    def _build_defaults(self, deadline: float) -> None:
+        """Build the default candidates of all tasks together, some at a time."""
+        waiting = [s for s in self.searches if s.lacks_default]
+        while waiting and time.monotonic() < deadline:
+            some, waiting = waiting[:_BATCH], waiting[_BATCH:]
+            build_ahead([(s.bench, s.task.space.default) for s in some], self.zygote)
 
     def _contenders(self, active: list[_Pair]) -> list[_Pair]:
         """Those that may still win their workload; the hopeless wait until these are finished."""

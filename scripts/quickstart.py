@@ -134,6 +134,8 @@ def show(rows: list[dict], peak: float) -> None:
             f"{row['max_error']:.0e}",
         )
     console = Console()
+    if not console.is_terminal:
+        console.width = 110
     console.print(table)
     console.print(
         "GFLOP/s counts the operations of direct convolution, so Winograd may exceed the peak."
