@@ -6,6 +6,7 @@ A name is `family` or `family:variant`, as in `direct`, `mec:b` for MEC by Solut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,11 @@ from types import ModuleType
 
 from tvm import tirx
 
-from convtvm.compute import direct, im2col, mec, stages, winograd
+from convtvm.compute import depthwise, direct, im2col, mec, stages, winograd
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.workload import ConvWorkload
+from schedules.cpu import depthwise as cpu_depthwise
 from schedules.cpu import direct as cpu_direct
 from schedules.cpu import im2col as cpu_im2col
 from schedules.cpu import mec as cpu_mec
@@ -37,7 +39,7 @@ class Algorithm:
     out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
     `multiplications(w)` counts those of the inner products, without transforms;
-    `workspace_bytes(w, cpu, decisions)` is what a kernel allocates while it runs.
+    `workspace_bytes(w, layout, cpu, decisions)` is what a kernel allocates while it runs.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Algorithm:
     compute: Callable[..., tirx.PrimFunc]
     pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
     multiplications: Callable[[ConvWorkload], int]
-    workspace_bytes: Callable[[ConvWorkload, CpuModel, Decisions], int]
+    workspace_bytes: Callable[[ConvWorkload, str, CpuModel, Decisions], int]
     tolerance: float
 
     @property
@@ -68,7 +70,7 @@ def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     return direct.pack_weight(w, lanes)
 
 
-def _direct_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
     """The padded copy of the data, as far as windows reach."""
     rows, cols = stages.read_rows_cols(w)
     if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
@@ -76,17 +78,32 @@ def _direct_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
     return allocated_bytes(4 * w.n * w.ic * rows * cols)
 
 
-def _im2col_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The padded copy: of one channel for each thread (NCHW), or of all images (NHWC)."""
+    shape = depthwise.padded_shape(w, layout, cpu.lanes)
+    if layout == "NHWC":
+        return allocated_bytes(4 * math.prod(shape))
+    alone = w.n * w.oc == 1  # a parallel loop of one turn is no loop
+    return (1 if alone else cpu.threads) * allocated_bytes(4 * math.prod(shape[2:]))
+
+
+def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
+    if not w.is_depthwise:
+        return f"groups is {w.groups} of {w.ic} channels, depthwise needs one group per channel"
+    return None
+
+
+def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
     """The column matrix, kh*kw*ic x oh*ow for each image."""
     return allocated_bytes(im2col.column_bytes(w))
 
 
-def _mec_a_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+def _mec_a_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
     """L and, beside it, the output in the order h-n-w-c."""
     return allocated_bytes(mec.lowered_bytes(w), w.out_bytes)
 
 
-def _mec_b_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions) -> int:
+def _mec_b_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
     """L, and nothing else."""
     return allocated_bytes(mec.lowered_bytes(w))
 
@@ -123,7 +140,7 @@ def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
     return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
 
 
-def _winograd_workspace(w: ConvWorkload, cpu: CpuModel, d: Decisions, m: int) -> int:
+def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions, m: int) -> int:
     """The padded copy in whole vectors, and V and M of one panel for each thread."""
     tiling, vector = winograd.Tiling.of(w, m), 4 * cpu.lanes
     grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
@@ -172,6 +189,16 @@ _TABLE = (
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
         workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="direct:depthwise",
+        template=cpu_depthwise,
+        inapplicable=_depthwise_inapplicable,
+        compute=depthwise.conv2d,
+        pack=depthwise.pack_weight,
+        multiplications=lambda w: w.macs,
+        workspace_bytes=_depthwise_workspace,
         tolerance=1e-5,
     ),
     Algorithm(

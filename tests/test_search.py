@@ -101,6 +101,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
 
     monkeypatch.setattr(search, "Workbench", Bench)
     monkeypatch.setattr("convtvm.tune.Zygote", contextlib.nullcontext)
+    monkeypatch.setattr("convtvm.tune.build_ahead", lambda benches, zygote: None)
     return Bench
 
 

@@ -126,12 +126,12 @@ def test_time_limit_stops_between_batches(tmp_path: Path, monkeypatch: pytest.Mo
 TUNE = """
 import sys
 sys.modules["torch"] = None  # tvm_ffi would import it
-from convtvm import tune as tuner
+from convtvm.tune import tune
 from convtvm.workload import ConvWorkload
-tuner._BATCH = 4  # so that the first records come soon
+sys.modules["convtvm.tune"]._BATCH = 4  # so that the first records come soon
 print("started", flush=True)
 workload = ConvWorkload.parse(sys.argv[1])
-summary = tuner.tune([workload], threads=1, trials=1000, log=sys.argv[2], algorithms=["direct"])
+summary = tune([workload], threads=1, trials=1000, log=sys.argv[2], algorithms=["direct"])
 print(summary.stopped, summary.measured, flush=True)
 """
 
@@ -166,6 +166,7 @@ class Tuning:
 
     @property
     def lines(self) -> int:
+        assert self.process.poll() is None, "tuning ended by itself"
         return self.log.read_bytes().count(b"\n") if self.log.exists() else 0
 
     def stop(self, number: int) -> tuple[int, str, str]:

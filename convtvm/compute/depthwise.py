@@ -23,6 +23,19 @@ def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, 
     return (w.kh, w.kw, stages.ceil_div(w.oc, lanes) * lanes)
 
 
+def padded_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
+    """Shape of the padded copy: [n, ic, rows, sw, cols] for NCHW, which is always made, and
+    [n, rows, cols, channels] for NHWC; (0,) where the data itself is read."""
+    rows, cols = stages.read_rows_cols(w)
+    if layout == "NCHW":
+        wide = stages.ceil_div(w.ow, lanes) * lanes
+        return (w.n, w.ic, rows, w.sw, wide + (w.kw - 1) * w.dw // w.sw)
+    channels = packed_weight_shape(w, layout, lanes)[2]
+    deep = stages.ceil_div(channels, w.oc // w.ic)
+    copied = deep > w.ic or w.ph or w.pw or rows > w.ih or cols > w.iw
+    return (w.n, rows, cols, deep) if copied else (0,)
+
+
 def pack_weight(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     """weight [oc, 1, kh, kw] -> `packed_weight_shape`, zero in the padded channels."""
     weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
@@ -57,16 +70,14 @@ def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te
     data_pad [n, ic, rows, sw, cols] holds each row as its `sw` phases, so that the pixels of a
     vector are neighbours for any stride.
     """
-    rows, _ = stages.read_rows_cols(w)
-    wide = stages.ceil_div(w.ow, lanes) * lanes
-    cols = wide + (w.kw - 1) * w.dw // w.sw
 
     def padded(n, c, y, phase, x):
         row, col = y - w.ph, x * w.sw + phase - w.pw
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw)
         return te.if_then_else(inside, data[n, c, row, col], tirx.const(0, w.dtype))
 
-    pad = te.compute((w.n, w.ic, rows, w.sw, cols), padded, name="data_pad")
+    shape = padded_shape(w, "NCHW", lanes)
+    pad = te.compute(shape, padded, name="data_pad")
     ky, kx = _kernel_axes(w)
     multiplier = w.oc // w.ic
 
@@ -75,23 +86,22 @@ def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te
         pixel = pad[n, c // multiplier, y * w.sh + ky * w.dh, offset % w.sw, x + offset // w.sw]
         return te.sum(pixel * weight[c, ky, kx], axis=[ky, kx])
 
+    wide = stages.ceil_div(w.ow, lanes) * lanes
     return te.compute((w.n, w.oc, w.oh, wide), element, name="conv")
 
 
 def _channels(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
     """conv [n, oh, ow, oc rounded up], vectors of channels."""
-    rows, cols = stages.read_rows_cols(w)
     multiplier = w.oc // w.ic
     channels = int(weight.shape[2])
-    deep = stages.ceil_div(channels, multiplier)
+    shape = padded_shape(w, "NHWC", lanes)
 
     def padded(n, y, x, c):
         row, col = y - w.ph, x - w.pw
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw, c < w.ic)
         return te.if_then_else(inside, data[n, row, col, c], tirx.const(0, w.dtype))
 
-    copied = deep > w.ic or w.ph or w.pw or rows > w.ih or cols > w.iw
-    source = te.compute((w.n, rows, cols, deep), padded, name="data_pad") if copied else data
+    source = te.compute(shape, padded, name="data_pad") if len(shape) == 4 else data
     ky, kx = _kernel_axes(w)
 
     def element(n, y, x, c):
