@@ -147,19 +147,16 @@ def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decision
     alpha_h, alpha_w, oc_chunks, ic_chunks = winograd.packed_weight_shape(w, m, cpu.lanes)[:4]
     rows, cols = grid_h * tiling.rows.m + w.kh - 1, grid_w * tiling.cols.m + w.kw - 1
     tiles, panel = w.n * grid_h * grid_w, d["panel_h"] * d["panel_w"]
-    rounded = min(stages.ceil_div(panel, d["tile_p"]) * d["tile_p"], tiles)
 
     tile = alpha_h * alpha_w * vector
     pad = w.n * ic_chunks * rows * cols * vector
     v = tile * ic_chunks * (tiles if d["input_first"] else panel)
-    gemm = tile * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * rounded
-    # TVM cannot tell how far a ragged register tile reaches: it reserves room for all tiles.
-    registers = vector * d["tile_oc"] * (tiles + rounded - panel) if rounded > panel else 0
+    gemm = tile * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
 
     turns = tiles // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
     if turns > 1:
         shared, own = ([pad, v], [gemm]) if d["input_first"] else ([pad], [v, gemm])
-        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own, registers)
+        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own)
     # A parallel loop of one turn is no loop. Then M takes the memory of the copy, which V has made
     # useless, unless TVM finds their sizes too different.
     if max(pad, gemm) <= 16 * min(pad, gemm):

@@ -135,6 +135,9 @@ WORKSPACES = {
     "stride 2, groups": make(6, 8, 30, kh=3, stride=2, groups=2, n=2),
     "all of it on the stack": make(8, 8, 4, kh=3, padding=1),
     "column": make(32, 32, 20, 12, 3, 1),
+    "depthwise": make(24, 24, 60, kh=3, groups=24, padding=1),
+    "depthwise, stride 2, multiplier 2": make(5, 10, 120, kh=5, groups=5, stride=2, n=2),
+    "depthwise, vectors of channels as they are": make(16, 16, 30, kh=3, groups=16),
 }
 
 

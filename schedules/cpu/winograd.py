@@ -57,7 +57,9 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         panel = d["panel_h"] * d["panel_w"]
         return (
             fits(d["tile_p"], d["tile_oc"], cpu)
-            and d["tile_p"] <= panel <= _MAX_PANEL
+            and panel <= _MAX_PANEL
+            # TVM cannot bound a ragged tile: it would live in memory instead of registers.
+            and panel % d["tile_p"] == 0
             # Tiles are numbered row by row: a panel must be one run of numbers.
             and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
             and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
@@ -69,7 +71,6 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             d["tile_p"] * d["tile_oc"] >= 4
             and panel >= smallest_panel
             and rounding(d) <= _MAX_ROUNDING
-            and waste(panel, d["tile_p"]) <= 0.2
         )
 
     def footprint(d: Decisions) -> float:
@@ -80,7 +81,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
     def cost(d: Decisions) -> float:
         panel = d["panel_h"] * d["panel_w"]
-        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu) * (1 + waste(panel, d["tile_p"]))
+        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu)
         # Every panel streams the whole packed weight, and spills when it outgrows the cache.
         weight = 0.5 * 8 / panel
         cache = max(0.0, footprint(d) / cpu.l2_bytes - 0.6)
@@ -92,7 +93,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "panel": panel,
             "accumulators": d["tile_p"] * d["tile_oc"],
             "tile": tile_cost(d["tile_p"], d["tile_oc"], cpu),
-            "useless": (1 + waste(panel, d["tile_p"])) * (1 + rounding(d)),
+            "useless": 1 + rounding(d),
             "footprint": footprint(d),
         }
 
@@ -179,7 +180,6 @@ def _multiply(sch: Schedule, d: Decisions) -> None:
     sch.reorder(e, f, co, po, io, ii, *tile, cb)
     write = sch.cache_write(gemm, 0, "global")
     sch.reverse_compute_at(write, po, preserve_unit_loops=True)
-    sch.annotate(po, "pragma_loop_partition_hint", 1)
     sch.vectorize(cb)
     for loop in tile:
         sch.unroll(loop)
