@@ -62,39 +62,35 @@ def bench(
     for w in library.workloads:
         data, weight, bias = random_inputs(w, seed=0, layout=library.layout)
         reference = conv2d_reference(w, data, weight, bias, library.layout)
-        runs: dict[tuple[str, int], Run] = {}
+        runs: dict[str, Run] = {}
         workspace: dict[str, int] = {}
         for candidate in library.candidates(w):
             plan = library.plan(w, weight, bias, algorithm=candidate.algorithm)
             out = np.empty(w.out_shape(library.layout), np.float32)
-            runs[(candidate.algorithm, -1)] = _bound(plan, data, out)
+            runs[candidate.algorithm] = _bound(plan, data, out)
             workspace[candidate.algorithm] = candidate.workspace_bytes
-        for name, peer in peers.items():
-            settings = peer(w, data, weight, bias, library.threads)
-            runs.update({(name, i): run for i, run in enumerate(settings)})
-        errors = {key: relative_error(np.asarray(run()), reference) for key, run in runs.items()}
+        for peer in peers.values():
+            runs.update(peer(w, data, weight, bias, library.threads))
+        errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
         seconds = _interleave(runs, repeat)
-        ours = {
-            name: Measured(seconds[name, i], errors[name, i], workspace[name])
-            for name, i in runs
-            if i < 0
+        measured = {
+            name: Measured(seconds[name], errors[name], workspace.get(name)) for name in runs
         }
-        theirs: dict[str, Measured] = {}
-        for name, i in runs:
-            if i >= 0 and (name not in theirs or seconds[name, i] < theirs[name].seconds):
-                theirs[name] = Measured(seconds[name, i], errors[name, i])
-        yield BenchRow(w, library.candidates(w)[0].algorithm, ours, theirs)
+        yield BenchRow(
+            workload=w,
+            chosen=library.candidates(w)[0].algorithm,
+            algorithms={name: m for name, m in measured.items() if name in workspace},
+            peers={name: m for name, m in measured.items() if name not in workspace},
+        )
 
 
 def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
     return lambda: plan(data, out=out)
 
 
-def _interleave(
-    runs: Mapping[tuple[str, int], Callable[[], Any]], repeat: int
-) -> dict[tuple[str, int], float]:
+def _interleave(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
     """Median seconds of each, one call of each in turn; two calls in a row, the second counts."""
-    samples: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    samples: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(repeat):
         for key, run in runs.items():
             run()  # brings its own weights and code back into the caches

@@ -112,7 +112,9 @@ def _stale(history: Sequence[TuningRecord], choices: Sequence[_Choice]) -> list[
 
 def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
     """The linked image and its kernels, best first within each workload."""
-    wanted = _fastest(choices) if keep == "best" else list(choices)
+    wanted = list(choices)
+    if keep != "all":
+        wanted = _fastest(choices) if keep == "best" else _undominated(choices)
     with Zygote() as zygote:
         kernels, jobs = [], []
         packs: dict[tuple[object, ...], str] = {}
@@ -133,11 +135,8 @@ def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
             _kernel(choice, function, pack, workspaces[function])
             for choice, function, pack in kernels
         ]
-        if keep == "pareto":
-            finished = [k for k in finished if not any(_dominates(o, k) for o in finished)]
-        used = {k.function for k in finished} | {k.pack for k in finished}
         image = zygote.folder / "library.so"
-        codegen.link_objects([j.path for j in jobs if j.symbol in used], image)
+        codegen.link_objects([job.path for job in jobs], image)
         ranks = {function: _rank(choice) for choice, function, _ in kernels}
         finished.sort(key=lambda k: (k.workload, *ranks[k.function], k.workspace_bytes))
         return image.read_bytes(), finished
@@ -188,15 +187,18 @@ def _fastest(choices: Sequence[_Choice]) -> list[_Choice]:
     return list(best.values())
 
 
-def _dominates(a: Kernel, b: Kernel) -> bool:
+def _undominated(choices: Sequence[_Choice]) -> list[_Choice]:
+    return [c for c in choices if not any(_dominates(other, c) for other in choices)]
+
+
+def _dominates(a: _Choice, b: _Choice) -> bool:
     """Whether no limit on workspace or error could make `b` the choice while `a` is there.
 
     An unmeasured candidate neither dominates nor is dominated: nothing is known to compare.
     """
-    if a is b or a.workload != b.workload:
+    if a is b or a.task.workload != b.task.workload or a.record is None or b.record is None:
         return False
-    if a.run_secs is None or b.run_secs is None or a.max_error is None or b.max_error is None:
-        return False
-    left = (a.run_secs, a.workspace_bytes, a.max_error)
-    right = (b.run_secs, b.workspace_bytes, b.max_error)
+    left, right = (
+        (r.seconds, r.workspace_bytes or 0, r.max_error or 0.0) for r in (a.record, b.record)
+    )
     return left != right and all(x <= y for x, y in zip(left, right, strict=True))

@@ -1,8 +1,8 @@
 """Other libraries' convolutions, set up as their authors would: fp32, weights packed beforehand.
 
-A peer is a function (workload, data, weight, bias, threads) -> list of callables without arguments,
-one per setting worth trying (memory formats); the benchmark keeps the fastest. Data and result are
-NCHW. Each is an optional extra: `pip install convtvm[bench]`.
+A peer is a function (workload, data, weight, bias, threads) -> callables without arguments by
+name, one for each setting worth trying. Data and result are NCHW, but for PyTorch's channels-last
+setting, which is spared the conversion. Each is an optional extra: `pip install convtvm[bench]`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from convtvm.errors import ConvtvmError
 from convtvm.workload import ConvWorkload
 
 Run = Callable[[], Any]
-Peer = Callable[[ConvWorkload, np.ndarray, np.ndarray, np.ndarray, int], list[Run]]
+Peer = Callable[[ConvWorkload, np.ndarray, np.ndarray, np.ndarray, int], dict[str, Run]]
 
 
 def torch_peer(
     w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
-) -> list[Run]:
+) -> dict[str, Run]:
     """PyTorch (oneDNN), in NCHW and in channels-last memory format."""
     import torch
 
     torch.set_num_threads(threads)
-    runs: list[Run] = []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    runs: dict[str, Run] = {}
+    formats = {"torch": torch.contiguous_format, "torch-nhwc": torch.channels_last}
+    for name, memory_format in formats.items():
         layer = torch.nn.Conv2d(
             w.ic, w.oc, (w.kh, w.kw), (w.sh, w.sw), 0, (w.dh, w.dw), w.groups
         ).eval()
@@ -46,13 +47,13 @@ def torch_peer(
             with torch.inference_mode():
                 return module(tensor)
 
-        runs.append(run)
+        runs[name] = run
     return runs
 
 
 def onnxruntime_peer(
     w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
-) -> list[Run]:
+) -> dict[str, Run]:
     """ONNX Runtime's CPU provider on a model of one Conv node."""
     import onnxruntime
 
@@ -62,12 +63,12 @@ def onnxruntime_peer(
     session = onnxruntime.InferenceSession(
         _onnx_model(w, weight, bias), options, providers=["CPUExecutionProvider"]
     )
-    return [lambda: session.run(None, {"data": data})[0]]
+    return {"onnxruntime": lambda: session.run(None, {"data": data})[0]}
 
 
 def openvino_peer(
     w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
-) -> list[Run]:
+) -> dict[str, Run]:
     """OpenVINO's CPU plug-in, fp32, one stream, on the same one-node model."""
     import openvino
 
@@ -85,7 +86,7 @@ def openvino_peer(
         request.infer()
         return request.get_output_tensor().data
 
-    return [run]
+    return {"openvino": run}
 
 
 def _onnx_model(w: ConvWorkload, weight: np.ndarray, bias: np.ndarray) -> bytes:

@@ -17,12 +17,17 @@ from pathlib import Path
 
 SOURCE = "resnet18"
 BUILD = Path("build")
+FIRST, AGAIN = 240, 10  # seconds of tuning: in the first run, and in one that resumes its log
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, help="threads to tune for (default: all cores)")
-    parser.add_argument("--seconds", type=float, default=240, help="time to tune for, at most")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"time to tune for, at most (default: {FIRST}; {AGAIN} with a log)",
+    )
     parser.add_argument("--trials", type=int, default=32, help="trials per layer and algorithm")
     parser.add_argument("--run", nargs=2, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -45,7 +50,7 @@ def main() -> None:
     print(f"{device_name()}, {threads} threads, target {target.name}")
     command(
         "tune", SOURCE, "--threads", threads, "--trials", arguments.trials,
-        "--time-limit", arguments.seconds, "--log", log,
+        "--time-limit", arguments.seconds or (AGAIN if log.exists() else FIRST), "--log", log,
     )  # fmt: skip
     tuned, untuned = BUILD / "resnet18.so", BUILD / "resnet18-untuned.so"
     command("compile", SOURCE, "--threads", threads, "--log", log, "-o", tuned, quiet=True)

@@ -1,4 +1,4 @@
-"""What several test files need: kernels compiled and run in this process, and planted tasks."""
+"""What several test files need: kernels run in this process, planted tasks, hand-made logs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from convtvm import codegen
+from convtvm.records import LogWriter, TuningRecord
 from convtvm.targets import CompileTarget
 from convtvm.task import Task
 
 Array = NDArray[Any]
+Decisions = Mapping[str, int]
 
 
-def compiled(task: Task, decisions: Mapping[str, int] | None) -> tvm.runtime.Module:
+def compiled(task: Task, decisions: Decisions | None) -> tvm.runtime.Module:
     """The kernel of these decisions, or the packing function for None, as the function `main`."""
     func = task.pack() if decisions is None else task.instantiate(decisions)["main"]
     target = task.target.tvm
@@ -37,18 +40,14 @@ def pack_weight(task: Task, weight: Array) -> Array:
     return packed
 
 
-def run_kernel(
-    task: Task, decisions: Mapping[str, int], data: Array, packed: Array, bias: Array
-) -> Array:
+def run_kernel(task: Task, decisions: Decisions, data: Array, packed: Array, bias: Array) -> Array:
     """The output of one kernel on a packed weight; elements that it leaves out are NaN."""
     out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
     compiled(task, decisions)["main"](*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
     return out
 
 
-def run_task(
-    task: Task, decisions: Mapping[str, int], data: Array, weight: Array, bias: Array
-) -> Array:
+def run_task(task: Task, decisions: Decisions, data: Array, weight: Array, bias: Array) -> Array:
     """The output of one kernel, with the weight packed by the task's own function."""
     return run_kernel(task, decisions, data, pack_weight(task, weight), bias)
 
@@ -67,7 +66,7 @@ class Planted:
     def pack(self) -> tirx.PrimFunc:
         return self.task.pack()
 
-    def instantiate(self, decisions: Mapping[str, int]) -> tvm.IRModule:
+    def instantiate(self, decisions: Decisions) -> tvm.IRModule:
         _DEEDS[self.deed]()
         return self.task.instantiate(decisions)
 
@@ -122,3 +121,30 @@ _DEEDS: dict[str, Callable[[], object]] = {
 
 def _throw(error: BaseException) -> None:
     raise error
+
+
+def log_of(path: Path, *lines: tuple[Task, Decisions | None, float | None, float]) -> Path:
+    """A hand-made tuning log: for each (task, decisions, seconds, error) a trial.
+
+    Without decisions it is the task's default; without seconds it failed.
+    """
+    writer = LogWriter(path)
+    for task, decisions, secs, max_error in lines:
+        writer.append(record_of(task, decisions, secs, max_error))
+    writer.close()
+    return path
+
+
+def record_of(
+    task: Task, decisions: Decisions | None, secs: float | None, max_error: float = 1e-7
+) -> TuningRecord:
+    return TuningRecord(
+        *task.key,
+        device="a CPU",
+        decisions=dict(decisions or task.space.default),
+        template=task.template_version,
+        run_secs=[] if secs is None else [secs],
+        error={"kind": "wrong_answer", "message": "planted"} if secs is None else {},
+        max_error=None if secs is None else max_error,
+        workspace_bytes=None if secs is None else 0,
+    )

@@ -1,0 +1,394 @@
+"""From records to a library: what goes in, in which order, from which decisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import log_of, record_of
+
+from convtvm import __version__, build, codegen
+from convtvm.build import compile
+from convtvm.dispatch import KernelLibrary
+from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
+from convtvm.manifest import Kernel
+from convtvm.targets import resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+from convtvm.zygote import BuildJob, Limits, Outcome
+
+FIRST = ConvWorkload.parse('mb1ic8ih6oc8oh6kh3ph1n"first*2"')
+SECOND = ConvWorkload.parse("mb1ic4ih5oc9kh1")
+NATIVE = resolve("native", 1)
+ALGORITHMS = ("direct", "winograd:2", "winograd:4")
+
+
+def task(name: str, w: ConvWorkload = FIRST, layout: str = "NCHW") -> Task:
+    return Task(w, name, NATIVE, layout)
+
+
+class StubZygote:
+    """Builds nothing: every job succeeds with a workspace of as many bytes as its path is long."""
+
+    jobs: list[BuildJob]
+    failing = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> StubZygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(
+        self, kind: str, jobs: list[BuildJob], limits: Limits
+    ) -> Iterator[tuple[int, Outcome]]:
+        self.jobs += jobs
+        for index, job in reversed(list(enumerate(jobs))):
+            if self.failing and self.failing in job.symbol:
+                yield index, Outcome(None, "compile", "TVMError: planted")
+            else:
+                yield index, Outcome(len(job.path) if job.symbol.startswith("conv") else 0)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StubZygote:
+    """Compiling without compiling; the library is no library, only its manifest is looked at."""
+    made = StubZygote(tmp_path)
+    made.jobs = []
+
+    def link(objects: list[str], path: Path) -> None:
+        path.write_text("\n".join(objects), encoding="utf8")
+
+    class Library:
+        def __init__(self, content: bytes, manifest: Any) -> None:
+            self.content, self.manifest, self.problems = content, manifest, []
+
+    monkeypatch.setattr(build, "Zygote", lambda: made)
+    monkeypatch.setattr(build.codegen, "link_objects", link)
+    monkeypatch.setattr(build, "KernelLibrary", Library)
+    return made
+
+
+def stub_compile(*workloads: ConvWorkload, **options: Any) -> Any:
+    options = {"logs": [], "algorithms": ALGORITHMS, **options}
+    return compile(workloads or [FIRST], NATIVE, **options)
+
+
+def kernels(library: Any, w: ConvWorkload = FIRST) -> list[Kernel]:
+    return [k for k in library.manifest.kernels if k.workload == w.key]
+
+
+# ---- really compiled -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untuned() -> KernelLibrary:
+    return compile([FIRST, SECOND], threads=1, logs=[], algorithms=ALGORITHMS)
+
+
+def test_without_a_log_defaults_are_compiled(untuned: KernelLibrary) -> None:
+    assert {c.algorithm for c in untuned.candidates(FIRST)} == set(ALGORITHMS)
+    assert [c.algorithm for c in untuned.candidates(SECOND)] == ["direct"]
+    for w in (FIRST, SECOND):
+        for c in untuned.candidates(w):
+            assert (c.run_secs, c.max_error, c.decisions) == (None, None, "default")
+    assert [(w.key, w.name) for w in untuned.workloads] == [(FIRST.key, "first"), (SECOND.key, "")]
+    assert untuned.problems == [] and untuned.threads == 1
+    assert (untuned.layout, untuned.target) == ("NCHW", NATIVE.name)
+    assert untuned.manifest.features == NATIVE.features
+    assert untuned.manifest.versions["convtvm"] == __version__
+
+
+def test_second_compile_gives_the_same_bytes(untuned: KernelLibrary, tmp_path: Path) -> None:
+    again = compile([FIRST, SECOND], threads=1, logs=[], algorithms=ALGORITHMS)
+    untuned.export(tmp_path / "a.so")
+    again.export(tmp_path / "b.so")
+    assert (tmp_path / "a.so").read_bytes() == (tmp_path / "b.so").read_bytes()
+
+
+def test_unmeasured_workspace_is_known(untuned: KernelLibrary) -> None:
+    for c in untuned.candidates(FIRST):
+        own = task(c.algorithm)
+        lowered = codegen.lower(own.instantiate(own.space.default), NATIVE.tvm)
+        assert c.workspace_bytes == codegen.workspace_bytes(lowered, 1)
+
+
+@pytest.mark.xfail(reason="this machine's linker refuses the foreign objects", strict=True)
+def test_for_another_machine(tmp_path: Path) -> None:
+    other = "aarch64" if NATIVE.is_x86 else "avx2"
+    library = compile([SECOND], other, threads=1, logs=[], algorithms=["direct"])
+    library.export(tmp_path / "x.so")
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+# algorithm -> seconds, error
+TIMES = {"direct": (3e-3, 1e-7), "winograd:2": (2e-3, 3e-7), "winograd:4": (1e-3, 1e-6)}
+
+
+def times_log(path: Path, **changes: tuple[float | None, float]) -> Path:
+    times: dict[str, tuple[float | None, float]] = {**TIMES, **changes}
+    return log_of(path, *((task(name), None, *times[name]) for name in times))
+
+
+def test_best_records_win(stub: StubZygote, tmp_path: Path) -> None:
+    """The fastest decisions of each algorithm are built; the fastest algorithm comes first."""
+    direct = task("direct")
+    slow, fast, failed = direct.space.points[:3]
+    log = log_of(
+        tmp_path / "x.jsonl",
+        (direct, slow, 5e-3, 1e-7),
+        (direct, fast, 1e-3, 2e-7),
+        (direct, failed, None, 0),
+        (task("winograd:2"), None, 2e-3, 3e-7),
+    )
+    library = stub_compile(FIRST, logs=[log], keep="all")
+    assert [(k.algorithm, k.run_secs, k.max_error, k.decisions) for k in kernels(library)] == [
+        ("direct", 1e-3, 2e-7, "tuned"),
+        ("winograd:2", 2e-3, 3e-7, "tuned"),
+        ("winograd:4", None, None, "default"),
+    ]
+    built = {j.task.algorithm_name: j.decisions for j in stub.jobs if j.decisions is not None}
+    assert built == {
+        "direct": fast,
+        "winograd:2": task("winograd:2").space.default,
+        "winograd:4": task("winograd:4").space.default,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keep", "names"),
+    [
+        ("best", ["winograd:4"]),
+        ("pareto", ["winograd:4", "winograd:2", "direct"]),
+        ("all", ["winograd:4", "winograd:2", "direct"]),
+    ],
+)
+def test_keep(stub: StubZygote, tmp_path: Path, keep: str, names: list[str]) -> None:
+    library = stub_compile(FIRST, SECOND, logs=[times_log(tmp_path / "x.jsonl")], keep=keep)
+    assert [k.algorithm for k in kernels(library)] == names
+    assert [k.algorithm for k in kernels(library, SECOND)] == ["direct"]
+
+
+def test_pareto_leaves_out_what_is_never_the_choice(stub: StubZygote, tmp_path: Path) -> None:
+    """Slower, less accurate and no smaller than another: no limit could make it the choice."""
+    worse = {"winograd:2": (4e-3, 2e-6)}
+    log = times_log(tmp_path / "x.jsonl", **worse)
+    stub.folder = tmp_path
+    library = stub_compile(FIRST, logs=[log], keep="pareto")
+    assert [k.algorithm for k in kernels(library)] == ["winograd:4", "direct"]
+    linked = library.content.decode("utf8", "replace")
+    assert "winograd_4.o" in linked and "direct.o" in linked and "winograd_2.o" not in linked
+
+
+KERNEL = Kernel("w", "direct", "f", "p", (1,), 100, 1e-3, 1e-6, "tuned")
+
+
+@pytest.mark.parametrize(
+    ("changes", "dominates"),
+    [
+        ({"run_secs": 2e-3}, True),
+        ({"workspace_bytes": 200}, True),
+        ({"max_error": 2e-6}, True),
+        ({"run_secs": 2e-3, "workspace_bytes": 200, "max_error": 2e-6}, True),
+        ({"run_secs": 2e-3, "workspace_bytes": 99}, False),
+        ({"run_secs": 2e-3, "max_error": 9e-7}, False),
+        ({}, False),  # equal: neither is left out
+        ({"workload": "v", "run_secs": 2e-3}, False),
+        ({"run_secs": None}, False),
+        ({"run_secs": None, "max_error": None, "workspace_bytes": 200}, False),
+        ({"run_secs": 2e-3, "max_error": None}, False),
+    ],
+)
+def test_dominates(changes: dict[str, Any], dominates: bool) -> None:
+    other = replace(KERNEL, **changes)
+    assert build._dominates(KERNEL, other) is dominates
+    assert not build._dominates(other, KERNEL)
+    assert not build._dominates(KERNEL, KERNEL)
+
+
+@pytest.mark.xfail(reason="the number of multiplications comes before workspace", strict=True)
+def test_ties_go_to_the_smaller_workspace(stub: StubZygote, tmp_path: Path) -> None:
+    """The stub's workspace is as large as the name is long: direct needs least."""
+    same = dict.fromkeys(TIMES, (1e-3, 1e-7))
+    library = stub_compile(logs=[times_log(tmp_path / "x.jsonl", **same)], keep="all")
+    assert kernels(library)[0].algorithm == "direct"
+
+
+def test_unmeasured_kernels_rank_by_their_multiplications(stub: StubZygote) -> None:
+    w = ConvWorkload.parse("mb1ic8ih8oc8oh8kh3ph1")
+    assert [k.algorithm for k in kernels(stub_compile(w), w)] == [
+        "winograd:4",
+        "winograd:2",
+        "direct",
+    ]
+
+
+def test_several_logs(stub: StubZygote, tmp_path: Path) -> None:
+    logs = [
+        log_of(tmp_path / "a.jsonl", (task("direct"), None, 3e-3, 1e-7)),
+        log_of(tmp_path / "b.jsonl", (task("direct"), None, 1e-3, 1e-7)),
+        log_of(tmp_path / "c.jsonl", (task("winograd:2"), None, 2e-3, 1e-7)),
+    ]
+    for ordered in (logs, logs[::-1]):
+        library = stub_compile(logs=ordered, keep="all")
+        assert [k.run_secs for k in kernels(library)] == [1e-3, 2e-3, None]
+
+
+def test_another_workloads_log_leaves_defaults(stub: StubZygote, tmp_path: Path) -> None:
+    library = stub_compile(SECOND, logs=[times_log(tmp_path / "x.jsonl")])
+    assert [(k.algorithm, k.decisions) for k in library.manifest.kernels] == [("direct", "default")]
+    assert library.problems == []
+
+
+@pytest.mark.xfail(reason="defaults that are known to be wrong are built all the same", strict=True)
+def test_what_only_failed_is_left_out(stub: StubZygote, tmp_path: Path) -> None:
+    log = times_log(tmp_path / "x.jsonl", **{"winograd:4": (None, 0)})
+    library = stub_compile(logs=[log], keep="all")
+    assert [k.algorithm for k in kernels(library)] == ["winograd:2", "direct"]
+
+
+def changed_log(path: Path, **changes: Any) -> Path:
+    entry = json.loads(record_of(task("direct"), None, 1e-3).to_line()) | changes
+    path.write_text(json.dumps(entry) + "\n", encoding="utf8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"target": "llvm -mcpu=other"}, "llvm -mcpu=other with 1 threads, NCHW"),
+        ({"threads": 64}, f"{NATIVE.name} with 64 threads, NCHW"),
+        ({"layout": "NHWC"}, f"{NATIVE.name} with 1 threads, NHWC"),
+    ],
+)
+def test_foreign_log_is_refused(
+    stub: StubZygote, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    log = changed_log(tmp_path / "x.jsonl", **changes)
+    with pytest.raises(LogError) as caught:
+        stub_compile(logs=[log])
+    message = str(caught.value)
+    assert message.startswith(f"{log}: no record for {NATIVE.name} with 1 threads, NCHW; ")
+    assert message.endswith(f"the records are for {named}") and stub.jobs == []
+
+
+def test_logs_that_came_along_may_be_foreign(
+    stub: StubZygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        build.records, "shipped_logs", lambda: [changed_log(tmp_path / "x.jsonl", target="other")]
+    )
+    library = stub_compile(logs=None)
+    assert {k.decisions for k in library.manifest.kernels} == {"default"}
+
+
+def test_logs_that_came_along_are_used(
+    stub: StubZygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.records, "shipped_logs", lambda: [times_log(tmp_path / "x.jsonl")])
+    assert [k.run_secs for k in kernels(stub_compile(logs=None))] == [1e-3, 2e-3, 3e-3]
+    assert {k.decisions for k in stub_compile(logs=[]).manifest.kernels} == {"default"}
+
+
+def test_stale_and_damaged_records_are_named(stub: StubZygote, tmp_path: Path) -> None:
+    version = task("direct").template_version
+    stale = changed_log(tmp_path / "stale.jsonl", template=version + 1)
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"torn', encoding="utf8")
+    library = stub_compile(logs=[stale, torn, times_log(tmp_path / "x.jsonl")])
+    damaged, outdated = library.problems
+    assert damaged.startswith(f"{torn}:1: ")
+    assert outdated.startswith(f"1 records of {FIRST} by direct were made by another version")
+    assert f"(now {version}); not used, tune again" in outdated
+    assert [k.run_secs for k in kernels(library)] == [1e-3, 2e-3, 3e-3]
+
+
+# ---- what is built -------------------------------------------------------------------------------
+
+
+def test_packing_functions_are_shared(stub: StubZygote) -> None:
+    """Workloads with the same weights have one packing function for each algorithm."""
+    larger = ConvWorkload.parse("mb1ic8ih20oc8kh3ph1")
+    library = stub_compile(FIRST, larger, SECOND)
+    assert len(library.manifest.kernels) == 7
+    packs = {(k.workload, k.algorithm): k.pack for k in library.manifest.kernels}
+    assert len(set(packs.values())) == 4
+    for name in ALGORITHMS:
+        assert packs[FIRST.key, name] == packs[larger.key, name]
+    symbols = [job.symbol for job in stub.jobs]
+    assert len(symbols) == len(set(symbols)) == 11
+    for kernel in library.manifest.kernels:
+        w = next(w for w in (FIRST, larger, SECOND) if w.key == kernel.workload)
+        assert kernel.packed_shape == task(kernel.algorithm, w).packed_shape()
+        (job,) = (j for j in stub.jobs if j.symbol == kernel.function)
+        assert kernel.workspace_bytes == len(job.path)
+
+
+def test_workloads_keep_their_order_and_first_name(stub: StubZygote) -> None:
+    again = ConvWorkload.parse(f'{FIRST.key}n"again"')
+    library = stub_compile(SECOND, FIRST, again, SECOND)
+    assert list(library.manifest.workloads.items()) == [(SECOND.key, ""), (FIRST.key, "first")]
+
+
+def test_failing_build_is_named(stub: StubZygote) -> None:
+    stub.failing = "winograd_2"
+    with pytest.raises(BuildError) as caught:
+        stub_compile()
+    expected = f"{FIRST} by winograd:2 does not compile: TVMError: planted"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: stub_compile(keep="some"), ConvtvmError, "keep is 'some', expected one of best,"),
+        (lambda: compile([], NATIVE), ConvtvmError, "no workloads to compile"),
+        (lambda: stub_compile(logs=["no.jsonl"]), LogError, "cannot read log no.jsonl"),
+        (lambda: stub_compile(algorithms=["mce"]), WorkloadError, "unknown algorithm 'mce'"),
+        (lambda: compile([FIRST], "toaster"), TargetError, "unknown target 'toaster'"),
+        (lambda: compile([FIRST], threads=0), TargetError, "threads is 0"),
+    ],
+)
+def test_refused(
+    stub: StubZygote, call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+    assert stub.jobs == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "CHWN"},
+        pytest.param(
+            {"algorithms": ["winograd"]},
+            marks=pytest.mark.xfail(reason="a workload without kernels is let in", strict=True),
+        ),
+    ],
+)
+def test_refused_for_a_workload(stub: StubZygote, options: dict[str, Any]) -> None:
+    with pytest.raises(ConvtvmError):
+        stub_compile(SECOND, **options)
+    assert stub.jobs == []
+
+
+# ---- the linker ----------------------------------------------------------------------------------
+
+
+def test_linker_problems(tmp_path: Path) -> None:
+    (tmp_path / "x.o").write_text("no object", encoding="utf8")
+    objects, path = [tmp_path / "x.o"], tmp_path / "x.so"
+    with pytest.raises(BuildError, match="linker 'no-such-ld' not found; install binutils"):
+        codegen.link_objects(objects, path, ["no-such-ld"])
+    with pytest.raises(BuildError, match=r"ld failed: .*x\.o"):
+        codegen.link_objects(objects, path)
+    assert not path.exists()
