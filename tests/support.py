@@ -123,21 +123,14 @@ def _throw(error: BaseException) -> None:
     raise error
 
 
-def log_of(path: Path, *lines: tuple[Task, Decisions | None, float | None, float]) -> Path:
-    """A hand-made tuning log: for each (task, decisions, seconds, error) a trial.
-
-    Without decisions it is the task's default; without seconds it failed.
-    """
-    writer = LogWriter(path)
-    for task, decisions, secs, max_error in lines:
-        writer.append(record_of(task, decisions, secs, max_error))
-    writer.close()
-    return path
-
-
 def record_of(
-    task: Task, decisions: Decisions | None, secs: float | None, max_error: float = 1e-7
+    task: Task,
+    secs: float | None,
+    max_error: float | None = 1e-7,
+    workspace: int | None = 0,
+    decisions: Decisions | None = None,
 ) -> TuningRecord:
+    """A trial of the task, by default of its default decisions; without seconds it failed."""
     return TuningRecord(
         *task.key,
         device="a CPU",
@@ -146,5 +139,14 @@ def record_of(
         run_secs=[] if secs is None else [secs],
         error={"kind": "wrong_answer", "message": "planted"} if secs is None else {},
         max_error=None if secs is None else max_error,
-        workspace_bytes=None if secs is None else 0,
+        workspace_bytes=None if secs is None else workspace,
     )
+
+
+def log_of(path: Path, *made: TuningRecord) -> Path:
+    """A hand-made tuning log."""
+    writer = LogWriter(path)
+    for record in made:
+        writer.append(record)
+    writer.close()
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +128,17 @@ def test_for_another_machine(tmp_path: Path) -> None:
 
 # ---- records -------------------------------------------------------------------------------------
 
-# algorithm -> seconds, error
-TIMES = {"direct": (3e-3, 1e-7), "winograd:2": (2e-3, 3e-7), "winograd:4": (1e-3, 1e-6)}
+# algorithm -> seconds, error, workspace: each is the best in one of them
+Facts = tuple[float | None, float | None, int | None]
+FACTS: dict[str, Facts] = {
+    "direct": (3e-3, 1e-7, 1000),
+    "winograd:2": (2e-3, 1e-6, 100),
+    "winograd:4": (1e-3, 1e-5, 10_000),
+}
 
 
-def times_log(path: Path, **changes: tuple[float | None, float]) -> Path:
-    times: dict[str, tuple[float | None, float]] = {**TIMES, **changes}
-    return log_of(path, *((task(name), None, *times[name]) for name in times))
+def facts_log(path: Path, **changes: Facts) -> Path:
+    return log_of(path, *(record_of(task(n), *f) for n, f in (FACTS | changes).items()))
 
 
 def test_best_records_win(stub: StubZygote, tmp_path: Path) -> None:
@@ -144,10 +147,10 @@ def test_best_records_win(stub: StubZygote, tmp_path: Path) -> None:
     slow, fast, failed = direct.space.points[:3]
     log = log_of(
         tmp_path / "x.jsonl",
-        (direct, slow, 5e-3, 1e-7),
-        (direct, fast, 1e-3, 2e-7),
-        (direct, failed, None, 0),
-        (task("winograd:2"), None, 2e-3, 3e-7),
+        record_of(direct, 5e-3, decisions=slow),
+        record_of(direct, 1e-3, 2e-7, decisions=fast),
+        record_of(direct, None, decisions=failed),
+        record_of(task("winograd:2"), 2e-3, 3e-7),
     )
     library = stub_compile(FIRST, logs=[log], keep="all")
     assert [(k.algorithm, k.run_secs, k.max_error, k.decisions) for k in kernels(library)] == [
@@ -172,53 +175,52 @@ def test_best_records_win(stub: StubZygote, tmp_path: Path) -> None:
     ],
 )
 def test_keep(stub: StubZygote, tmp_path: Path, keep: str, names: list[str]) -> None:
-    library = stub_compile(FIRST, SECOND, logs=[times_log(tmp_path / "x.jsonl")], keep=keep)
+    library = stub_compile(FIRST, SECOND, logs=[facts_log(tmp_path / "x.jsonl")], keep=keep)
     assert [k.algorithm for k in kernels(library)] == names
     assert [k.algorithm for k in kernels(library, SECOND)] == ["direct"]
 
 
-def test_pareto_leaves_out_what_is_never_the_choice(stub: StubZygote, tmp_path: Path) -> None:
-    """Slower, less accurate and no smaller than another: no limit could make it the choice."""
-    worse = {"winograd:2": (4e-3, 2e-6)}
-    log = times_log(tmp_path / "x.jsonl", **worse)
-    stub.folder = tmp_path
-    library = stub_compile(FIRST, logs=[log], keep="pareto")
-    assert [k.algorithm for k in kernels(library)] == ["winograd:4", "direct"]
-    linked = library.content.decode("utf8", "replace")
-    assert "winograd_4.o" in linked and "direct.o" in linked and "winograd_2.o" not in linked
-
-
-KERNEL = Kernel("w", "direct", "f", "p", (1,), 100, 1e-3, 1e-6, "tuned")
-
-
 @pytest.mark.parametrize(
-    ("changes", "dominates"),
+    ("other", "kept"),
     [
-        ({"run_secs": 2e-3}, True),
-        ({"workspace_bytes": 200}, True),
-        ({"max_error": 2e-6}, True),
-        ({"run_secs": 2e-3, "workspace_bytes": 200, "max_error": 2e-6}, True),
-        ({"run_secs": 2e-3, "workspace_bytes": 99}, False),
-        ({"run_secs": 2e-3, "max_error": 9e-7}, False),
-        ({}, False),  # equal: neither is left out
-        ({"workload": "v", "run_secs": 2e-3}, False),
-        ({"run_secs": None}, False),
-        ({"run_secs": None, "max_error": None, "workspace_bytes": 200}, False),
-        ({"run_secs": 2e-3, "max_error": None}, False),
+        ((4e-3, 1e-7, 1000), False),
+        ((3e-3, 2e-7, 1000), False),
+        ((3e-3, 1e-7, 1001), False),
+        ((4e-3, 2e-7, 1001), False),
+        ((3e-3, 1e-7, 1000), True),  # equal: neither is left out
+        ((4e-3, 1e-7, 999), True),
+        ((4e-3, 9e-8, 1000), True),
+        ((2.9e-3, 1e-6, 5000), True),
+        ((None, None, None), True),  # never measured: nothing is known to compare
     ],
 )
-def test_dominates(changes: dict[str, Any], dominates: bool) -> None:
-    other = replace(KERNEL, **changes)
-    assert build._dominates(KERNEL, other) is dominates
-    assert not build._dominates(other, KERNEL)
-    assert not build._dominates(KERNEL, KERNEL)
+def test_pareto_leaves_out_what_no_limit_would_choose(
+    stub: StubZygote, tmp_path: Path, other: Facts, kept: bool
+) -> None:
+    made = [record_of(task("direct"), *FACTS["direct"])]
+    if other[0] is not None:
+        made.append(record_of(task("winograd:2"), *other))
+    log = log_of(tmp_path / "x.jsonl", *made)
+    library = stub_compile(logs=[log], algorithms=["direct", "winograd:2"], keep="pareto")
+    names = {k.algorithm for k in kernels(library)}
+    assert names == ({"direct", "winograd:2"} if kept else {"direct"})
+    assert ("winograd_2" in library.content.decode("utf8", "replace")) == kept
+    every = stub_compile(logs=[log], algorithms=["direct", "winograd:2"], keep="all")
+    assert len(kernels(every)) == 2
+
+
+@pytest.mark.xfail(reason="an unknown error or workspace counts as none", strict=True)
+@pytest.mark.parametrize("facts", [(1e-3, None, 0), (1e-3, 0.0, None)])
+def test_what_is_unknown_leaves_nothing_out(stub: StubZygote, tmp_path: Path, facts: Facts) -> None:
+    log = facts_log(tmp_path / "x.jsonl", **{"winograd:2": facts})
+    assert len(kernels(stub_compile(logs=[log], keep="pareto"))) == 3
 
 
 @pytest.mark.xfail(reason="the number of multiplications comes before workspace", strict=True)
 def test_ties_go_to_the_smaller_workspace(stub: StubZygote, tmp_path: Path) -> None:
     """The stub's workspace is as large as the name is long: direct needs least."""
-    same = dict.fromkeys(TIMES, (1e-3, 1e-7))
-    library = stub_compile(logs=[times_log(tmp_path / "x.jsonl", **same)], keep="all")
+    same = dict.fromkeys(FACTS, (1e-3, 1e-7, 0))
+    library = stub_compile(logs=[facts_log(tmp_path / "x.jsonl", **same)], keep="all")
     assert kernels(library)[0].algorithm == "direct"
 
 
@@ -233,9 +235,9 @@ def test_unmeasured_kernels_rank_by_their_multiplications(stub: StubZygote) -> N
 
 def test_several_logs(stub: StubZygote, tmp_path: Path) -> None:
     logs = [
-        log_of(tmp_path / "a.jsonl", (task("direct"), None, 3e-3, 1e-7)),
-        log_of(tmp_path / "b.jsonl", (task("direct"), None, 1e-3, 1e-7)),
-        log_of(tmp_path / "c.jsonl", (task("winograd:2"), None, 2e-3, 1e-7)),
+        log_of(tmp_path / "a.jsonl", record_of(task("direct"), 3e-3)),
+        log_of(tmp_path / "b.jsonl", record_of(task("direct"), 1e-3)),
+        log_of(tmp_path / "c.jsonl", record_of(task("winograd:2"), 2e-3)),
     ]
     for ordered in (logs, logs[::-1]):
         library = stub_compile(logs=ordered, keep="all")
@@ -243,20 +245,20 @@ def test_several_logs(stub: StubZygote, tmp_path: Path) -> None:
 
 
 def test_another_workloads_log_leaves_defaults(stub: StubZygote, tmp_path: Path) -> None:
-    library = stub_compile(SECOND, logs=[times_log(tmp_path / "x.jsonl")])
+    library = stub_compile(SECOND, logs=[facts_log(tmp_path / "x.jsonl")])
     assert [(k.algorithm, k.decisions) for k in library.manifest.kernels] == [("direct", "default")]
     assert library.problems == []
 
 
 @pytest.mark.xfail(reason="defaults that are known to be wrong are built all the same", strict=True)
 def test_what_only_failed_is_left_out(stub: StubZygote, tmp_path: Path) -> None:
-    log = times_log(tmp_path / "x.jsonl", **{"winograd:4": (None, 0)})
+    log = facts_log(tmp_path / "x.jsonl", **{"winograd:4": (None, None, None)})
     library = stub_compile(logs=[log], keep="all")
     assert [k.algorithm for k in kernels(library)] == ["winograd:2", "direct"]
 
 
 def changed_log(path: Path, **changes: Any) -> Path:
-    entry = json.loads(record_of(task("direct"), None, 1e-3).to_line()) | changes
+    entry = json.loads(record_of(task("direct"), 1e-3).to_line()) | changes
     path.write_text(json.dumps(entry) + "\n", encoding="utf8")
     return path
 
@@ -293,7 +295,7 @@ def test_logs_that_came_along_may_be_foreign(
 def test_logs_that_came_along_are_used(
     stub: StubZygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build.records, "shipped_logs", lambda: [times_log(tmp_path / "x.jsonl")])
+    monkeypatch.setattr(build.records, "shipped_logs", lambda: [facts_log(tmp_path / "x.jsonl")])
     assert [k.run_secs for k in kernels(stub_compile(logs=None))] == [1e-3, 2e-3, 3e-3]
     assert {k.decisions for k in stub_compile(logs=[]).manifest.kernels} == {"default"}
 
@@ -303,7 +305,7 @@ def test_stale_and_damaged_records_are_named(stub: StubZygote, tmp_path: Path) -
     stale = changed_log(tmp_path / "stale.jsonl", template=version + 1)
     torn = tmp_path / "torn.jsonl"
     torn.write_text('{"torn', encoding="utf8")
-    library = stub_compile(logs=[stale, torn, times_log(tmp_path / "x.jsonl")])
+    library = stub_compile(logs=[stale, torn, facts_log(tmp_path / "x.jsonl")])
     damaged, outdated = library.problems
     assert damaged.startswith(f"{torn}:1: ")
     assert outdated.startswith(f"1 records of {FIRST} by direct were made by another version")
