@@ -10,7 +10,7 @@ from pathlib import Path
 from convtvm import __version__, codegen, manifest, records
 from convtvm.cpu import physical_cores
 from convtvm.dispatch import KernelLibrary
-from convtvm.errors import BuildError, ConvtvmError, LogError
+from convtvm.errors import BuildError, ConvtvmError, LogError, WorkloadError
 from convtvm.manifest import Kernel, Manifest
 from convtvm.measure import BUILD_SECONDS, Zygote
 from convtvm.records import TuningRecord
@@ -61,10 +61,12 @@ def compile(
         _check_targets(history, resolved, layout, log_paths)
     distinct = {w: w.name for w in reversed(workloads)}
     ordered = [w for w in dict.fromkeys(workloads)]
-    choices = [
-        _Choice(task, records.best(records.usable(history, task)))
-        for task in tasks_of(ordered, resolved, layout, algorithms)
-    ]
+    choices = _choose(tasks_of(ordered, resolved, layout, algorithms), history)
+    without = [w for w in ordered if all(c.task.workload != w for c in choices)]
+    if without:
+        raise WorkloadError(
+            f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
+        )
     image, kernels = _build(choices, keep)
     library_manifest = Manifest(
         target=resolved.name,
@@ -78,6 +80,19 @@ def compile(
     library = KernelLibrary(manifest.attach(image, library_manifest), library_manifest)
     library.problems = [str(p) for p in problems] + _stale(history, choices)
     return library
+
+
+def _choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[_Choice]:
+    """The best record of each task; defaults that are known to fail stay out if others serve."""
+    choices: list[_Choice] = []
+    doubtful: list[_Choice] = []
+    for task in tasks:
+        made = records.usable(history, task)
+        choice = _Choice(task, records.best(made))
+        failed = any(dict(r.decisions) == task.space.default and r.error for r in made)
+        (doubtful if choice.record is None and failed else choices).append(choice)
+    served = {c.task.workload for c in choices}
+    return choices + [c for c in doubtful if c.task.workload not in served]
 
 
 def _check_targets(
@@ -137,8 +152,8 @@ def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
         ]
         image = zygote.folder / "library.so"
         codegen.link_objects([job.path for job in jobs], image)
-        ranks = {function: _rank(choice) for choice, function, _ in kernels}
-        finished.sort(key=lambda k: (k.workload, *ranks[k.function], k.workspace_bytes))
+        ranks = {function: _rank(choice, workspaces[function]) for choice, function, _ in kernels}
+        finished.sort(key=lambda k: (k.workload, *ranks[k.function]))
         return image.read_bytes(), finished
 
 
@@ -172,10 +187,11 @@ def _kernel(choice: _Choice, function: str, pack: str, workspace: int) -> Kernel
     )
 
 
-def _rank(choice: _Choice) -> tuple[float, float]:
-    """Sort key: measured time first; unmeasured candidates follow by their multiplications."""
-    seconds = choice.record.seconds if choice.record else float("inf")
-    return seconds, choice.task.algorithm.multiplications(choice.task.workload)
+def _rank(choice: _Choice, workspace: int = 0) -> tuple[float, float]:
+    """Sort key: measured time, then workspace; the unmeasured follow by their multiplications."""
+    if choice.record:
+        return choice.record.seconds, workspace
+    return float("inf"), choice.task.algorithm.multiplications(choice.task.workload)
 
 
 def _fastest(choices: Sequence[_Choice]) -> list[_Choice]:
@@ -194,11 +210,11 @@ def _undominated(choices: Sequence[_Choice]) -> list[_Choice]:
 def _dominates(a: _Choice, b: _Choice) -> bool:
     """Whether no limit on workspace or error could make `b` the choice while `a` is there.
 
-    An unmeasured candidate neither dominates nor is dominated: nothing is known to compare.
+    A candidate of which something is unknown neither dominates nor is dominated.
     """
     if a is b or a.task.workload != b.task.workload or a.record is None or b.record is None:
         return False
-    left, right = (
-        (r.seconds, r.workspace_bytes or 0, r.max_error or 0.0) for r in (a.record, b.record)
-    )
-    return left != right and all(x <= y for x, y in zip(left, right, strict=True))
+    left, right = ((r.seconds, r.workspace_bytes, r.max_error) for r in (a.record, b.record))
+    if None in left or None in right:
+        return False
+    return left != right and all(x <= y for x, y in zip(left, right, strict=True))  # type: ignore[operator]

@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,14 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     machine lacks, before any of its code runs.
     """
     content, manifest = manifests.read(path)
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
+    machine = platform.machine()
+    if f"-mtriple={machine}" not in manifest.target:
+        raise LibraryError(
+            f"{path} is compiled for {manifest.target!r}; this machine is {machine}; "
+            "compile it here with --target native"
+        )
     missing = missing_features(manifest.features)
     if missing:
         raise LibraryError(
@@ -80,7 +89,11 @@ class KernelLibrary:
         with os.fdopen(os.dup(self._memory), "wb") as file:
             file.write(content)
         loader = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
-        self._module = loader(f"/proc/self/fd/{self._memory}", "so")
+        try:
+            self._module = loader(f"/proc/self/fd/{self._memory}", "so")
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1:]
+            raise LibraryError(f"the library cannot be loaded: {''.join(reason)}") from None
         self._kernels: dict[ConvWorkload, list[Kernel]] = {}
         for key, name in manifest.workloads.items():
             found = [k for k in manifest.kernels if k.workload == key]
@@ -213,6 +226,8 @@ class Plan:
             source = _as_array(data, self._data_shape, "data")
             result = np.empty(self._out_shape, np.float32) if out is None else out
             target = _writable(result, self._out_shape)
+            if isinstance(out, np.ndarray) and np.may_share_memory(source, out):
+                raise ArrayError("out overlaps data, expected memory of its own")
             self._run(tvm_ffi.from_dlpack(source), self._packed, self._bias, target)
             return result
         source = _as_tensor(data, self._data_shape, "data")
@@ -262,7 +277,7 @@ def _as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
     """`value` as a contiguous, aligned float32 array, itself if it is one already."""
     if not isinstance(value, np.ndarray):
         try:
-            value = np.from_dlpack(value)
+            value = np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
         except (AttributeError, TypeError, BufferError, RuntimeError) as error:
             raise ArrayError(f"{name} is no array: {error}") from None
     _check_shape(value.shape, shape, name)
@@ -281,11 +296,15 @@ def _as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
             f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor"
         )
     _check_shape(value.shape, shape, name)
-    if hasattr(value, "is_contiguous") and not value.is_contiguous():
-        value = value.contiguous()
-    if hasattr(value, "detach"):
-        value = value.detach()
-    tensor = tvm_ffi.from_dlpack(value)
+    try:
+        if hasattr(value, "is_contiguous") and not value.is_contiguous():
+            value = value.contiguous()
+        if hasattr(value, "detach"):
+            value = value.detach()
+        tensor = tvm_ffi.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise ArrayError(f"{name} cannot be exported by DLPack: {''.join(reason)}") from None
     if str(tensor.dtype) != "float32":
         raise ArrayError(f"{name} has dtype {tensor.dtype}, expected float32")
     if tensor.device.dlpack_device_type() != 1:
@@ -341,7 +360,6 @@ def _load_runtime() -> None:
     )
 
 
-@cache
 def _start_runtime(threads: int) -> None:
     """Set the number of threads of parallel kernels, for the whole process."""
     # Read when the pool starts; afterwards the pool is told.

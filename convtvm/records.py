@@ -173,7 +173,10 @@ class LogWriter:
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             line = "\n" + line  # a writer was killed in the middle of the last line
-        os.write(self._fd, line.encode("utf8"))
+        try:
+            os.write(self._fd, line.encode("utf8"))
+        except OSError as error:
+            raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         os.close(self._fd)

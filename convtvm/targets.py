@@ -20,6 +20,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "aarch64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
 }
 _SPEC_KEYS = ("kind", "mtriple", "mcpu", "mattr")
+_ARCHITECTURES = ("x86_64", "aarch64")
 _X86_TRIPLE = "x86_64-linux-gnu"
 
 
@@ -62,6 +63,9 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
     spec = _parse(text.strip())
     spec.setdefault("mtriple", _X86_TRIPLE)
     cpu, triple = spec.get("mcpu", ""), spec["mtriple"]
+    if triple.split("-")[0] not in _ARCHITECTURES:  # LLVM aborts on one that it does not know
+        known = ", ".join(f"{name}-..." for name in _ARCHITECTURES)
+        raise TargetError(f"target {text!r}: unsupported triple {triple!r}, expected {known}")
     if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
         raise TargetError(
             f"target {text!r}: unknown CPU {cpu!r} for {triple}; `llc -mcpu=help` lists them"
@@ -99,6 +103,12 @@ def _parse(text: str) -> dict[str, Any]:
         raise TargetError(
             f"target {text!r}: unknown attribute {unknown[0]!r}; expected {_SPEC_KEYS}"
         )
+    kinds = {"mattr": list}
+    for key in (k for k in _SPEC_KEYS if spec.get(k)):
+        value = spec[key]
+        words = value if isinstance(value, list) else [value]
+        if not isinstance(value, kinds.get(key, str)) or not all(isinstance(w, str) for w in words):
+            raise TargetError(f"target {text!r}: {key} is {value!r}, expected text in TVM's form")
     return {k: spec[k] for k in _SPEC_KEYS if spec.get(k)}
 
 

@@ -229,7 +229,8 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
         ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))
         for reader in ready:
             index, child = running[reader]
-            if not child.read():
+            # A result ends the job, even if something that it started still holds the pipe.
+            if not child.read() or child.results:
                 del running[reader]
                 ending = child.finish(kill=False)
                 yield index, child.results[0] if child.results else Outcome(None, "crash", ending)

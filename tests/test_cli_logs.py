@@ -185,7 +185,7 @@ def test_check_of_a_clean_log(shell: Shell) -> None:
         (line(target="avx2"), "not written as its name"),
         (line(layout="CHWN"), "unknown layout 'CHWN'"),
         (line(max_error=0.5), "max_error 5.0e-01 is above direct's limit"),
-        (line(max_error=float("nan")), "max_error is nan"),
+        (line(max_error=float("nan")), "max_error is not a positive number"),
     ],
 )
 def test_check_names_the_line(shell: Shell, bad: str, reason: str) -> None:

@@ -236,7 +236,6 @@ def test_unwritable_path(tmp_path: Path, path: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.xfail(reason="the operating system's OSError comes through", strict=True)
 def test_full_disk() -> None:
     writer = LogWriter("/dev/full")
     with pytest.raises(LogError, match="No space left"):

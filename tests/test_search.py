@@ -325,14 +325,14 @@ def test_evolution_of_a_small_space_ends(evolving: type[StubBench]) -> None:
     assert found[-1] == [] and len(set(flat(found))) == len(flat(found))
 
 
-@pytest.mark.xfail(reason="evolution repeats what was measured, and so ends at once", strict=True)
+@pytest.mark.xfail(reason="evolution repeats what was measured, and so may end early", strict=True)
 def test_evolution_resumes(evolving: type[StubBench]) -> None:
     task = large()
     names = list(task.space.knobs)
-    earlier = flat(batches(search_of(task), 3))
+    earlier = flat(batches(search_of(task), 11))
     old = [record(task, dict(zip(names, p, strict=True))) for p in earlier]
-    later = batches(search_of(task, old), 2)
-    assert [len(points) for points in later] == [16, 16]
+    later = batches(search_of(task, old), 3)
+    assert all(len(points) >= 8 for points in later)
     assert not set(flat(later)) & set(earlier)
 
 

@@ -117,7 +117,6 @@ def test_hanging_builds(zygote: Zygote) -> None:
     assert children(zygote) == []
 
 
-@pytest.mark.xfail(reason="what a build left behind keeps its result from us", strict=True)
 def test_build_that_leaves_a_child(zygote: Zygote) -> None:
     (outcome,) = build(zygote, "leave a child", timeout=5)
     assert outcome.kind == ""
