@@ -193,6 +193,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Tuning]]:
         tuning.process.wait()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(start: Callable[[], Tuning]) -> None:
     for lines in (1, 4):
         tuning = start()
