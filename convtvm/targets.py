@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -160,9 +159,3 @@ def _vector_unit(features: tuple[str, ...], triple: str) -> tuple[int, int]:
     if "avx512f" in features:
         return 16, 32
     return (8, 16) if "avx2" in features else (4, 16)
-
-
-def default_threads() -> int:
-    """Threads of a run that names none: TVM_NUM_THREADS, or all cores this process may use."""
-    text = os.environ.get("TVM_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else physical_cores()

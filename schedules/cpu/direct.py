@@ -12,13 +12,13 @@ from tvm.s_tir import Schedule
 from schedules.cpu import epilogue
 from schedules.cpu.registers import (
     CpuModel,
+    accumulate_in_tile,
     extents,
     find_block,
     fits,
     layout,
+    oc_block,
     tile_cost,
-    tile_order,
-    vectorize_innermost,
     waste,
 )
 from schedules.knobs import Decisions, Space
@@ -34,7 +34,7 @@ _MAX_UNROLLED_ROWS = 4
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
     chunks_in, _, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
-    block = _oc_block(sch)
+    block = oc_block(sch)
     chunks_out = channels // block
     terms = kh * kw * ic_block
     rows = tuple(t for t in range(1, cpu.registers) if t <= ow)
@@ -90,50 +90,10 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
-    conv, partial, out = (sch.get_sblock(name) for name in ("conv", "partial", "out"))
-    block = _oc_block(sch)
-
-    # Cut the output into register tiles; one thread owns the rows of a channel tile.
-    n, c, y, x, k = sch.get_loops(conv)
-    co, ci, cb = sch.split(c, [None, d["tile_oc"], block])
-    yo, yi = sch.split(y, [None, d["tile_oh"]])
-    xo, xi = sch.split(x, [None, d["tile_ow"]])
-    outer = (n, yo, co) if d["rows_outer"] else (n, co, yo)
-    sch.reorder(*outer, xo, k, yi, xi, ci, cb)
-    sch.parallel(sch.fuse(*outer))
-    # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
-    sch.annotate(xo, "pragma_loop_partition_hint", 1)
-    sch.vectorize(cb)
-    for loop in (yi, xi, ci):
-        sch.unroll(loop)
-
-    # The partial sum over a few channel blocks lives in the same tile, as does the epilogue.
-    sch.compute_at(partial, k, preserve_unit_loops=True)
-    sch.reverse_compute_at(out, xo, preserve_unit_loops=True)
-    sch.transform_layout(conv, ("write", 0), lambda n, c, y, x: [n, c // block, y, x, c % block])
-    sch.transform_layout(
-        partial, ("write", 0), lambda k, n, c, y, x: [k, n, c // block, y, x, c % block]
-    )
-
-    # Reduction outside, tile inside; the channel block is innermost in the packed weight.
-    _, _, c, y, x, io, ky, kx, ii = sch.get_loops(partial)[-9:]
-    ci, cb = sch.split(c, [None, block])
-    iio, iii = sch.split(ii, [None, d["unroll_ic"]])
-    tile = tile_order(d["tile_ow"] * d["tile_oh"], d["tile_oc"], [y, x], [ci])
-    sch.reorder(io, ky, kx, iio, iii, *tile, cb)
-    sch.vectorize(cb)
-    for loop in (iii, *tile):
-        sch.unroll(loop)
-    vectorize_innermost(sch, sch.decompose_reduction(partial, io), unroll=3)
-    vectorize_innermost(sch, sch.decompose_reduction(conv, k), unroll=3)
-
-    epilogue.store_tile(sch, out, block)
+    out = sch.get_sblock("out")
+    accumulate_in_tile(sch, out, d, d["unroll_ic"])
+    epilogue.store_tile(sch, out, oc_block(sch))
     _copy_padded_input(sch)
-
-
-def _oc_block(sch: Schedule) -> int:
-    """Lanes of an output-channel vector: the last axis of the packed weight."""
-    return int(sch.mod["main"].params[1].shape[-1])
 
 
 def _copy_padded_input(sch: Schedule) -> None:
