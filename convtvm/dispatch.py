@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -189,10 +190,13 @@ class Plan:
         self.library, self.workload, self._kernel = library, workload, kernel
         self._data_shape = workload.data_shape(library.layout)
         self._out_shape = workload.out_shape(library.layout)
+        self._data_bytes = 4 * math.prod(self._data_shape)
+        self._out_bytes = 4 * math.prod(self._out_shape)
         self._run = library._function(kernel.function)
         weights = _as_array(weight, workload.weight_shape, "weight")
         self._packed_array = aligned_empty(kernel.packed_shape, np.float32)
         self._packed = tvm_ffi.from_dlpack(self._packed_array)
+        _pool.use(library.threads)
         library._function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
         zeros = np.zeros(workload.oc, np.float32)
         self._bias_array = zeros if bias is None else _as_array(bias, (workload.oc,), "bias").copy()
@@ -225,14 +229,15 @@ class Plan:
         if isinstance(data, np.ndarray):
             source = _as_array(data, self._data_shape, "data")
             result = np.empty(self._out_shape, np.float32) if out is None else out
-            target = _writable(result, self._out_shape)
-            if isinstance(out, np.ndarray) and np.may_share_memory(source, out):
-                raise ArrayError("out overlaps data, expected memory of its own")
-            self._run(tvm_ffi.from_dlpack(source), self._packed, self._bias, target)
-            return result
-        source = _as_tensor(data, self._data_shape, "data")
-        result = _empty_like(data, self._out_shape) if out is None else out
-        self._run(source, self._packed, self._bias, _writable(result, self._out_shape))
+            tensor = tvm_ffi.from_dlpack(source)
+        else:
+            tensor = _as_tensor(data, self._data_shape, "data")
+            result = _empty_like(data, self._out_shape) if out is None else out
+        target = _writable(result, self._out_shape)
+        if out is not None:
+            _check_apart(tensor, target, self._data_bytes, self._out_bytes)
+        _pool.use(self.library.threads)
+        self._run(tensor, self._packed, self._bias, target)
         return result
 
 
@@ -330,6 +335,13 @@ def _writable(value: Any, shape: Sequence[int]) -> Any:
     return _as_tensor(value, shape, "out")
 
 
+def _check_apart(source: Any, target: Any, source_bytes: int, target_bytes: int) -> None:
+    """Refuse an output that a kernel would write while it still reads the data."""
+    start, goal = source.data_ptr(), target.data_ptr()
+    if start < goal + target_bytes and goal < start + source_bytes:
+        raise ArrayError("out overlaps data, expected memory of its own")
+
+
 def _empty_like(data: Any, shape: Sequence[int]) -> Any:
     """An uninitialised float32 tensor of the same library as `data`."""
     if hasattr(data, "new_empty"):  # PyTorch
@@ -361,9 +373,25 @@ def _load_runtime() -> None:
 
 
 def _start_runtime(threads: int) -> None:
-    """Set the number of threads of parallel kernels, for the whole process."""
-    # Read when the pool starts; afterwards the pool is told.
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    """Load the run time such that its pools can grow to `threads` threads."""
+    # TVM reads this when a pool starts, and a pool never grows past the number it started with.
+    wanted = max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", "0") or 0))
+    os.environ["TVM_NUM_THREADS"] = str(wanted)
     _load_runtime()
-    all_cores = 0  # TVM's affinity mode that prefers big cores
-    tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
+
+
+class _Pool(threading.local):
+    """The calling thread's pool of workers: TVM keeps one for every thread that runs kernels."""
+
+    def __init__(self) -> None:
+        self._threads = 0
+
+    def use(self, threads: int) -> None:
+        """Let parallel kernels of this thread run on `threads` threads."""
+        if threads != self._threads:
+            all_cores = 0  # TVM's affinity mode that prefers big cores
+            tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
+            self._threads = threads
+
+
+_pool = _Pool()

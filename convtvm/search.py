@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -190,20 +190,25 @@ class RankedEnumeration(PySearchStrategy):  # type: ignore[misc]
 
 @derived_object
 class ValidKnobs(PyPostproc):  # type: ignore[misc]
-    """Rejects combinations that the template does not accept."""
+    """Rejects combinations that the template does not accept or that were measured before.
 
-    def __init__(self, space: Space) -> None:
+    The strategy remembers what it proposed itself, not what earlier runs left in the log.
+    """
+
+    def __init__(self, space: Space, known: Collection[tuple[int, ...]]) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.known = space, known
 
     def _initialize_with_tune_context(self, context: Any) -> None:
         pass
 
     def apply(self, sch: Schedule) -> bool:
-        return self.space.is_valid(decisions_of(sch.mod))
+        decisions = decisions_of(sch.mod)
+        point = tuple(decisions[name] for name in self.space.knobs)
+        return self.space.is_valid(decisions) and point not in self.known
 
     def clone(self) -> ValidKnobs:
-        return ValidKnobs(self.space)
+        return ValidKnobs(self.space, self.known)
 
 
 @derived_object
@@ -249,7 +254,7 @@ def make_context(task: Task, speed: SpeedModel, known: set[tuple[int, ...]], see
     generator = ms.space_generator.ScheduleFn(
         lambda sch: annotate_knobs(sch, space),
         sch_rules=[],
-        postprocs=[ValidKnobs(space)],
+        postprocs=[ValidKnobs(space, frozenset(known))],
         mutator_probs={MutateKnob(seed): 1.0},
     )
     logger = get_logging_func(logging.getLogger("convtvm.search"))

@@ -498,7 +498,6 @@ def test_torch_tensors_on_other_devices(plan: Plan, numbers: Problem, which: str
         plan(given, out=out)
 
 
-@pytest.mark.xfail(reason="only NumPy arrays are checked for overlap", strict=True)
 def test_torch_out_that_overlaps_data(library: KernelLibrary) -> None:
     torch = pytest.importorskip("torch")
     data, weight, _, _ = problem(POINTWISE)
@@ -560,7 +559,6 @@ for threads in (1, 2, 1, 2):
 
 
 @pytest.mark.skipif(cpu.physical_cores() < 2, reason="needs two cores")
-@pytest.mark.xfail(reason="the first library's number of threads limits the others", strict=True)
 def test_each_library_has_its_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the process's first thread and in any other."""
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)

@@ -17,7 +17,7 @@ from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from convtvm.records import TuningRecord
-    from convtvm.tune import TaskProgress, TuningSummary
+    from convtvm.tuner import TaskProgress, TuningSummary
 
 _LINE_EVERY = 16  # trials of one task in a row, the tuner's batch
 

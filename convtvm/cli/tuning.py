@@ -33,7 +33,7 @@ from convtvm.workload import ConvWorkload
 if TYPE_CHECKING:
     from convtvm.records import TuningRecord
     from convtvm.targets import CompileTarget
-    from convtvm.tune import TaskProgress, TuningSummary
+    from convtvm.tuner import TaskProgress, TuningSummary
 
 _INTERRUPTED = 130
 
@@ -113,7 +113,7 @@ def tune(
     workloads = merge_duplicates(read_source(source))
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.targets import resolve
-    from convtvm.tune import tune as run_tuner
+    from convtvm.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
     _check_runs_here(resolved)
