@@ -7,10 +7,11 @@ A name is `family` or `family:variant`, as in `direct`, `mec:b` for MEC by Solut
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from tvm import tirx
 
@@ -39,7 +40,8 @@ class Algorithm:
     out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
     `multiplications(w)` counts those of the inner products, without transforms;
-    `workspace_bytes(w, layout, cpu, decisions)` is what a kernel allocates while it runs.
+    `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
+    CpuModel or GpuModel that templates get.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Algorithm:
     compute: Callable[..., tirx.PrimFunc]
     pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
     multiplications: Callable[[ConvWorkload], int]
-    workspace_bytes: Callable[[ConvWorkload, str, CpuModel, Decisions], int]
+    workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
     tolerance: float
 
     @property
@@ -238,24 +240,30 @@ _TABLE = (
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}
 
 
-def select(names: Sequence[str] | None = None) -> list[Algorithm]:
+def select(
+    names: Sequence[str] | None = None, table: Mapping[str, Algorithm] = ALGORITHMS
+) -> list[Algorithm]:
     """The algorithms called `names`, a family standing for all its variants; all without names.
+
+    `table` has the algorithms of one kind of device; without it, those of the CPU.
 
     Raises WorkloadError for an unknown name.
     """
     if not names:
-        return list(ALGORITHMS.values())
+        return list(table.values())
     chosen: dict[str, Algorithm] = {}
     for name in names:
-        found = [a for a in ALGORITHMS.values() if name in (a.name, a.family)]
+        found = [a for a in table.values() if name in (a.name, a.family)]
         if not found:
-            raise WorkloadError(
-                f"unknown algorithm {name!r}; expected one of {', '.join(ALGORITHMS)}"
-            )
+            raise WorkloadError(f"unknown algorithm {name!r}; expected one of {', '.join(table)}")
         chosen.update((a.name, a) for a in found)
     return list(chosen.values())
 
 
-def applicable(w: ConvWorkload, names: Sequence[str] | None = None) -> list[Algorithm]:
-    """Those of `select(names)` that can compute `w`; `direct` always can."""
-    return [a for a in select(names) if a.inapplicable(w) is None]
+def applicable(
+    w: ConvWorkload,
+    names: Sequence[str] | None = None,
+    table: Mapping[str, Algorithm] = ALGORITHMS,
+) -> list[Algorithm]:
+    """Those of `select(names, table)` that can compute `w`; `direct` always can."""
+    return [a for a in select(names, table) if a.inapplicable(w) is None]

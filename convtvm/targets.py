@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm.target import Target, codegen
 
+from convtvm import gpu
 from convtvm.cpu import host_features, physical_cores
 from convtvm.errors import TargetError
 
@@ -23,9 +24,24 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 _X86_TRIPLE = "x86_64-linux-gnu"
 
 
+# What TVM itself writes into a CUDA target and what follows from the architecture anyway.
+_CUDA_FACTS = {
+    "keys",
+    "tag",
+    "host",
+    "libs",
+    "max_num_threads",
+    "max_threads_per_block",
+    "max_shared_memory_per_block",
+    "thread_warp_size",
+    "registers_per_block",
+    "l2_cache_size_bytes",
+}
+
+
 @dataclass(frozen=True)
 class CompileTarget:
-    """A CPU to compile for.
+    """A CPU to compile for, or by its subclass CudaTarget a GPU.
 
     `name` is the canonical text that logs and manifests carry; `features` are the CPU features that
     the compiled code may use, in LLVM's names; `lanes` counts fp32 lanes of a vector register.
@@ -36,6 +52,11 @@ class CompileTarget:
     lanes: int
     registers: int
     features: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind of device, which decides about templates: `cpu` or `cuda`."""
+        return "cpu"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -51,14 +72,56 @@ class CompileTarget:
         return self.spec["mtriple"].startswith("x86_64")
 
 
-def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
-    """The target that `text` names: native, a name of `NAMED`, `llvm -mcpu=...`, or TVM's JSON.
+@dataclass(frozen=True)
+class CudaTarget(CompileTarget):
+    """NVIDIA GPUs to compile for, with machine code for each architecture of `arches`.
 
-    Raises TargetError for a target that is unknown, not a CPU or not built into this TVM.
+    The host code around the kernels needs no more than any CPU of its kind has. `threads` is 1:
+    of the host's threads only the calling one works. `lanes` are the floats of the widest load.
+    """
+
+    arches: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return "cuda"
+
+    @property
+    def facts(self) -> gpu.Architecture:
+        """What kernels may use: of several architectures the least."""
+        return gpu.common(self.arches)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "cuda", "arch": self.arches[0]}
+
+    @property
+    def host(self) -> Target:
+        return Target({"kind": "llvm", "mtriple": f"{platform.machine()}-linux-gnu"})
+
+    @property
+    def tvm(self) -> Target:
+        limits = {
+            "max_threads_per_block": self.facts.max_threads,
+            "max_shared_memory_per_block": self.facts.shared_bytes,
+            "thread_warp_size": self.facts.warp,
+        }
+        return Target({**self.spec, **limits}, host=self.host)
+
+
+def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
+    """The target that `text` names: native, a name of `NAMED`, `llvm -mcpu=...`, `cuda`,
+    `cuda:sm_80,sm_90`, or TVM's JSON.
+
+    Plain `cuda` is the GPU here; without one, all architectures of `gpu.COMMON`. Raises TargetError
+    for a target that is unknown, of another kind or not built into this TVM.
     """
     threads = physical_cores() if threads is None else threads
     if threads < 1:
         raise TargetError(f"threads is {threads}, expected 1 or more")
+    arches = _cuda_arches(text.strip())
+    if arches:
+        return _cuda(arches)
     spec = _parse(text.strip())
     spec.setdefault("mtriple", _X86_TRIPLE)
     cpu, triple = spec.get("mcpu", ""), spec["mtriple"]
@@ -74,12 +137,46 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
     return CompileTarget(_name_of_spec(spec), threads, lanes, registers, features)
 
 
+def _cuda_arches(text: str) -> list[str]:
+    """The architectures that a CUDA target names, in its order; empty for any other target."""
+    if text == "cuda":
+        return [gpu.devices()[0].arch] if gpu.devices() else list(gpu.COMMON)
+    if text.startswith("cuda:"):
+        return text.removeprefix("cuda:").split(",")
+    if text.split(" ")[0] == "cuda":
+        spec = _spec_of_name(text)
+    else:
+        try:
+            spec = json.loads(text) if text.startswith("{") else {}
+        except json.JSONDecodeError:
+            return []  # for the general complaint
+        if spec.get("kind") != "cuda":
+            return []
+    unknown = sorted(set(spec) - {"kind", "arch"} - _CUDA_FACTS)
+    if unknown:
+        raise TargetError(f"target {text!r}: unknown attribute {unknown[0]!r}; expected arch")
+    arch = spec.get("arch", "")
+    if not isinstance(arch, str) or not arch:
+        raise TargetError(f"target {text!r}: arch is {arch!r}, expected text such as sm_90")
+    return arch.split(",")
+
+
+def _cuda(arches: list[str]) -> CudaTarget:
+    for arch in arches:
+        if arch not in gpu.ARCHITECTURES:
+            known = ", ".join(gpu.ARCHITECTURES)
+            raise TargetError(f"unknown CUDA architecture {arch!r}; expected one of {known}")
+    ordered = tuple(sorted(set(arches), key=gpu.age))
+    facts = gpu.common(ordered)
+    return CudaTarget(f"cuda -arch={','.join(ordered)}", 1, 4, facts.registers, (), ordered)
+
+
 def _parse(text: str) -> dict[str, Any]:
     if text == "native":
         return _native()
     if text in NAMED:
         return dict(NAMED[text])
-    known = "native, " + ", ".join(NAMED)
+    known = "native, " + ", ".join(NAMED) + ", cuda:sm_90"
     if text.startswith("{"):
         try:
             spec = json.loads(text)
@@ -87,15 +184,13 @@ def _parse(text: str) -> dict[str, Any]:
             raise TargetError(f"target is not valid JSON ({error}): {text}") from None
     elif text.split(" ")[0] == "llvm":
         spec = _spec_of_name(text)
-    elif text.split(":")[0] == "cuda":
-        raise TargetError(f"target {text!r}: CUDA targets are not supported yet; expected {known}")
     else:
         raise TargetError(
             f"unknown target {text!r}; expected {known}, 'llvm -mcpu=NAME' or TVM's JSON"
         )
     if spec.get("kind") != "llvm":
         raise TargetError(
-            f"target kind {spec.get('kind')!r} is not supported; expected 'llvm' (a CPU)"
+            f"target kind {spec.get('kind')!r} is not supported; expected 'llvm' (a CPU) or 'cuda'"
         )
     unknown = sorted(set(spec) - {*_SPEC_KEYS, "num-cores", "keys", "tag"})
     if unknown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,15 @@ from tvm.s_tir import Schedule
 
 from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
-from convtvm.targets import CompileTarget
+from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm.targets import CompileTarget, CudaTarget
 from convtvm.workload import ConvWorkload
 from schedules.cpu.registers import CpuModel
+from schedules.cuda.model import GpuModel
 from schedules.knobs import Space
 
 LAYOUTS = ("NCHW", "NHWC")
+TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Task:
 
     @property
     def algorithm(self) -> Algorithm:
-        return ALGORITHMS[self.algorithm_name]
+        return TABLES[self.target.kind][self.algorithm_name]
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -50,8 +53,12 @@ class Task:
         )
 
     @property
-    def cpu(self) -> CpuModel:
-        return CpuModel(self.target.lanes, self.target.registers, self.target.threads)
+    def device(self) -> CpuModel | GpuModel:
+        """What the template needs to know of the target."""
+        target = self.target
+        if isinstance(target, CudaTarget):
+            return GpuModel(target.arches[0], **asdict(target.facts))
+        return CpuModel(target.lanes, target.registers, target.threads)
 
     @property
     def template_version(self) -> int:
@@ -62,17 +69,18 @@ class Task:
         knobs = self.algorithm.template.COMPUTE_KNOBS if decisions else ()
         chosen = {name: decisions[name] for name in knobs} if decisions else {}
         func = self.algorithm.compute(self.workload, self.layout, self.target.lanes, **chosen)
-        return codegen.accept_unaligned(func)
+        # On a GPU the run time sees to the alignment, and loads are as wide as templates want them.
+        return func if self.target.kind == "cuda" else codegen.accept_unaligned(func)
 
     @cached_property
     def space(self) -> Space:
-        space: Space = self.algorithm.template.space(Schedule(self.compute()), self.cpu)
+        space: Space = self.algorithm.template.space(Schedule(self.compute()), self.device)
         return space
 
     def instantiate(self, decisions: Mapping[str, int]) -> tvm.IRModule:
         """The scheduled module of these decisions, with the function `main`."""
         sch = Schedule(self.compute(decisions))
-        self.algorithm.template.schedule(sch, self.cpu, decisions)
+        self.algorithm.template.schedule(sch, self.device, decisions)
         return sch.mod
 
     def pack(self) -> tirx.PrimFunc:
@@ -97,7 +105,10 @@ def tasks_of(
     algorithms: Sequence[str] | None = None,
 ) -> list[Task]:
     """All tasks of the workloads, in order, one per applicable algorithm."""
-    return [Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms)]
+    table = TABLES[target.kind]
+    return [
+        Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms, table)
+    ]
 
 
 # A candidate travels through MetaSchedule as a carrier function whose root block has one annotation

@@ -133,7 +133,7 @@ def test_source_is_refused(
     ("args", "parts"),
     [
         ([LINE, "--target", "toaster"], ["unknown target 'toaster'", "native"]),
-        ([LINE, "--target", "cuda"], ["CUDA", "not supported yet"]),
+        ([LINE, "--target", "cuda:sm_1"], ["unknown CUDA architecture 'sm_1'", "sm_90"]),
         ([LINE, "--algorithms", "dierct"], ["unknown algorithm 'dierct'", "direct"]),
         ([LINE, "--algorithms", ","], ["--algorithms", "separated by commas"]),
         (["mb1ic8ih6oc8kh1", "--algorithms", "winograd"], ["none of winograd:2", "1x1"]),

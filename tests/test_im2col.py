@@ -79,7 +79,7 @@ def check_every_decision(w: ConvWorkload, name: str) -> None:
 
 
 def stated_workspace(task: Task, decisions: Mapping[str, int]) -> int:
-    return task.algorithm.workspace_bytes(task.workload, task.layout, task.cpu, decisions)
+    return task.algorithm.workspace_bytes(task.workload, task.layout, task.device, decisions)
 
 
 def allocated(task: Task, decisions: Mapping[str, int]) -> int:
@@ -154,7 +154,7 @@ def test_workspace_formulas(w: ConvWorkload) -> None:
             decisions = default if layout == "NCHW" else draw.choice(points)
             lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
             for threads in (1, 2):
-                cpu = replace(task.cpu, threads=threads)
+                cpu = replace(task.device, threads=threads)
                 stated = task.algorithm.workspace_bytes(w, task.layout, cpu, decisions)
                 measured = codegen.workspace_bytes(lowered, threads)
                 assert stated == measured, (name, layout, threads, decisions)

@@ -11,9 +11,9 @@ import sys
 import pytest
 from tvm.target import Target
 
-from convtvm import targets
+from convtvm import gpu, targets
 from convtvm.errors import TargetError
-from convtvm.targets import NAMED, CompileTarget, resolve
+from convtvm.targets import NAMED, CompileTarget, CudaTarget, resolve
 
 X86 = "llvm -mtriple=x86_64-linux-gnu"
 ARM = "llvm -mtriple=aarch64-linux-gnu"
@@ -137,20 +137,61 @@ def test_native_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve("native", 1)
 
 
+# ---- CUDA ----------------------------------------------------------------------------------------
+
+# text, the architectures that it means
+CUDA = [
+    ("cuda:sm_90", ("sm_90",)),
+    ("cuda:sm_90,sm_80,sm_90", ("sm_80", "sm_90")),
+    ("cuda -arch=sm_80", ("sm_80",)),
+    ("cuda -keys=cuda,gpu -arch=sm_100,sm_90", ("sm_90", "sm_100")),
+    ('{"kind": "cuda", "arch": "sm_89"}', ("sm_89",)),
+    (json.dumps({"kind": "cuda", "arch": "sm_90", "thread_warp_size": 32}), ("sm_90",)),
+]
+
+
+@pytest.mark.parametrize(("text", "arches"), CUDA)
+def test_cuda(text: str, arches: tuple[str, ...]) -> None:
+    t = resolve(text)
+    assert isinstance(t, CudaTarget) and (t.kind, t.threads, t.features) == ("cuda", 1, ())
+    assert (t.name, t.arches) == (f"cuda -arch={','.join(arches)}", arches)
+    assert t == resolve(t.name) == pickle.loads(pickle.dumps(t)) == resolve(text, 4)
+    assert t.tvm.kind.name == "cuda" and t.tvm.host.kind.name == "llvm"
+    assert (str(t.tvm.attrs["arch"]), int(t.tvm.attrs["thread_warp_size"])) == (arches[0], 32)
+
+
+def test_cuda_facts_are_what_all_architectures_have() -> None:
+    small, large = gpu.ARCHITECTURES["sm_80"], gpu.ARCHITECTURES["sm_90"]
+    both = resolve("cuda:sm_80,sm_90")
+    assert isinstance(both, CudaTarget) and both.facts == small != large
+    assert int(both.tvm.attrs["max_shared_memory_per_block"]) == 163 * 1024
+    assert gpu.common(["sm_89", "sm_80"]) == gpu.Architecture(108, 99 * 1024, 100 * 1024, 1536)
+
+
+def test_cuda_means_the_gpu_here_or_the_common_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "devices", lambda: ())
+    assert resolve("cuda").name == "cuda -arch=sm_80,sm_90"
+    monkeypatch.setattr(gpu, "devices", lambda: (gpu.Gpu("a card", "sm_89", 1),))
+    assert resolve("cuda").name == "cuda -arch=sm_89"
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("toaster", "unknown target 'toaster'; expected native, avx2, avx512, aarch64, 'llvm -m"),
+        ("toaster", "unknown target 'toaster'; expected native, avx2, avx512, aarch64, cuda:sm_90"),
         ("", "unknown target ''; expected native"),
         ("avx3", "unknown target 'avx3'"),
         ("AVX2", "unknown target 'AVX2'"),
         ("-mcpu=znver3", "unknown target '-mcpu=znver3'"),
         ("[1]", "unknown target '[1]'"),
-        ("cuda", "target 'cuda': CUDA targets are not supported yet; expected native, avx2"),
-        ("cuda:sm_90", "target 'cuda:sm_90': CUDA targets are not supported yet"),
+        ("cuda:sm_1", "unknown CUDA architecture 'sm_1'; expected one of sm_75, sm_80"),
+        ("cuda:", "unknown CUDA architecture ''"),
+        ("cuda:sm_90,sm_90a", "unknown CUDA architecture 'sm_90a'"),
+        ("cuda -mcpu=sm_90", "unknown attribute 'mcpu'; expected arch"),
+        ("cuda -arch", "target 'cuda -arch': cannot read '-arch', expected -key=value"),
         ("llvm mcpu=znver3", "target 'llvm mcpu=znver3': cannot read 'mcpu=znver3', expected -key"),
         ("llvm -mcpu", "target 'llvm -mcpu': cannot read '-mcpu', expected -key=value"),
         ("llvm -mcpu=", "target 'llvm -mcpu=': cannot read '-mcpu='"),
@@ -161,7 +202,9 @@ def test_native_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         ("llvm -opt-level=3", "unknown attribute 'opt-level'; expected ('kind', 'mtriple', 'mcpu'"),
         ('{"kind":', "target is not valid JSON (Expecting value: line 1 column 9 (char 8)):"),
         ("{}", "target kind None is not supported; expected 'llvm' (a CPU)"),
-        ('{"kind": "cuda"}', "target kind 'cuda' is not supported"),
+        ('{"kind": "cuda"}', "arch is '', expected text such as sm_90"),
+        ('{"kind": "cuda", "arch": 90}', "arch is 90, expected text such as sm_90"),
+        ('{"kind": "rocm"}', "target kind 'rocm' is not supported"),
         (spec(vscale=2), "unknown attribute 'vscale'"),
     ],
 )

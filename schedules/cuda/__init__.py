@@ -1,0 +1,1 @@
+"""Schedule templates for NVIDIA GPUs, one module per algorithm family."""
