@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from convtvm import files
 from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.workload import ConvWorkload
 
@@ -188,13 +189,7 @@ def check_writable(path: Path) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; a link stays a link. Raises ConvtvmError."""
     check_writable(path)
-    real = Path(os.path.realpath(path))
-    partial = real.with_name(f".{real.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
-        if real.exists():
-            partial.chmod(real.stat().st_mode & 0o7777)
-        partial.replace(real)
+        files.write_whole(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConvtvmError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,18 @@
+"""The run time: load a kernel library, choose a kernel within limits, run it.
+
+Needs apache-tvm-ffi and libtvm_runtime.so only; imports no compiler, compute, schedule or tuner.
+
+    library    load a file, refuse what is not for this machine; what it holds
+    selection  candidates and the choice among them
+    plan       a chosen kernel with its packed weight: y = plan(x)
+    tensors    numpy and DLPack arrays in and out
+    runtime    libtvm_runtime.so, code in memory, threads
+"""
+
+from __future__ import annotations
+
+from convtvm.dispatch.library import KernelLibrary, load
+from convtvm.dispatch.plan import Plan
+from convtvm.dispatch.selection import Candidate
+
+__all__ = ["Candidate", "KernelLibrary", "Plan", "load"]

@@ -1,0 +1,84 @@
+"""The TVM run time: libtvm_runtime.so, images loaded from memory, a pool of workers a thread."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from convtvm.errors import EnvironmentProblem, LibraryError
+
+
+@cache
+def _load_runtime() -> None:
+    """Make libtvm_runtime.so's symbols visible; kernels bind to them when they load."""
+    spec = importlib.util.find_spec("tvm")
+    folders = [os.environ.get("CONVTVM_RUNTIME_DIR", "")]
+    if spec is not None and spec.origin:
+        folders.append(str(Path(spec.origin).parent / "lib"))
+    for folder in filter(None, folders):
+        path = Path(folder) / "libtvm_runtime.so"
+        if path.is_file():
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            return
+    raise EnvironmentProblem(
+        "libtvm_runtime.so not found; install apache-tvm==0.27.0.post1 or set CONVTVM_RUNTIME_DIR"
+    )
+
+
+def start(threads: int) -> None:
+    """Load the run time such that its pools can grow to `threads` threads."""
+    # TVM reads this when a pool starts, and a pool never grows past the number it started with.
+    wanted = max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", "0") or 0))
+    os.environ["TVM_NUM_THREADS"] = str(wanted)
+    _load_runtime()
+
+
+class Image:
+    """A shared object loaded from a private copy in memory: its file may be replaced meanwhile, and
+    the dynamic loader would answer a second load of the same path with the old code.
+
+    Raises LibraryError if the loader refuses it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._memory = os.memfd_create("convtvm-library")
+        with os.fdopen(os.dup(self._memory), "wb") as file:
+            file.write(content)
+        loader = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
+        try:
+            self._module = loader(f"/proc/self/fd/{self._memory}", "so")
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1:]
+            raise LibraryError(f"the library cannot be loaded: {''.join(reason)}") from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_module"):
+            del self._module
+        os.close(self._memory)
+
+    def __getitem__(self, function: str) -> Any:
+        return self._module[function]
+
+
+class _Pool(threading.local):
+    """The calling thread's pool of workers: TVM keeps one for every thread that runs kernels."""
+
+    def __init__(self) -> None:
+        self._threads = 0
+
+    def use(self, threads: int) -> None:
+        """Let parallel kernels of this thread run on `threads` threads."""
+        if threads != self._threads:
+            all_cores = 0  # TVM's affinity mode that prefers big cores
+            tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
+            self._threads = threads
+
+
+pool = _Pool()
