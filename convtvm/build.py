@@ -55,6 +55,7 @@ def compile(
     if not workloads:
         raise ConvtvmError("no workloads to compile")
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
+    codegen.linker(resolved.spec.get("mtriple", ""))  # a refusal comes before the work
     log_paths = records.shipped_logs() if logs is None else [Path(p) for p in logs]
     history, problems = records.load(log_paths)
     if logs is not None:
@@ -151,7 +152,7 @@ def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
             for choice, function, pack in kernels
         ]
         image = zygote.folder / "library.so"
-        codegen.link_objects([job.path for job in jobs], image)
+        codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
         ranks = {function: _rank(choice, workspaces[function]) for choice, function, _ in kernels}
         finished.sort(key=lambda k: (k.workload, *ranks[k.function]))
         return image.read_bytes(), finished

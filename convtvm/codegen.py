@@ -5,6 +5,8 @@ Tuning and export use the same pipeline, so what was measured is what is shipped
 
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
 from convtvm.errors import BuildError
+from convtvm.targets import CompileTarget
 
 # A buffer of up to this many bytes stays an LLVM alloca. TVM's own limit is 1024, above which it
 # calls the workspace allocator and LLVM promotes a register tile only if LICM manages it.
@@ -82,19 +85,26 @@ def write_object(module: tvm.runtime.Module, path: str | Path) -> None:
     module.write_to_file(str(path))
 
 
-def link_objects(
-    objects: Sequence[str | Path], path: str | Path, linker: Sequence[str] = ("ld",)
-) -> None:
+def linker(triple: str) -> str:
+    """The linker for machines of this triple, this one without. Raises BuildError without one."""
+    machine = triple.split("-")[0] or platform.machine()
+    names = ["ld"] if machine == platform.machine() else [f"{machine}-linux-gnu-ld", "ld.lld"]
+    for name in names:
+        if shutil.which(name):
+            return name
+    package = "binutils" if names == ["ld"] else f"binutils-{machine.replace('_', '-')}-linux-gnu"
+    raise BuildError(f"no linker for {machine}: {' or '.join(names)} not found; install {package}")
+
+
+def link_objects(objects: Sequence[str | Path], path: str | Path, target: CompileTarget) -> None:
     """Link object files to the shared library `path`. Raises BuildError with the first
     complaint."""
-    command = [*linker, "-shared", "-o", str(path), *map(str, objects)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise BuildError(f"linker {linker[0]!r} not found; install binutils") from None
+    program = linker(target.spec.get("mtriple", ""))
+    command = [program, "-shared", "-o", str(path), *map(str, objects)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         first = (done.stderr or done.stdout).strip().splitlines()[:1]
-        raise BuildError(f"{linker[0]} failed: {first[0] if first else 'no message'}")
+        raise BuildError(f"{program} failed: {first[0] if first else 'no message'}")
 
 
 def merge(functions: Mapping[str, tirx.PrimFunc]) -> tvm.IRModule:

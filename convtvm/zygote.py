@@ -265,7 +265,7 @@ def _build(job: BuildJob) -> Outcome:
         objects = job.path if job.path.endswith(".o") else job.path + ".o"
         codegen.write_object(compiled, objects)
         if objects != job.path:
-            codegen.link_objects([objects], job.path)
+            codegen.link_objects([objects], job.path, task.target)
             os.unlink(objects)
     except Exception as error:
         return _failure(kind, error)

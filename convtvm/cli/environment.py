@@ -24,6 +24,10 @@ _PACKAGES = {
 # Compiler -> (what it is for, how to get it)
 _COMPILERS = {
     "ld": ("tune and compile", "install binutils (apt install binutils, dnf install binutils)"),
+    "aarch64-linux-gnu-ld": (
+        "compile for aarch64",
+        "install binutils-aarch64-linux-gnu, or lld for every target",
+    ),
     "g++": ("extensions of your own only", "install g++ (apt install g++, dnf install gcc-c++)"),
     "nvcc": ("CUDA, which is not supported yet", "install the CUDA toolkit"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     content, manifest = manifests.read(path)
     if threads is not None and (type(threads) is not int or threads < 1):
         raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
+    _check_machine(manifest, path)
+    library = KernelLibrary(content, manifest, threads)
+    library.open()
+    return library
+
+
+def _check_machine(manifest: Manifest, path: str | Path) -> None:
+    """Raise LibraryError if this machine cannot run the library's code."""
     machine = platform.machine()
     if f"-mtriple={machine}" not in manifest.target:
         raise LibraryError(
@@ -38,22 +47,32 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
             f"{path} is compiled for {manifest.target!r}; this CPU lacks {', '.join(missing)}; "
             "compile it here with --target native"
         )
-    return KernelLibrary(content, manifest, threads)
 
 
 class KernelLibrary:
-    """Compiled kernels of several workloads in one file."""
+    """Compiled kernels of several workloads in one file.
+
+    Its code is opened when first needed, so one for another machine can be made and exported.
+    """
 
     def __init__(self, content: bytes, manifest: Manifest, threads: int | None = None) -> None:
         self._content, self.manifest = content, manifest
         self.threads = threads or manifest.threads
         self.problems: list[str] = []
-        runtime.start(self.threads)
-        self._image = runtime.Image(content)
         self._kernels: dict[ConvWorkload, list[Kernel]] = {}
         for key, name in manifest.workloads.items():
             found = [k for k in manifest.kernels if k.workload == key]
             self._kernels[ConvWorkload.parse(f'{key}n"{name}"' if name else key)] = found
+
+    def open(self) -> None:
+        """Load the code. Raises LibraryError if this machine cannot run it."""
+        self._image  # noqa: B018
+
+    @cached_property
+    def _image(self) -> runtime.Image:
+        _check_machine(self.manifest, "the library")
+        runtime.start(self.threads)
+        return runtime.Image(self._content)
 
     @property
     def layout(self) -> str:
