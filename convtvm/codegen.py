@@ -36,7 +36,7 @@ def accept_unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
     TVM assumes 64 bytes and emits aligned moves, which fault on an ordinary numpy array.
     """
     params = {}
-    for param in func.params:
+    for param in filter(is_buffer_var, func.params):
         t = param.ty
         size = tvm.DataType(str(t.dtype)).bits // 8
         params[param] = tirx.decl_buffer(

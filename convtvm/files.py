@@ -11,8 +11,8 @@ from pathlib import Path
 def write_whole(path: str | Path, content: bytes, mode: int = 0o644) -> None:
     """Put `content` at `path` in one step; a file that is replaced keeps its permissions.
 
-    A new file gets `mode`, a link stays a link. Writers of one path do not disturb each other: one of them comes last.
-    Raises OSError, and then leaves nothing behind.
+    A new file gets `mode`, a link stays a link. Writers of one path do not disturb each other:
+    one of them comes last. Raises OSError, and then leaves nothing behind.
     """
     real = Path(os.path.realpath(path))
     if real.exists():

@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 
 from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
+from convtvm.compute.epilogue import with_epilogue
 from convtvm.cuda_algorithms import CUDA_ALGORITHMS
 from convtvm.targets import CompileTarget, CudaTarget
 from convtvm.workload import ConvWorkload
@@ -26,16 +27,21 @@ TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
 @dataclass(frozen=True)
 class Task:
-    """What the tuner tunes. Two equal tasks have the same space and comparable times."""
+    """What the tuner tunes. Two equal tasks have the same space and comparable times.
+
+    Kernels are tuned without an epilogue; `epilogue`, one of EPILOGUES, changes only what is
+    compiled.
+    """
 
     workload: ConvWorkload
     algorithm_name: str
     target: CompileTarget
     layout: str = "NCHW"
+    epilogue: str = "none"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the fields only; the cached space holds functions."""
-        return Task, (self.workload, self.algorithm_name, self.target, self.layout)
+        return Task, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -68,7 +74,8 @@ class Task:
         """The unscheduled function; compute knobs are 1 without decisions."""
         knobs = self.algorithm.template.COMPUTE_KNOBS if decisions else ()
         chosen = {name: decisions[name] for name in knobs} if decisions else {}
-        func = self.algorithm.compute(self.workload, self.layout, self.target.lanes, **chosen)
+        plain = self.algorithm.compute(self.workload, self.layout, self.target.lanes, **chosen)
+        func = with_epilogue(plain, self.epilogue)
         # On a GPU the run time sees to the alignment, and loads are as wide as templates want them.
         return func if self.target.kind == "cuda" else codegen.accept_unaligned(func)
 

@@ -76,6 +76,7 @@ ALSO = {
     "convtvm.reference": {"convtvm.errors", "convtvm.workload"},
     "convtvm.task": {
         "convtvm.codegen",
+        "convtvm.compute.epilogue",
         "schedules.knobs",
         "schedules.cpu.registers",
         "schedules.cuda.model",
@@ -95,6 +96,7 @@ OUTSIDE: dict[str | int, set[str]] = {
     0: {"numpy"},
     "convtvm.targets": {"numpy", "tvm"},
     "convtvm.compute.*": {"numpy", "tvm"},
+    "convtvm.compute.epilogue": {"tvm", "tvm_ffi"},
     "convtvm.compute.winograd_matrices": {"numpy"},  # exact rationals, no TVM
     "schedules.*": {"tvm"},
     5: {"numpy", "tvm_ffi"},  # the run time: no compiler
