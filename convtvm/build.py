@@ -11,13 +11,13 @@ from convtvm import __version__, codegen, manifest, records
 from convtvm.cpu import physical_cores
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, WorkloadError
+from convtvm.jobs import BuildJob, Limits
 from convtvm.manifest import Kernel, Manifest
 from convtvm.measure import BUILD_SECONDS, Zygote
 from convtvm.records import TuningRecord
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of
 from convtvm.workload import ConvWorkload
-from convtvm.zygote import BuildJob, Limits
 
 KEEP = ("best", "pareto", "all")
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +26,10 @@ from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput
 
 from convtvm.cpu import physical_cores
 from convtvm.errors import BuildError
+from convtvm.jobs import STOPPED, BuildJob, Limits, Outcome, RunJob, receive, send
 from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.task import Task, decisions_of
 from convtvm.workload import ConvWorkload
-from convtvm.zygote import BuildJob, Limits, Outcome, RunJob, receive, send
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
 RUN_SECONDS = 20.0
@@ -42,6 +44,7 @@ class Trial:
     workspace_bytes: int | None = None
     kind: str = ""
     message: str = ""
+    disturbed: bool = False  # no sample was taken while nothing else ran
 
     @property
     def seconds(self) -> float:
@@ -49,13 +52,18 @@ class Trial:
 
 
 class Zygote:
-    """Client of one zygote process; restarts it if it dies. Use as a context manager."""
+    """Client of one zygote process; restarts it if it dies. Use as a context manager.
 
-    def __init__(self) -> None:
+    What is not finished at `deadline`, a time of the monotonic clock, is given up.
+    """
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
         memory = Path("/dev/shm")
         base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=base))
         self._count = 0
+        self._closed = False
         try:
             self._start()
         except BaseException:
@@ -69,7 +77,12 @@ class Zygote:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "convtvm.zygote", str(self.folder)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+            command,
+            bufsize=0,  # so that select sees all there is to read
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
         )
         try:
             receive(_pipe(self._process.stdout))
@@ -79,22 +92,41 @@ class Zygote:
     def call(
         self, kind: str, jobs: Sequence[BuildJob | RunJob], limits: Limits
     ) -> Iterator[tuple[int, Outcome]]:
-        """(index, outcome) of every job, as each is finished; read it to the end."""
+        """(index, outcome) of every job, as each is finished.
+
+        The kind is `stopped` for those that were not finished when the time was over.
+        """
         if not jobs:
             return
         missing = set(range(len(jobs)))
+        lost = Outcome(None, "crash", "the build helper died")
         try:
             send(_pipe(self._process.stdin), (kind, list(jobs), limits))
             while missing:
+                if not self._answers():
+                    lost = Outcome(None, STOPPED, "the time was over")
+                    break
                 index, outcome = receive(_pipe(self._process.stdout))
                 missing.discard(index)
                 yield index, outcome
-        except (EOFError, OSError):
-            self._stop()
-            self.folder.mkdir(exist_ok=True)
-            self._start()
-            for index in sorted(missing):
-                yield index, Outcome(None, "crash", "the build helper died")
+        except (EOFError, OSError, ValueError):  # dead, or closed by another thread
+            pass
+        finally:
+            if missing and not self._closed:  # if not dead, busy with what nobody waits for
+                self._restart()
+        for index in sorted(missing):
+            yield index, lost
+
+    def _answers(self) -> bool:
+        """Whether there is an answer to read before the time is over."""
+        wait = None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
+        return bool(select.select([_pipe(self._process.stdout)], [], [], wait)[0])
+
+    def _restart(self) -> None:
+        self._process.kill()  # not asked to end: the files that it built are still needed
+        self._stop()
+        self.folder.mkdir(exist_ok=True)
+        self._start()
 
     def fresh_path(self, suffix: str) -> Path:
         self._count += 1
@@ -112,6 +144,7 @@ class Zygote:
         _pipe(self._process.stdout).close()
 
     def close(self) -> None:
+        self._closed = True
         self._stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -278,5 +311,5 @@ class Workbench:
         workspace, outcome = self.builder.outcomes[path].value, self.runner.outcomes[path]
         if outcome.kind:
             return Trial(workspace_bytes=workspace, kind=outcome.kind, message=outcome.message)
-        run_secs, max_error, _ = outcome.value
-        return Trial(run_secs, max_error, workspace)
+        run_secs, max_error, clean = outcome.value
+        return Trial(run_secs, max_error, workspace, disturbed=not clean)

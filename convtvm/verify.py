@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from convtvm.cpu import physical_cores
+from convtvm.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure import BUILD_SECONDS, RUN_SECONDS, Zygote, write_problem
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
-from convtvm.zygote import BuildJob, Limits, Outcome, RunJob
 
 # Algorithms that only multiply and add the inputs: on small integers they must be exact.
 EXACT_FAMILIES = ("direct", "im2col", "mec")

@@ -15,86 +15,18 @@ import resource
 import select
 import shutil
 import signal
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
 
-if TYPE_CHECKING:
-    from convtvm.task import Task
+from convtvm.jobs import LENGTH, BuildJob, Limits, Outcome, RunJob, failure, receive, send
 
-_LENGTH = struct.Struct("<q")
-_BUILD_MEMORY = 8 << 30  # address space that a build may grow by; a runaway fails with MemoryError
-
-
-@dataclass(frozen=True)
-class BuildJob:
-    """Compile `task` by `decisions`, or its packing function for None, as the function `symbol`.
-
-    A `path` that ends in .o gets the object file, any other the linked library.
-    """
-
-    task: Task
-    decisions: Mapping[str, int] | None
-    path: str
-    symbol: str = "main"
-
-
-@dataclass(frozen=True)
-class RunJob:
-    """Check and time the kernel library `path` on the arrays in folder `inputs`.
-
-    The folder is one of measure.write_problem; the library `pack` packs its weight.
-    """
-
-    path: str
-    pack: str
-    packed_shape: tuple[int, ...]
-    inputs: str
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Workers at once, seconds a job may take, and for runs the number of threads and the
-    timing."""
-
-    workers: int = 1
-    timeout: float = 20.0
-    threads: int = 1
-    window: float = 0.005
-    samples: int = 3
-    attempts: int = 30
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a job: `value` on success, else the kind of error and its first line."""
-
-    value: Any = None
-    kind: str = ""
-    message: str = ""
-
-
-def send(stream: BinaryIO, message: object) -> None:
-    body = pickle.dumps(message)
-    stream.write(_LENGTH.pack(len(body)) + body)
-    stream.flush()
-
-
-def receive(stream: BinaryIO) -> Any:
-    """The next message. Raises EOFError when the other side is gone."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    return pickle.loads(stream.read(_LENGTH.unpack(head)[0]))
-
-
-# ---- inside the zygote -------------------------------------------------------------------------
+_MEMORY = 8 << 30  # address space that a child may grow by; a runaway fails with MemoryError
+_OUTPUT = 64 << 20  # bytes of a file that a child may write; one that prints for ever ends there
+# Lines that say only that there was an error, before the one that says which; after the first,
+# TVM's own, there is none.
+_DECORATION = ("!!!!!!! ", "Stack trace", "Traceback (most recent")
 
 
 def serve(folder: str) -> None:
@@ -140,7 +72,7 @@ def _warm_up() -> None:
     """Import and build once before the first fork, so that no child pays for it."""
     from tvm import te
 
-    from convtvm import codegen, targets, task  # noqa: F401
+    from convtvm import codegen, targets, task, trial  # noqa: F401
 
     target = targets.resolve("native", 1)
     func = te.create_prim_func([te.compute((4,), lambda i: te.const(1.0, "float32"), name="one")])
@@ -153,10 +85,11 @@ class _Child:
     def __init__(self, work: Callable[[Callable[[Outcome], None]], None], timeout: float) -> None:
         reader, writer = os.pipe()
         self.timeout = timeout
+        self._printed = os.memfd_create("convtvm-printed")
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
-            _run_child(work, writer)
+            _run_child(work, writer, self._printed)
         os.close(writer)
         self.reader, self.buffer = reader, b""
         self.results: list[Outcome] = []
@@ -166,17 +99,17 @@ class _Child:
         """Take what has arrived; False once the child has closed its end."""
         data = os.read(self.reader, 1 << 16)
         self.buffer += data
-        while len(self.buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack(self.buffer[: _LENGTH.size])[0]
+        while len(self.buffer) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack(self.buffer[: LENGTH.size])[0]
             if len(self.buffer) < end:
                 break
-            self.results.append(pickle.loads(self.buffer[_LENGTH.size : end]))
+            self.results.append(pickle.loads(self.buffer[LENGTH.size : end]))
             self.buffer = self.buffer[end:]
             self.deadline = time.monotonic() + self.timeout
         return bool(data)
 
     def finish(self, kill: bool) -> str:
-        """Reap the child (with its group, if `kill`) and say in words how it ended."""
+        """Reap the child (with its group, if `kill`); how it ended, and what it said first."""
         if kill:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -186,33 +119,48 @@ class _Child:
         _, status = os.waitpid(self.pid, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # whatever the child left behind
+        said = _first_line(self._printed)
+        os.close(self._printed)
         if os.WIFSIGNALED(status):
-            return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        return f"exited with status {os.WEXITSTATUS(status)} without a result"
+            return f"killed by {signal.Signals(os.WTERMSIG(status)).name}{said}"
+        return f"exited with status {os.WEXITSTATUS(status)} without a result{said}"
 
 
-def _run_child(work: Callable[[Callable[[Outcome], None]], None], writer: int) -> None:
+def _first_line(file: int) -> str:
+    """The first line of a child's output that means something, after a colon; empty without."""
+    lines = os.pread(file, 1 << 16, 0).decode("utf8", errors="replace").splitlines()
+    texts = (" ".join("".join(c if c.isprintable() else " " for c in t).split()) for t in lines)
+    for text in filter(None, texts):
+        if text.startswith(_DECORATION[0]):
+            break
+        if not text.startswith(_DECORATION):
+            return f": {text[:200]}"
+    return ""
+
+
+def _run_child(
+    work: Callable[[Callable[[Outcome], None]], None], writer: int, printed: int
+) -> None:
     """Body of a forked child; never returns. `os._exit` skips C++ destructors, which may hang."""
     status = 1
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _die_with_parent(signal.SIGKILL)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        _limit(resource.RLIMIT_FSIZE, _OUTPUT)
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_AS, _address_space() + _MEMORY)
         pipe = os.fdopen(writer, "wb")
         work(lambda outcome: send(pipe, outcome))
         status = 0
     except BaseException as error:
         with contextlib.suppress(Exception):
-            send(pipe, _failure("unknown", error))
+            send(pipe, failure("unknown", error))
             status = 0
     finally:
         os._exit(status)
-
-
-def _failure(kind: str, error: BaseException) -> Outcome:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else "no message"
-    return Outcome(kind=kind, message=f"{type(error).__name__}: {first}"[:400])
 
 
 def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -252,7 +200,6 @@ def _build(job: BuildJob) -> Outcome:
     """Instantiate, lower, compile and link; the value is the workspace in bytes."""
     from convtvm import codegen
 
-    _limit_memory(_BUILD_MEMORY)
     kind = "instantiate"
     try:
         task = job.task
@@ -268,15 +215,19 @@ def _build(job: BuildJob) -> Outcome:
             codegen.link_objects([objects], job.path, task.target)
             os.unlink(objects)
     except Exception as error:
-        return _failure(kind, error)
+        return failure(kind, error)
     return Outcome(workspace)
 
 
-def _limit_memory(growth: int) -> None:
+def _limit(which: int, most: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def _address_space() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[0])
-    limit = pages * resource.getpagesize() + growth
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -284,7 +235,7 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
     done = 0
     while done < len(jobs):
         rest = jobs[done:]
-        child = _Child(partial(_run_batch, rest, limits), limits.timeout)
+        child = _Child(partial(_report_runs, rest, limits), limits.timeout)
         failure = None
         while failure is None:
             wait = max(0.0, child.deadline - time.monotonic())
@@ -303,78 +254,10 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
             done += 1
 
 
-def _run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
-    # Read at the first parallel launch; the zygote itself never launches one.
-    os.environ["TVM_NUM_THREADS"] = str(limits.threads)
-    key, arrays = ("", ""), {}
-    for job in jobs:
-        try:
-            if key != (job.inputs, job.pack):
-                key, arrays = (job.inputs, job.pack), _load_inputs(job)
-            report(_run(job, arrays, limits))
-        except Exception as error:
-            report(_failure("runtime", error))
+def _report_runs(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
+    from convtvm import trial
 
-
-def _load_inputs(job: RunJob) -> dict[str, Any]:
-    """The kernel's arguments and the reference; the weight packed by the job's own function."""
-    import numpy as np
-    import tvm
-
-    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
-    packed = tvm.runtime.empty(job.packed_shape, "float32")
-    tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(arrays["weight"]), packed)
-    out = tvm.runtime.empty(arrays["reference"].shape, "float32")
-    data, bias = tvm.runtime.tensor(arrays["data"]), tvm.runtime.tensor(arrays["bias"])
-    return {"args": (data, packed, bias, out), "reference": arrays["reference"]}
-
-
-def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
-    """Answer first, then time; the value is (run_secs, error, rejected samples)."""
-    import numpy as np
-    import tvm
-
-    from convtvm.reference import relative_error
-
-    module = tvm.runtime.load_module(job.path)
-    args, reference = arrays["args"], arrays["reference"]
-    args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))  # an unwritten element shows
-    module["main"](*args)
-    error = relative_error(args[3].numpy(), reference)
-    if not error <= job.tolerance:
-        message = f"relative error {error:.1e}, at most {job.tolerance:.0e} is accepted"
-        return Outcome(None, "wrong_answer", message)
-    run_secs, rejected = _time(module, args, limits) if limits.samples else ([], 0)
-    return Outcome((run_secs, error, rejected))
-
-
-def _time(module: Any, args: list[Any], limits: Limits) -> tuple[list[float], int]:
-    """Seconds a call, from timing windows that nothing else disturbed.
-
-    A window counts only if this process was not preempted during it and, on one thread, had the
-    core to itself; medians of plain timings are wrong by half on a shared machine. If no window is
-    clean, the fastest ones are used.
-    """
-    import tvm
-
-    device = tvm.cpu()
-    once = float(module.time_evaluator("main", device, number=1, repeat=1)(*args).results[0])
-    number = max(1, int(limits.window / max(once, 1e-7)))
-    evaluate = module.time_evaluator("main", device, number=number, repeat=1)
-    clean: list[float] = []
-    disturbed: list[float] = []
-    for _ in range(limits.attempts):
-        preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        cpu, wall = time.process_time(), time.perf_counter()
-        seconds = float(evaluate(*args).results[0])
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
-        alone = not preempted and (limits.threads > 1 or cpu >= 0.98 * wall)
-        (clean if alone else disturbed).append(seconds)
-        if len(clean) >= limits.samples:
-            break
-    rejected = len(disturbed)
-    return (clean or sorted(disturbed)[: limits.samples]), rejected
+    trial.run_batch(jobs, limits, report)
 
 
 if __name__ == "__main__":

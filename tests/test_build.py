@@ -14,11 +14,11 @@ from convtvm import __version__, build, codegen
 from convtvm.build import compile
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
+from convtvm.jobs import BuildJob, Limits, Outcome
 from convtvm.manifest import Kernel
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
-from convtvm.zygote import BuildJob, Limits, Outcome
 
 FIRST = ConvWorkload.parse('mb1ic8ih6oc8oh6kh3ph1n"first*2"')
 SECOND = ConvWorkload.parse("mb1ic4ih5oc9kh1")

@@ -1,0 +1,97 @@
+"""What the tuner and its helper processes say to each other: jobs, limits, outcomes, messages."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from convtvm.task import Task
+
+LENGTH = struct.Struct("<q")
+STOPPED = "stopped"  # the kind of a job that was given up because its time was over
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """Compile `task` by `decisions`, or its packing function for None, as the function `symbol`.
+
+    A `path` that ends in .o gets the object file, any other the linked library.
+    """
+
+    task: Task
+    decisions: Mapping[str, int] | None
+    path: str
+    symbol: str = "main"
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Check and time the kernel library `path` on the arrays in folder `inputs`.
+
+    The folder is one of measure.write_problem; the library `pack` packs its weight. With a
+    `function`, `path` is an exported library, and that kernel of it runs as a plan runs it.
+    """
+
+    path: str
+    pack: str
+    packed_shape: tuple[int, ...]
+    inputs: str
+    tolerance: float
+    function: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Workers at once, seconds a job may take, and for runs the number of threads and the
+    timing."""
+
+    workers: int = 1
+    timeout: float = 20.0
+    threads: int = 1
+    window: float = 0.005
+    samples: int = 3
+    attempts: int = 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a job: `value` on success, else the kind of error and its first line."""
+
+    value: Any = None
+    kind: str = ""
+    message: str = ""
+
+
+def failure(kind: str, error: BaseException) -> Outcome:
+    """The outcome of an exception: its class and the first line of its text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else "no message"
+    return Outcome(kind=kind, message=f"{type(error).__name__}: {first}"[:400])
+
+
+def send(stream: BinaryIO, message: object) -> None:
+    body = pickle.dumps(message)
+    content = memoryview(LENGTH.pack(len(body)) + body)
+    while content:
+        content = content[stream.write(content) :]
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """The next message. Raises EOFError when the other side is gone, even in its middle."""
+    (length,) = LENGTH.unpack(_exactly(stream, LENGTH.size))
+    return pickle.loads(_exactly(stream, length))
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytes:
+    content = b""
+    while len(content) < count:
+        more = stream.read(count - len(content))
+        if not more:
+            raise EOFError
+        content += more
+    return content

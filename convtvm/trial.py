@@ -1,0 +1,152 @@
+"""One candidate in the child process that may die of it: its answer first, then its time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from convtvm.jobs import Limits, Outcome, RunJob, failure
+
+_WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
+
+
+def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
+    """Run every job in order and report each outcome as soon as it is known."""
+    # Read at the first parallel launch; the zygote itself never launches one.
+    os.environ["TVM_NUM_THREADS"] = str(limits.threads)
+    key, arrays = ("", ""), {}
+    for job in jobs:
+        try:
+            if job.function:
+                report(_run_exported(job, limits))
+                continue
+            if key != (job.inputs, job.pack):
+                key, arrays = (job.inputs, job.pack), _load_inputs(job)
+            report(_run(job, arrays, limits))
+        except Exception as error:
+            report(failure("runtime", error))
+
+
+def _load_inputs(job: RunJob) -> dict[str, Any]:
+    """The kernel's arguments and the reference; the weight packed by the job's own function."""
+    import numpy as np
+    import tvm
+
+    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
+    packed = tvm.runtime.empty(job.packed_shape, "float32")
+    tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(arrays["weight"]), packed)
+    out = tvm.runtime.empty(arrays["reference"].shape, "float32")
+    data, bias = tvm.runtime.tensor(arrays["data"]), tvm.runtime.tensor(arrays["bias"])
+    return {"args": (data, packed, bias, out), "reference": arrays["reference"]}
+
+
+def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
+    """A candidate's library, called as TVM calls it."""
+    import numpy as np
+    import tvm
+
+    module = tvm.runtime.load_module(job.path)
+    args, reference = arrays["args"], arrays["reference"]
+    args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))  # an unwritten element shows
+    module["main"](*args)
+
+    def evaluate(number: int) -> float:
+        timed = module.time_evaluator("main", tvm.cpu(), number=number, repeat=1)
+        return float(timed(*args).results[0])
+
+    return _judge(job, args[3].numpy(), reference, evaluate, limits)
+
+
+def _run_exported(job: RunJob, limits: Limits) -> Outcome:
+    """A kernel of an exported library, loaded, planned and called as a user does it."""
+    import numpy as np
+
+    from convtvm import dispatch, reference
+    from convtvm.dispatch.plan import Plan
+    from convtvm.workload import ConvWorkload
+
+    library = dispatch.load(job.path, limits.threads)
+    kernel = next(k for k in library.manifest.kernels if k.function == job.function)
+    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
+    workload = ConvWorkload.parse(kernel.workload)
+    plan = Plan(library, workload, kernel, arrays["weight"], arrays["bias"])
+    data = reference.aligned_empty(arrays["data"].shape, np.float32)
+    data[:] = arrays["data"]
+    out = reference.aligned_empty(arrays["reference"].shape, np.float32)
+    out.fill(np.nan)
+    plan(data, out=out)
+
+    def evaluate(number: int) -> float:
+        started = time.perf_counter()
+        for _ in range(number):
+            plan(data, out=out)
+        return (time.perf_counter() - started) / number
+
+    return _judge(job, out, arrays["reference"], evaluate, limits)
+
+
+def _judge(
+    job: RunJob, out: Any, reference: Any, evaluate: Callable[[int], float], limits: Limits
+) -> Outcome:
+    """The value of a right answer is (run_secs, error, whether every sample was undisturbed)."""
+    from convtvm.reference import relative_error
+
+    error = relative_error(out, reference)
+    if not error <= job.tolerance:
+        message = f"relative error {error:.1e}, at most {job.tolerance:.0e} is accepted"
+        return Outcome(None, "wrong_answer", message)
+    run_secs, clean = _time(evaluate, limits) if limits.samples else ([], True)
+    return Outcome((run_secs, error, clean))
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+def _time(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float], bool]:
+    """Seconds a call, from timing windows that nothing else disturbed, and whether there were any.
+
+    Medians of plain timings are wrong by half on a shared machine, and with several threads they
+    do not even look noisy. If no window is clean, the fastest ones are used and marked.
+    """
+    once = evaluate(1)
+    number = max(1, int(limits.window / max(once, 1e-7)))
+    clean: list[float] = []
+    disturbed: list[float] = []
+    for _ in range(limits.attempts):
+        seconds, alone = _window(lambda: evaluate(number), limits.threads)
+        (clean if alone else disturbed).append(seconds)
+        if len(clean) >= limits.samples:
+            break
+    return clean or sorted(disturbed)[: limits.samples], bool(clean)
+
+
+def _window(timed: Callable[[], float], threads: int) -> tuple[float, bool]:
+    """The result of `timed`, and whether this process had the cores that it wanted meanwhile.
+
+    It had not if it was preempted, if its threads waited in line for a core while runnable, or if a
+    single thread got less processor time than time passed.
+    """
+    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    waited = _waited()
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = timed()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    waited = _waited() - waited
+    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
+    busy = threads > 1 or cpu >= (1 - _WAIT_SHARE) * wall
+    return result, not preempted and busy and waited <= _WAIT_SHARE * wall
+
+
+def _waited() -> float:
+    """Seconds that this process's threads have waited for a core; 0 where the kernel keeps none."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return total / 1e9
