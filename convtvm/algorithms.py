@@ -100,12 +100,7 @@ def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions)
     return allocated_bytes(im2col.column_bytes(w))
 
 
-def _mec_a_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """L and, beside it, the output in the order h-n-w-c."""
-    return allocated_bytes(mec.lowered_bytes(w), w.out_bytes)
-
-
-def _mec_b_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+def _mec_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
     """L, and nothing else."""
     return allocated_bytes(mec.lowered_bytes(w))
 
@@ -217,7 +212,7 @@ _TABLE = (
         compute=mec.conv2d_a,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_a_workspace,
+        workspace_bytes=_mec_workspace,
         tolerance=1e-5,
     ),
     Algorithm(
@@ -227,7 +222,7 @@ _TABLE = (
         compute=mec.conv2d_b,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
-        workspace_bytes=_mec_b_workspace,
+        workspace_bytes=_mec_workspace,
         tolerance=1e-5,
     ),
     # Errors grow with the tile: each bound is about ten times what large layers show.

@@ -59,9 +59,7 @@ class Zygote:
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.deadline = deadline
-        memory = Path("/dev/shm")
-        base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=base))
+        self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
         self._count = 0
         self._closed = False
         try:
@@ -89,9 +87,7 @@ class Zygote:
         except EOFError:
             raise BuildError("the build helper did not start; see its message above") from None
 
-    def call(
-        self, kind: str, jobs: Sequence[BuildJob | RunJob], limits: Limits
-    ) -> Iterator[tuple[int, Outcome]]:
+    def call(self, kind: str, jobs: Sequence[Any], limits: Limits) -> Iterator[tuple[int, Outcome]]:
         """(index, outcome) of every job, as each is finished.
 
         The kind is `stopped` for those that were not finished when the time was over.
@@ -158,6 +154,12 @@ class Zygote:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def shared_memory() -> Path | None:
+    """A folder that lives in memory, if this machine has one."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and os.access(memory, os.W_OK) else None
 
 
 def _pipe(stream: IO[bytes] | None) -> BinaryIO:

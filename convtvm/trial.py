@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,21 @@ from convtvm.jobs import Limits, Outcome, RunJob, failure
 _WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
 
 
-def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
-    """Run every job in order and report each outcome as soon as it is known."""
+def run_batch(
+    jobs: Sequence[RunJob | Callable[[], Any]], limits: Limits, report: Callable[[Outcome], None]
+) -> None:
+    """Run every job in order and report each outcome as soon as it is known.
+
+    The outcome of a callable is what it returns.
+    """
     # Read at the first parallel launch; the zygote itself never launches one.
     os.environ["TVM_NUM_THREADS"] = str(limits.threads)
     key, arrays = ("", ""), {}
     for job in jobs:
         try:
+            if not isinstance(job, RunJob):
+                report(Outcome(job()))
+                continue
             if job.function:
                 report(_run_exported(job, limits))
                 continue

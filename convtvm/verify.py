@@ -2,59 +2,117 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import inspect
 import random
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from convtvm.cpu import physical_cores
-from convtvm.jobs import BuildJob, Limits, Outcome, RunJob
-from convtvm.measure import BUILD_SECONDS, RUN_SECONDS, Zygote, write_problem
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.target import Target
+
+from convtvm import codegen
+from convtvm.jobs import Limits
+from convtvm.measure import Zygote, shared_memory
+from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
+from convtvm.targets import CompileTarget
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
 # Algorithms that only multiply and add the inputs: on small integers they must be exact.
 EXACT_FAMILIES = ("direct", "im2col", "mec")
+CHECK_SECONDS = 120.0  # one kernel built and run, on a machine that has other work too
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kernel to build, run once and compare with the reference, by calling this object.
+
+    `decisions` are the default ones for None; for a whole number, a random choice by that seed.
+    `known` is the fingerprint of a kernel that has passed: the same one is not built again.
+    `opt_level` is LLVM's: 0 builds several times faster and checks all but its optimiser.
+    """
+
+    task: Task
+    decisions: Mapping[str, int] | int | None = None
+    seed: int = 0
+    known: str = ""
+    opt_level: int = 3
+
+    def __call__(self) -> Verdict:
+        decisions = self._decisions()
+        kernel, pack = self.task.instantiate(decisions)["main"], self.task.pack()
+        seen = _fingerprint(kernel, pack, f"{self.task.target.name} {self.opt_level}")
+        if seen == self.known:
+            return Verdict(self, decisions, fingerprint=seen, repeated=True)
+        exact = self.task.algorithm.family in EXACT_FAMILIES
+        w, layout = self.task.workload, self.task.layout
+        data, weight, bias, reference = _problem(w, layout, self.seed, exact)
+        compiled = partial(_compile, target=self.task.target, opt_level=self.opt_level)
+        packed = _packed.of(weight, pack, compiled)
+        out = np.full(reference.shape, np.nan, np.float32)  # an element left out shows
+        compiled(kernel)(*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
+        error = relative_error(out, reference)
+        tolerance = 0.0 if exact else self.task.algorithm.tolerance
+        problem = "" if error <= tolerance else f"relative error {error:.1e} > {tolerance:.0e}"
+        return Verdict(self, decisions, error, problem, seen)
+
+    def _decisions(self) -> Mapping[str, int]:
+        space = self.task.space
+        if self.decisions is None:
+            return space.default
+        if isinstance(self.decisions, int):
+            return random.Random(self.decisions).choice(space.points)
+        return self.decisions
+
+    def __str__(self) -> str:
+        return f"{self.task.workload} {self.task.algorithm_name} {self.task.layout}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one kernel did: `error` relative to the largest output, or `problem` in words."""
+    """What one kernel did: `error` relative to the largest output, or the `problem` in words."""
 
-    task: Task
-    decisions: Mapping[str, int]
+    check: Check
+    decisions: Mapping[str, int] = field(default_factory=dict)
     error: float = 0.0
     problem: str = ""
+    fingerprint: str = ""
+    repeated: bool = False
 
 
 def verify(
-    kernels: Sequence[tuple[Task, Mapping[str, int]]], zygote: Zygote, seed: int = 0
+    checks: Sequence[Check], helpers: Sequence[Zygote], chunk: int = 48
 ) -> Iterator[Verdict]:
-    """Build each (task, decisions), run it once and compare it with the reference, in order.
+    """Run all checks, in children forked by the helpers, a list of verdicts as it is finished.
 
-    Exact algorithms get small integers and must match bit by bit; the others get normal data and
-    their algorithm's tolerance.
+    A child takes `chunk` checks in turn; one that crashes or hangs costs its kernel, whose problem
+    says so, and one more fork. Keep the kernels of a workload together: they share its reference
+    and packed weights.
     """
-    builds = [BuildJob(t, dict(d), str(zygote.fresh_path(".so"))) for t, d in kernels]
-    packs = [BuildJob(t, None, str(zygote.fresh_path("-pack.so"))) for t, _ in kernels]
-    limits = Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
-    built: dict[int, Outcome] = dict(zygote.call("build", [*builds, *packs], limits))
-    count = len(builds)
-    outcomes = {i: built[i] if built[i].kind else built[count + i] for i in range(count)}
-    good = [i for i, outcome in outcomes.items() if not outcome.kind]
-    runs = [_run_job(kernels[i][0], builds[i].path, packs[i].path, zygote, seed) for i in good]
-    threads = max((task.target.threads for task, _ in kernels), default=1)
-    limits = Limits(threads=threads, timeout=RUN_SECONDS, samples=0)
-    for position, outcome in zygote.call("run", runs, limits):
-        outcomes[good[position]] = outcome
-    _remove([*(run.inputs for run in runs), *(job.path for job in [*builds, *packs])])
-    for i, (task, decisions) in enumerate(kernels):
-        outcome = outcomes[i]
-        if outcome.kind:
-            yield Verdict(task, decisions, problem=f"{outcome.kind}: {outcome.message}")
-        else:
-            yield Verdict(task, decisions, error=outcome.value[1])
+    parts = [checks[i : i + chunk] for i in range(0, len(checks), chunk)]
+    free = list(helpers)
+
+    def run(part: Sequence[Check]) -> list[Verdict]:
+        helper = free.pop()
+        outcomes = list(helper.call("run", part, Limits(timeout=CHECK_SECONDS)))
+        free.append(helper)
+        return [
+            Verdict(part[i], problem=f"{o.kind}: {o.message}") if o.kind else o.value
+            for i, o in outcomes
+        ]
+
+    with ThreadPoolExecutor(len(helpers)) as pool:
+        for done in as_completed([pool.submit(run, part) for part in parts]):
+            yield from done.result()
 
 
 def random_workload(rng: random.Random) -> ConvWorkload:
@@ -86,18 +144,52 @@ def random_workload(rng: random.Random) -> ConvWorkload:
     )
 
 
-def _run_job(task: Task, path: str, pack: str, zygote: Zygote, seed: int) -> RunJob:
-    exact = task.algorithm.family in EXACT_FAMILIES
-    inputs = write_problem(
-        task.workload, task.layout, zygote, seed, "integer" if exact else "normal"
-    )
-    tolerance = 0.0 if exact else task.algorithm.tolerance
-    return RunJob(path, pack, task.packed_shape(), str(inputs), tolerance)
+# ---- inside a child of a helper ------------------------------------------------------------------
 
 
-def _remove(paths: Sequence[str]) -> None:
-    for path in paths:
-        if os.path.isdir(path):
-            shutil.rmtree(path)
-        elif os.path.exists(path):
-            os.unlink(path)
+@lru_cache(maxsize=2)
+def _problem(w: ConvWorkload, layout: str, seed: int, exact: bool) -> tuple[Array, ...]:
+    """data, weight, bias and the float64 answer; small integers where the answer must be exact."""
+    data, weight, bias = random_inputs(w, seed, layout, "integer" if exact else "normal")
+    return data, weight, bias, conv2d_reference(w, data, weight, bias, layout)
+
+
+class _Packed:
+    """The weights packed last, so that algorithms which pack alike compile that only once."""
+
+    def __init__(self) -> None:
+        self.owner: Array | None = None
+        self.kept: dict[int, Array] = {}
+
+    def of(self, weight: Array, pack: tirx.PrimFunc, compiled: Callable[..., Any]) -> Array:
+        if self.owner is not weight:
+            self.owner, self.kept = weight, {}
+        key = tvm_ffi.structural_hash(pack)
+        if key not in self.kept:
+            shape = tuple(int(extent) for extent in pack.params[1].shape)
+            packed = np.full(shape, np.nan, np.float32)
+            compiled(pack)(*map(tvm_ffi.from_dlpack, (weight, packed)))
+            self.kept[key] = packed
+        return self.kept[key]
+
+
+_packed = _Packed()
+
+
+def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
+    """The function as a library has it: compiled, linked, loaded."""
+    chosen = Target({**target.spec, "num-cores": 1, "opt-level": opt_level})
+    lowered = codegen.lower(codegen.merge({"main": func}), chosen)
+    with TemporaryDirectory(dir=shared_memory()) as folder:
+        path = Path(folder, "kernel.so")
+        codegen.write_object(codegen.compile_lowered(lowered, chosen), f"{folder}/kernel.o")
+        codegen.link_objects([f"{folder}/kernel.o"], path, target)
+        return tvm.runtime.load_module(str(path))["main"]
+
+
+def _fingerprint(kernel: tirx.PrimFunc, pack: tirx.PrimFunc, target: str) -> str:
+    """Equal for kernels that become the same code and get the same packed weight."""
+    hashes = [f"{tvm_ffi.structural_hash(func):x}" for func in (kernel, pack)]
+    steps = [inspect.getsource(step) for step in (codegen.lower, codegen.compile_lowered)]
+    text = " ".join([*hashes, target, tvm.__version__, *steps])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

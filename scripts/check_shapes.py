@@ -1,32 +1,40 @@
 """Run every applicable algorithm on many shapes and compare each result with float64.
 
-    python scripts/check_shapes.py --random 1000
+    python scripts/check_shapes.py --random 1000 --layouts both
     python scripts/check_shapes.py path/to/benchdnn/inputs/conv/shapes_* --max-mflop 100
 
-Kernels are built with their default decisions (or random ones, --random-decisions), for NCHW and
-NHWC. Direct, im2col and MEC get small integers and must be exact. Exit status 1 if any is wrong.
+Kernels are built with their default decisions (or random ones, --random-decisions). Direct, im2col
+and MEC get small integers and must be exact. Exit status 1 if any is wrong, with its line above.
+
+With --passed FILE each kernel that passes is noted there, by a hash of all that makes its code. A
+second run builds and runs only what is new or has changed since: the way to go on after an
+interruption, and to see what an edit did.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from convtvm.cpu import physical_cores
 from convtvm.errors import ConvtvmError
 from convtvm.measure import Zygote
 from convtvm.sources import read_source
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import LAYOUTS, Task, tasks_of
-from convtvm.verify import random_workload, verify
+from convtvm.targets import resolve
+from convtvm.task import LAYOUTS, tasks_of
+from convtvm.verify import Check, Verdict, random_workload, verify
 from convtvm.workload import ConvWorkload
 
-_BATCH = 48  # kernels built together
+_SECONDS = 20.0  # between two lines of progress
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,9 +44,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-mflop", type=float, default=100.0, help="skip larger shapes")
     parser.add_argument("--algorithms", help="comma-separated names or families")
+    parser.add_argument(
+        "--sample", type=int, help="at most so many algorithms of each workload, in turn"
+    )
     parser.add_argument("--layouts", default="alternate", choices=("both", "alternate", *LAYOUTS))
     parser.add_argument("--random-decisions", action="store_true")
     parser.add_argument("--limit", type=int, help="stop after this many workloads")
+    parser.add_argument("--passed", type=Path, help="file of the kernels that have passed")
+    parser.add_argument("--workers", type=int, default=physical_cores())
+    parser.add_argument(
+        "--opt-level", type=int, default=3, choices=range(4), help="LLVM's; 0 is quick"
+    )
     return parser.parse_args()
 
 
@@ -72,45 +88,96 @@ def read_lines(name: str, skipped: Counter[str]) -> Iterator[ConvWorkload]:
                 skipped["3-D" if "3-D" in str(error) else f"refused: {error}"] += 1
 
 
-def kernels_of(
-    arguments: argparse.Namespace, target: CompileTarget, skipped: Counter[str], count: Counter[str]
-) -> Iterator[tuple[Task, dict[str, int]]]:
-    rng = random.Random(arguments.seed)
+class Passed:
+    """The fingerprints of the kernels that have passed, in a file that is only appended to."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._known: dict[str, str] = {}
+        self._file = None
+        if path:
+            lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
+            for line in lines:
+                entry = json.loads(line)
+                self._known[entry["kernel"]] = entry["fingerprint"]
+            self._file = path.open("a", encoding="utf8", buffering=1)
+
+    def fingerprint(self, check: Check) -> str:
+        return self._known.get(f"{check} {check.decisions}", "")
+
+    def note(self, verdict: Verdict) -> None:
+        if self._file and not verdict.repeated:
+            name = f"{verdict.check} {verdict.check.decisions}"
+            entry = {"kernel": name, "fingerprint": verdict.fingerprint}
+            self._file.write(json.dumps(entry) + "\n")
+
+
+def checks_of(
+    arguments: argparse.Namespace, skipped: Counter[str], passed: Passed
+) -> Iterator[Check]:
+    target = resolve("native", 1)
     names = arguments.algorithms.split(",") if arguments.algorithms else None
+    turn = 0
     for number, w in enumerate(islice(workloads_of(arguments, skipped), arguments.limit)):
-        count["workloads"] += 1
-        chosen = {"both": LAYOUTS, "alternate": (LAYOUTS[number % 2],)}
-        for layout in chosen.get(arguments.layouts, (arguments.layouts,)):
-            for task in tasks_of([w], target, layout, names):
-                points = task.space.points
-                yield task, rng.choice(points) if arguments.random_decisions else task.space.default
+        alternate = (LAYOUTS[number % len(LAYOUTS)],)
+        chosen = {"both": LAYOUTS, "alternate": alternate}.get(arguments.layouts)
+        for layout in chosen or (arguments.layouts,):
+            tasks = tasks_of([w], target, layout, names)
+            count = min(arguments.sample or len(tasks), len(tasks))
+            for task in (tasks[(turn + i) % len(tasks)] for i in range(count)):
+                decisions = arguments.seed + number if arguments.random_decisions else None
+                check = Check(task, decisions, arguments.seed, "", arguments.opt_level)
+                yield replace(check, known=passed.fingerprint(check))
+            turn += count
+
+
+class Tally:
+    """Counts of what was checked, printed as the run goes on."""
+
+    def __init__(self, total: int, workloads: int) -> None:
+        self.total, self.workloads = total, workloads
+        self.passed: Counter[str] = Counter()
+        self.wrong = self.repeated = 0
+        self.started = self.printed = time.monotonic()
+
+    def add(self, verdict: Verdict) -> None:
+        if verdict.problem:
+            self.wrong += 1
+            print(f"WRONG {verdict.check} {dict(verdict.decisions)}: {verdict.problem}", flush=True)
+        else:
+            self.passed[verdict.check.task.algorithm_name] += 1
+            self.repeated += verdict.repeated
+        if time.monotonic() - self.printed > _SECONDS:
+            self.printed = time.monotonic()
+            self.print_line()
+
+    def print_line(self) -> None:
+        seconds = time.monotonic() - self.started
+        passed = sum(self.passed.values())
+        print(
+            f"{passed + self.wrong} of {self.total} kernels of {self.workloads} workloads: "
+            f"{passed} passed, {self.repeated} of them before, {self.wrong} wrong, {seconds:.0f} s",
+            flush=True,
+        )
 
 
 def main() -> None:
     arguments = parse_arguments()
-    target = resolve("native", 1)
     skipped: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    passed: Counter[str] = Counter()
-    wrong = 0
-    started = time.monotonic()
-    kernels = kernels_of(arguments, target, skipped, count)
-    with Zygote() as zygote:
-        while batch := list(islice(kernels, _BATCH)):
-            for verdict in verify(batch, zygote, arguments.seed):
-                if not verdict.problem:
-                    passed[verdict.task.algorithm_name] += 1
-                    continue
-                wrong += 1
-                t = verdict.task
-                print(f"WRONG {t.workload} {t.algorithm_name} {t.layout} {verdict.decisions}: "
-                      f"{verdict.problem}", flush=True)  # fmt: skip
-            seconds = time.monotonic() - started
-            print(f"{count['workloads']} workloads, {sum(passed.values())} kernels passed, "
-                  f"{wrong} wrong, {seconds:.0f} s", flush=True)  # fmt: skip
-    print("passed by algorithm:", dict(sorted(passed.items())))
-    print("skipped:", dict(skipped.most_common(8)))
-    sys.exit(1 if wrong else 0)
+    passed = Passed(arguments.passed)
+    checks = list(checks_of(arguments, skipped, passed))
+    if not checks:
+        sys.exit("no workloads; name files or --random N")
+    tally = Tally(len(checks), len({c.task.workload for c in checks}))
+    with ExitStack() as stack:
+        helpers = [stack.enter_context(Zygote()) for _ in range(arguments.workers)]
+        for verdict in verify(checks, helpers):
+            tally.add(verdict)
+            if not verdict.problem:
+                passed.note(verdict)
+    tally.print_line()
+    print("passed by algorithm:", dict(sorted(tally.passed.items())))
+    print("shapes skipped:", dict(skipped.most_common(8)))
+    sys.exit(1 if tally.wrong else 0)
 
 
 if __name__ == "__main__":

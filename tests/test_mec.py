@@ -117,8 +117,8 @@ WORKSPACES = {
 def test_workspace(w: ConvWorkload) -> None:
     rows = (w.oh - 1) * w.sh + (w.kh - 1) * w.dh + 1
     size = 4 * w.n * w.ow * rows * w.kw * w.ic
-    for name, expected in {"mec:b": size, "mec:a": size + w.out_bytes}.items():
+    for name in ("mec:a", "mec:b"):
         for layout in LAYOUTS:
             task = Task(w, name, resolve("native", 2), layout)
             decisions = task.space.default
-            assert stated_workspace(task, decisions) == allocated(task, decisions) == expected
+            assert stated_workspace(task, decisions) == allocated(task, decisions) == size

@@ -5,8 +5,9 @@
 
 Any kernel, stride, padding, dilation and group count. The matrix has kh*kw*ic rows and oh*ow
 columns for each image, written in whatever order the template chooses; zero padding happens on the
-way into it. A 1x1 kernel with stride 1 and without padding multiplies the data itself. The weight
-is packed as for `direct`.
+way into it. A 1x1 kernel with stride 1 and without padding multiplies the data itself, as a matrix
+of ic x oh*ow: no copy, and tiles that need not end with a row of the image, as those of `direct`
+do. The weight is packed as for `direct`.
 """
 
 from __future__ import annotations
@@ -86,26 +87,40 @@ def window_products(
 
 def conv2d(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`; blocks columns (if any), partial, conv,
-    out."""
+    out.
+
+    Without columns the product runs over all pixels of an image as one row, conv [n, oc, 1, oh*ow].
+    """
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w, lanes), w.dtype, name="weight")
+    if not has_columns(w):
+        return _pixels_as_they_are(w, layout, data, weight, bias, tile_ic)
 
-    if has_columns(w):
-        columns = te.compute(
-            (w.n, w.oh, w.ow, w.kh, w.kw, w.ic),
-            lambda n, y, x, ky, kx, c: padded_pixel(
-                w, data, layout, n, c, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw
-            ),
-            name="columns",
-        )
+    columns = te.compute(
+        (w.n, w.oh, w.ow, w.kh, w.kw, w.ic),
+        lambda n, y, x, ky, kx, c: padded_pixel(
+            w, data, layout, n, c, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw
+        ),
+        name="columns",
+    )
 
-        def read(n, c, y, x, ky, kx):
-            return columns[n, y, x, ky, kx, c]
-    else:
-
-        def read(n, c, y, x, ky, kx):
-            return data[stages.LAYOUTS[layout](n, c, y, x)]
+    def read(n, c, y, x, ky, kx):
+        return columns[n, y, x, ky, kx, c]
 
     conv = window_products(w, weight, (w.n, w.oh, w.ow), read, tile_ic)
     out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, y, x], bias)
+    return stages.prim_func([data, weight, bias, out], layout)
+
+
+def _pixels_as_they_are(
+    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, bias: te.Tensor, tile_ic: int
+) -> tirx.PrimFunc:
+    """The product of a 1x1 kernel, stride 1: the pixels of an image are the columns."""
+    order = stages.LAYOUTS[layout]
+
+    def read(n, c, _, p, ky, kx):
+        return data[order(n, c, p // w.ow, p % w.ow)]
+
+    conv = window_products(w, weight, (w.n, 1, w.oh * w.ow), read, tile_ic)
+    out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, 0, y * w.ow + x], bias)
     return stages.prim_func([data, weight, bias, out], layout)

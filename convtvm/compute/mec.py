@@ -41,9 +41,9 @@ def _lower(w: ConvWorkload, data: te.Tensor, layout: str) -> te.Tensor:
 def conv2d_a(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`, by Solution A.
 
-    Blocks mec_lower, partial, conv, gemm [1, oh, n*ow, oc], out. The paper keeps the result of the
-    GEMMs in the memory of `out`, copies it to that of L and repacks it from there; here it has
-    memory of its own beside L.
+    Blocks mec_lower, partial, conv [1, oc, oh, n*ow], out. In the paper a GEMM leaves its result in
+    the order h-n-w-c, which is then repacked with L as scratch. Here each register tile is stored
+    where it belongs, so nothing is repacked and L is all the workspace there is.
     """
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w, lanes), w.dtype, name="weight")
@@ -53,9 +53,8 @@ def conv2d_a(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx
         return lowered[p // w.ow, p % w.ow, y * w.sh + ky * w.dh, kx, c]
 
     conv = window_products(w, weight, (1, w.oh, w.n * w.ow), read, tile_ic)
-    gemm = te.compute((1, w.oh, w.n * w.ow, w.oc), lambda _, y, p, c: conv[0, c, y, p], name="gemm")
-    out = stages.output(w, layout, lambda n, c, y, x: gemm[0, y, n * w.ow + x, c], bias)
-    return stages.prim_func([data, weight, bias, out], layout)
+    out = stages.output(w, layout, lambda n, c, y, x: conv[0, c, y, n * w.ow + x], bias)
+    return stages.prim_func([data, weight, bias, out], layout).with_attr("batch_in_row", True)
 
 
 def conv2d_b(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:

@@ -7,7 +7,7 @@ MEC to `mec_lower`, so that both share the space and the copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
@@ -26,7 +26,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 1
+VERSION = 2
 COMPUTE_KNOBS = ("tile_ic",)
 
 # Values of the knob `order`, how the copied windows lie in memory. A tile reads the same element of
@@ -115,8 +115,25 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
             sch.transform_layout(columns, ("write", 0), to_order[d["order"]])
         n, y, x, ky, kx, c = sch.get_loops(columns)
         copy_windows(sch, d["order"], rows=[n, y], kernel=[ky, kx], x=x, c=c)
+    else:
+        number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
     accumulate_in_tile(sch, out, d)
     epilogue.store_tile(sch, out, oc_block(sch))
+
+
+def number_pixels(sch: Schedule, order: Callable[..., tuple]) -> None:
+    """Let `out` count pixels as the products do: `order(n, c, y, x, ow)` gives its three axes, of
+    which the second is the channel and the third the pixel."""
+    out, axes = sch.get_sblock("out"), extents(sch, "out")
+    if layout(sch) == "NHWC":
+
+        def pixel_before_channel(n, y, x, c):  # type: ignore[no-untyped-def]
+            first, channel, pixel = order(n, c, y, x, axes[2])
+            return [first, pixel, channel]
+
+        sch.transform_block_layout(out, pixel_before_channel)
+    else:
+        sch.transform_block_layout(out, lambda n, c, y, x: [*order(n, c, y, x, axes[3])])
 
 
 def ic_block(sch: Schedule) -> int:

@@ -1,14 +1,12 @@
 """CPU template of MEC, Solutions A and B: rows lowered along the width, then register tiles.
 
 A register tile covers pixels of one or more output rows, whose windows overlap in L. Solution A
-counts the pixels of all images as one row, so that narrow images fill a tile; its result goes to
-the block `gemm`, which `out` repacks.
+counts the pixels of all images as one row, so that narrow images fill a tile.
 """
 
 from __future__ import annotations
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import SBlockRV
 
 from schedules.cpu import epilogue
 from schedules.cpu.im2col import (
@@ -17,19 +15,18 @@ from schedules.cpu.im2col import (
     WINDOWS,
     copy_windows,
     ic_block,
+    number_pixels,
     window_space,
 )
 from schedules.cpu.registers import (
     CpuModel,
     accumulate_in_tile,
     extents,
-    find_block,
-    layout,
     oc_block,
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 1
+VERSION = 2
 COMPUTE_KNOBS = ("tile_ic",)
 
 
@@ -39,14 +36,13 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
-    out, gemm = sch.get_sblock("out"), find_block(sch, "gemm")
-    _lower(sch, d["order"], batch_in_row=gemm is not None)
-    accumulate_in_tile(sch, out if gemm is None else gemm, d)
-    if gemm is None:
-        epilogue.store_tile(sch, out, oc_block(sch))
-    else:
-        epilogue.store_vectors(sch, gemm, oc_block(sch))
-        _repack(sch, out)
+    batch_in_row = "batch_in_row" in sch.mod["main"].attrs
+    _lower(sch, d["order"], batch_in_row)
+    if batch_in_row:
+        number_pixels(sch, lambda n, c, y, x, ow: (y, c, n * ow + x))
+    out = sch.get_sblock("out")
+    accumulate_in_tile(sch, out, d)
+    epilogue.store_tile(sch, out, oc_block(sch))
 
 
 def _lower(sch: Schedule, order: int, batch_in_row: bool) -> None:
@@ -67,13 +63,3 @@ def _lower(sch: Schedule, order: int, batch_in_row: bool) -> None:
     sch.transform_layout(lowered, ("write", 0), to_order[order])
     n, x, r, kx, c = sch.get_loops(lowered)
     copy_windows(sch, order, rows=[n, r], kernel=[kx], x=x, c=c)
-
-
-def _repack(sch: Schedule, out: SBlockRV) -> None:
-    """h-n-w-c to the interface layout, one row of one image at a time: it stays in the cache."""
-    if layout(sch) == "NHWC":
-        n, y, x, c = sch.get_loops(out)
-    else:
-        n, c, y, x = sch.get_loops(out)
-        sch.reorder(n, y, c, x)
-    sch.parallel(sch.fuse(n, y))
