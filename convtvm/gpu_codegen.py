@@ -1,0 +1,146 @@
+"""Lowering and compiling for a GPU: checks that TVM leaves out, then machine code without a driver.
+
+The counterpart of `codegen` for the target kind `cuda`, and like it the same for tuning and export.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.s_tir import SBlockRealize
+from tvm.s_tir import pipeline as s_tir_pipeline
+from tvm.s_tir.analysis import verify_gpu_code
+from tvm.tirx import AttrStmt, For, ForKind
+from tvm.tirx.build import split_host_device_mods, tir_to_runtime
+from tvm.tirx.stmt import AllocBuffer
+
+from convtvm.codegen import Built
+from convtvm.cubin import compile_source
+from convtvm.device_code import DeviceCode
+from convtvm.errors import BuildError
+from convtvm.gpu import Architecture
+from convtvm.targets import CudaTarget
+
+# Annotation of a blockIdx loop: the number of blocks that a processor should hold at once, which
+# bounds the registers of a thread (__launch_bounds__).
+MIN_BLOCKS = "convtvm.min_blocks"
+
+_CONFIG = {
+    "tirx.use_async_copy": True,  # cp.async where a template asks for it
+    "tirx.disable_cse_tir": True,  # nvcc's is better, and TVM's breaks warp memory
+}
+
+
+def check_threads(mod: tvm.IRModule, limits: Architecture) -> None:
+    """Refuse kernels whose thread axes disagree; TVM lets the first extent win, silently.
+
+    Raises BuildError with the axis and its extents, or with too large a number of threads.
+    """
+    for name, func in mod.functions_items():
+        for kernel in _kernels(func):
+            extents: dict[str, set[int]] = {}
+
+            def on_for(loop: For, found: dict[str, set[int]] = extents) -> None:
+                if loop.kind == ForKind.THREAD_BINDING:
+                    axis = str(loop.thread_binding.thread_tag)
+                    found.setdefault(axis, set()).add(int(loop.extent))
+
+            tvm_ffi.structural_walk(kernel, (For, on_for), order="pre")
+            for axis, sizes in extents.items():
+                if len(sizes) > 1 and not axis.startswith("vthread"):
+                    listed = ", ".join(map(str, sorted(sizes)))
+                    raise BuildError(f"{name.name_hint}: {axis} has extents {listed}, expected one")
+            threads = math.prod(max(s) for a, s in extents.items() if a.startswith("threadIdx"))
+            if threads > limits.max_threads:
+                raise BuildError(
+                    f"{name.name_hint}: {threads} threads a block, at most {limits.max_threads}"
+                )
+
+
+def _kernels(func: tirx.PrimFunc) -> list[object]:
+    """The parts of a function that become kernels of their own: its outermost statements."""
+    body = func.body
+    while isinstance(body, SBlockRealize):
+        body = body.block.body
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """(host functions, kernels) of the scheduled functions in `mod`.
+
+    Raises BuildError for kernels beyond the limits of the target, and for memory that a function
+    would allocate on the device by itself.
+    """
+    check_threads(mod, target.facts)
+    bounded = tvm.IRModule({v: _bound_registers(f) for v, f in mod.functions_items()})
+    passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
+    with tvm.transform.PassContext(config=_CONFIG):
+        lowered = passes(tirx.transform.BindTarget(target.tvm)(bounded))
+        host, parts = split_host_device_mods(lowered)
+        kernels = tvm.IRModule({})
+        for part in parts.values():
+            kernels.update(part)
+        _check_resources(kernels, target.facts)
+        _check_allocations(host)
+        return finalize_host()(host), finalize_device()(kernels)
+
+
+def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget, strict: bool = False) -> Built:
+    """Machine code of a scheduled convolution, exported as `symbol`.
+
+    Its workspace are the parameters after (data, weight, bias, out). With `strict`, a kernel whose
+    registers do not suffice is a BuildError: it would lose any race.
+    """
+    host, kernels = lower(tvm.IRModule({symbol: func.with_attr("global_symbol", symbol)}), target)
+    module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
+    code = DeviceCode.of(module)
+    image = compile_source(code.source, target.arches)
+    for (kernel, arch), figures in image.figures.items():
+        if strict and figures.spills:
+            raise BuildError(f"{kernel} for {arch} spills {figures.spills} bytes of registers")
+    workspaces = [constant_bytes(p) for p in func.params[OPERANDS:]]
+    return Built(module, sum(workspaces), code.packed(image.data, image.format))
+
+
+def _bound_registers(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`func` with MIN_BLOCKS annotations in the form that TVM's code generator knows."""
+
+    def on_for(loop: For) -> For:
+        if MIN_BLOCKS not in loop.annotations:
+            return loop
+        key = "tirx.launch_bounds_min_blocks_per_sm"
+        annotations = {k: v for k, v in loop.annotations.items() if k != MIN_BLOCKS}
+        body = AttrStmt(tirx.IntImm("int32", 0), key, loop.annotations[MIN_BLOCKS], loop.body)
+        return For(
+            loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, annotations
+        )
+
+    return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
+
+
+def _check_resources(kernels: tvm.IRModule, limits: Architecture) -> None:
+    constraints = {
+        "max_threads_per_block": limits.max_threads,
+        "max_shared_memory_per_block": limits.shared_bytes,
+    }
+    for name, kernel in kernels.functions_items():
+        if not verify_gpu_code(kernel, constraints):
+            raise BuildError(
+                f"{name.name_hint} needs more than {limits.max_threads} threads or "
+                f"{limits.shared_bytes} bytes of shared memory a block"
+            )
+
+
+def _check_allocations(host: tvm.IRModule) -> None:
+    """Whatever goes through global memory has to be a parameter: the run time allocates it once."""
+
+    def on_alloc(stmt: AllocBuffer) -> None:
+        raise BuildError(
+            f"{stmt.buffer.name} would be allocated on the device in every call; "
+            "make it a parameter of the compute"
+        )
+
+    tvm_ffi.structural_walk(host, (AllocBuffer, on_alloc), order="pre")
