@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
@@ -22,12 +23,40 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
+from convtvm import device_code
 from convtvm.errors import BuildError
 from convtvm.targets import CompileTarget
 
 # A buffer of up to this many bytes stays an LLVM alloca. TVM's own limit is 1024, above which it
 # calls the workspace allocator and LLVM promotes a register tile only if LICM manages it.
 STACK_BYTES = 8192
+OPERANDS = 4  # data, packed weight, bias, out; what follows are a GPU's workspaces
+
+
+@dataclass(frozen=True)
+class Built:
+    """Machine code of one function: host code, and for a GPU the content of its CUDA module.
+
+    `workspace` counts bytes of scratch memory, `spills` bytes of registers that a GPU's threads
+    would have to keep in memory.
+    """
+
+    module: tvm.runtime.Module
+    workspace: int
+    device: bytes = b""
+    spills: int = 0
+
+    def write(self, path: str | Path) -> None:
+        """Write the object file; `link_objects` finds the code for the GPU beside it."""
+        write_object(self.module, path)
+        if self.device:
+            device_code.write_beside(path, self.device)
+
+
+def build(func: tirx.PrimFunc, symbol: str, target: CompileTarget) -> Built:
+    """Machine code for the CPU of `target`, for a GPU that of its host, exported as `symbol`."""
+    lowered = lower(merge({symbol: func}), target.host)
+    return Built(compile_lowered(lowered, target.host), workspace_bytes(lowered, target.threads))
 
 
 def accept_unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -97,8 +126,14 @@ def linker(triple: str) -> str:
 
 
 def link_objects(objects: Sequence[str | Path], path: str | Path, target: CompileTarget) -> None:
-    """Link object files to the shared library `path`. Raises BuildError with the first
-    complaint."""
+    """Link object files, and the code for a GPU beside them, to the shared library `path`.
+
+    Raises BuildError with the first complaint.
+    """
+    contents = device_code.read_beside(objects)
+    if contents:
+        objects = [*objects, f"{path}.imports.o"]
+        device_code.write_object(contents, objects[-1], target.host)
     program = linker(target.spec.get("mtriple", ""))
     command = [program, "-shared", "-o", str(path), *map(str, objects)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -117,7 +152,7 @@ def _allocated(node: object) -> int:
 
     def on_alloc(stmt: AllocBuffer) -> None:
         nonlocal total
-        size = _constant_bytes(stmt.buffer)
+        size = constant_bytes(stmt.buffer)
         if size is not None and size > STACK_BYTES:
             total += size
 
@@ -125,7 +160,8 @@ def _allocated(node: object) -> int:
     return total
 
 
-def _constant_bytes(buffer: Var) -> int | None:
+def constant_bytes(buffer: Var) -> int | None:
+    """Bytes of a buffer, None if its extents are not constant."""
     elements = 1
     for extent in buffer.shape:
         if not isinstance(extent, tirx.IntImm):
@@ -138,7 +174,7 @@ def _constant_bytes(buffer: Var) -> int | None:
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.KeepTilesOnStack")
 def _keep_tiles_on_stack(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     def on_alloc(stmt: AllocBuffer) -> AllocBuffer:
-        size = _constant_bytes(stmt.buffer)
+        size = constant_bytes(stmt.buffer)
         if size is None or size > STACK_BYTES or stmt.buffer.scope() != "global":
             return stmt
         annotations = dict(stmt.annotations or {})

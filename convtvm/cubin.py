@@ -20,7 +20,7 @@ from convtvm import nvrtc
 from convtvm.errors import BuildError, EnvironmentProblem
 
 # Exact division and square roots, denormals kept: an answer means the same as on a CPU. ptxas fuses
-# multiply-adds, as LLVM does. TVM's common subexpressions are declared even where nothing uses them.
+# multiply-adds, as LLVM does. Warning 177: TVM declares temporaries that nothing uses.
 _NVCC_OPTIONS = ("-O3", "-std=c++17", "-diag-suppress=177", "-Xptxas=-v")
 
 
@@ -126,7 +126,9 @@ def first_error(log: str) -> str:
 def ptxas_figures(log: str) -> dict[tuple[str, str], Figures]:
     """(kernel, architecture) -> figures, from the log of `ptxas -v`."""
     entry = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
-    memory = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill load")
+    memory = re.compile(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill load"
+    )
     figures = {}
     for part in re.split(r"(?=Compiling entry function)", log):
         name, frame = entry.search(part), memory.search(part)

@@ -69,9 +69,8 @@ def write_object(contents: Sequence[bytes], path: str | Path, host: Target) -> N
     body = _numbers(ranges) + _numbers(range(1, count + 1)) + _text(b"_lib")
     body += b"".join(_text(b"cuda") + _text(content) for content in contents)
     make = tvm.get_global_func("codegen.codegen_blob")
-    triple = f"llvm -mtriple={host.attrs['mtriple']}"
     is_system_library = False
-    make(_u64(len(body)) + body, is_system_library, triple, "").write_to_file(str(path))
+    make(_u64(len(body)) + body, is_system_library, str(host), "").write_to_file(str(path))
 
 
 def _contents(blob: bytes) -> Iterator[bytes]:

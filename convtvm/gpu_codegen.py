@@ -6,6 +6,9 @@ The counterpart of `codegen` for the target kind `cuda`, and like it the same fo
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tvm
 import tvm_ffi
@@ -14,9 +17,11 @@ from tvm.s_tir import SBlockRealize
 from tvm.s_tir import pipeline as s_tir_pipeline
 from tvm.s_tir.analysis import verify_gpu_code
 from tvm.tirx import AttrStmt, For, ForKind
+from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import split_host_device_mods, tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
+from convtvm import codegen
 from convtvm.codegen import Built
 from convtvm.cubin import compile_source
 from convtvm.device_code import DeviceCode
@@ -88,21 +93,38 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         return finalize_host()(host), finalize_device()(kernels)
 
 
-def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget, strict: bool = False) -> Built:
+def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
     """Machine code of a scheduled convolution, exported as `symbol`.
 
-    Its workspace are the parameters after (data, weight, bias, out). With `strict`, a kernel whose
-    registers do not suffice is a BuildError: it would lose any race.
+    Its workspace are the buffers after (data, weight, bias, out), but for a residual. Raises BuildError,
+    EnvironmentProblem without a compiler.
     """
-    host, kernels = lower(tvm.IRModule({symbol: func.with_attr("global_symbol", symbol)}), target)
-    module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
+    host, kernels = lower(codegen.merge({symbol: func}), target)
+    with _source_only():
+        module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
     code = DeviceCode.of(module)
     image = compile_source(code.source, target.arches)
-    for (kernel, arch), figures in image.figures.items():
-        if strict and figures.spills:
-            raise BuildError(f"{kernel} for {arch} spills {figures.spills} bytes of registers")
-    workspaces = [constant_bytes(p) for p in func.params[OPERANDS:]]
-    return Built(module, sum(workspaces), code.packed(image.data, image.format))
+    further = [p for p in func.params[codegen.OPERANDS :] if is_buffer_var(p)]
+    return Built(
+        module,
+        workspace=sum(codegen.constant_bytes(p) or 0 for p in further if p.name != "residual"),
+        device=code.packed(image.data, image.format),
+        spills=max((f.spills for f in image.figures.values()), default=0),
+    )
+
+
+@contextmanager
+def _source_only() -> Iterator[None]:
+    """Keep TVM from compiling kernels at once, by its own options, where it finds a driver."""
+    variable = "TVM_COMPILE_FORCE_FALLBACK"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _bound_registers(func: tirx.PrimFunc) -> tirx.PrimFunc:

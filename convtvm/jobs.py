@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from convtvm.task import Task
+    from convtvm.task import Scratch, Task
 
 LENGTH = struct.Struct("<q")
 STOPPED = "stopped"  # the kind of a job that was given up because its time was over
@@ -19,13 +19,15 @@ STOPPED = "stopped"  # the kind of a job that was given up because its time was 
 class BuildJob:
     """Compile `task` by `decisions`, or its packing function for None, as the function `symbol`.
 
-    A `path` that ends in .o gets the object file, any other the linked library.
+    A `path` that ends in .o gets the object file, any other the linked library. A `strict` job
+    fails for a GPU kernel that spills registers: it could only lose.
     """
 
     task: Task
     decisions: Mapping[str, int] | None
     path: str
     symbol: str = "main"
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RunJob:
 
     The folder is one of measure.write_problem; the library `pack` packs its weight. With a
     `function`, `path` is an exported library, and that kernel of it runs as a plan runs it.
+    `device` is the kind of target; a GPU's kernel takes the buffers `scratch` besides.
     """
 
     path: str
@@ -42,6 +45,8 @@ class RunJob:
     inputs: str
     tolerance: float
     function: str = ""
+    device: str = "cpu"
+    scratch: Scratch = ()
 
 
 @dataclass(frozen=True)

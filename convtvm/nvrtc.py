@@ -61,7 +61,9 @@ class Nvrtc:
         log = "\n".join(text for _, text in compiled)
         if len(arches) == 1:
             return compiled[0][0], log
-        return _join([(arch, image) for arch, (image, _) in zip(arches, compiled, strict=True)]), log
+        return _join(
+            [(arch, image) for arch, (image, _) in zip(arches, compiled, strict=True)]
+        ), log
 
 
 def _compile(source: str, arch: str) -> tuple[bytes, str]:
@@ -131,10 +133,15 @@ def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 def _load(names: Sequence[str]) -> ctypes.CDLL | None:
     """The first library of `names` that the loader or the packages of NVIDIA have."""
     for name in names:
-        for path in (name, *(str(p) for folder in _packages() for p in folder.glob(f"*/lib/{name}"))):
+        for path in (
+            name,
+            *(str(p) for folder in _packages() for p in folder.glob(f"*/lib/{name}")),
+        ):
             try:
                 # NVRTC opens its helper by name only, and finds it once it is in the process.
-                for helper in Path(path).parent.glob("libnvrtc-builtins.so.*") if "/" in path else ():
+                for helper in (
+                    Path(path).parent.glob("libnvrtc-builtins.so.*") if "/" in path else ()
+                ):
                     ctypes.CDLL(str(helper))
                 return ctypes.CDLL(path)
             except OSError:

@@ -68,6 +68,11 @@ class CompileTarget:
         return Target({**self.spec, "num-cores": self.threads})
 
     @property
+    def host(self) -> Target:
+        """The CPU that runs the code around the kernels: on a CPU the target itself."""
+        return self.tvm
+
+    @property
     def is_x86(self) -> bool:
         return self.spec["mtriple"].startswith("x86_64")
 

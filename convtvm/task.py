@@ -22,6 +22,7 @@ from schedules.cuda.model import GpuModel
 from schedules.knobs import Space
 
 LAYOUTS = ("NCHW", "NHWC")
+Scratch = tuple[tuple[str | int, ...], ...]
 TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
 
@@ -100,6 +101,13 @@ class Task:
         sch = Schedule(func)
         schedule_pack(sch)
         return sch.mod["main"]
+
+    def scratch(self, decisions: Mapping[str, int]) -> Scratch:
+        """The buffers that a kernel takes after (data, weight, bias, out), as (dtype, *shape)."""
+        if self.target.kind == "cpu":
+            return ()  # allocated by the kernel itself
+        buffers = self.compute(decisions).params[codegen.OPERANDS :]
+        return tuple((str(b.dtype), *(int(extent) for extent in b.shape)) for b in buffers)
 
     def packed_shape(self) -> tuple[int, ...]:
         return tuple(int(extent) for extent in self.pack().params[1].shape)

@@ -198,25 +198,25 @@ def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
 
 def _build(job: BuildJob) -> Outcome:
     """Instantiate, lower, compile and link; the value is the workspace in bytes."""
-    from convtvm import codegen
+    from convtvm import codegen, gpu_codegen
 
     kind = "instantiate"
     try:
         task = job.task
         func = task.pack() if job.decisions is None else task.instantiate(job.decisions)["main"]
         kind = "compile"
-        target = task.target.tvm
-        lowered = codegen.lower(codegen.merge({job.symbol: func}), target)
-        workspace = codegen.workspace_bytes(lowered, task.target.threads)
-        compiled = codegen.compile_lowered(lowered, target)
+        on_gpu = job.decisions is not None and task.target.kind == "cuda"
+        built = (gpu_codegen if on_gpu else codegen).build(func, job.symbol, task.target)
+        if built.spills and job.strict:
+            return Outcome(None, "spill", f"{built.spills} bytes of registers in memory")
         objects = job.path if job.path.endswith(".o") else job.path + ".o"
-        codegen.write_object(compiled, objects)
+        built.write(objects)
         if objects != job.path:
             codegen.link_objects([objects], job.path, task.target)
             os.unlink(objects)
     except Exception as error:
         return failure(kind, error)
-    return Outcome(workspace)
+    return Outcome(built.workspace)
 
 
 def _limit(which: int, most: int) -> None:

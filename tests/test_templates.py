@@ -12,7 +12,6 @@ import pytest
 import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
 
-from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
@@ -232,7 +231,7 @@ def test_objects_for_other_machines(name: str, target: str, tmp_path: Path) -> N
     task = task_of(name, make(17, 33, 7, kh=3, padding=1), "NCHW", target)
     for decisions in (task.space.default, None):
         path = tmp_path / "kernel.o"
-        codegen.write_object(compiled(task, decisions), path)
+        compiled(task, decisions).write_to_file(str(path))
         header = path.read_bytes()[:20]
         assert header[:4] == b"\x7fELF"
         assert int.from_bytes(header[18:20], "little") == MACHINE[target]

@@ -1,0 +1,64 @@
+"""An NVIDIA GPU emulated on the CPU: TVM's generated CUDA runs, checked, where there is no GPU.
+
+A stand-in for the driver (`driver.cc`) and one for nvcc (`nvcc`, with `translate.py` and
+`device.h`) are put where TVM's CUDA run time and convtvm look for the real ones. All else is the
+product's own: host code, launch parameters, image loading, tuning, export.
+
+What it sees: a missing barrier, a barrier that some threads skip, registers of another thread,
+memory that was never written (NaN) or not yet copied, addresses beyond a buffer's end, misaligned
+vectors. What it does not: speed, register and shared memory limits, 48 KB of static memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+from convtvm.measure import Zygote
+
+HOME = Path(__file__).resolve().parent
+ORDERS = ("forward", "reverse", "random")
+
+
+@cache
+def libraries() -> Path:
+    """The folder with libcuda.so.1 and libcudart.so.13, built once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="emulator-"))
+    versions = folder / "libcudart.map"
+    versions.write_text("libcudart.so.13 { global: *; };\n", encoding="utf8")
+    for name, options in (
+        ("libcuda.so.1", ["-ldl"]),
+        (
+            "libcudart.so.13",
+            ["-DCUDART", f"-Wl,--version-script={versions}", f"{folder}/libcuda.so.1"],
+        ),
+    ):
+        command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+        command += [str(HOME / "driver.cc"), "-o", str(folder / name), *options]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def environment(order: str = "random") -> dict[str, str]:
+    """Environment variables under which a new process finds the emulated GPU and compiler."""
+    folder = str(libraries())
+    path = os.pathsep.join(filter(None, (folder, os.environ.get("LD_LIBRARY_PATH"))))
+    return {
+        "LD_LIBRARY_PATH": path,
+        "CONVTVM_NVCC": str(HOME / "nvcc"),
+        "EMULATOR_LIBRARIES": folder,
+        "EMULATOR_ORDER": order,
+    }
+
+
+@contextmanager
+def emulated(order: str = "random") -> Iterator[Zygote]:
+    """A Zygote that builds for and runs on the emulated GPU; `order` is that of the threads."""
+    with patch.dict(os.environ, environment(order)), Zygote() as zygote:
+        yield zygote

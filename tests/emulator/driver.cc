@@ -1,0 +1,345 @@
+// A CUDA driver and run time for one imaginary GPU whose kernels run on the CPU, one block after
+// another, every thread a fiber. Built twice, as libcuda.so.1 (this file) and as libcudart.so.13.
+//
+// EMULATOR_ORDER = forward, reverse or random (a fixed seed): the order in which the threads of a
+// block, and the blocks of a grid, take turns. A right kernel gives the same answer in each of them.
+#include <dlfcn.h>
+#include <elf.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+struct dim3 {
+  unsigned x, y, z;
+  unsigned count() const { return x * y * z; }
+  dim3 at(unsigned i) const { return {i % x, i / x % y, i / (x * y)}; }
+};
+
+#ifndef CUDART
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+constexpr int kMaxThreads = 1024, kStack = 256 << 10, kShared = 227 << 10;
+alignas(1024) char dynamic_shared[kShared];
+int thread;
+std::string problem;
+
+enum class Wait { kNothing, kBlock, kWarp };
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+struct Fiber {
+  ucontext_t context;
+  bool done;
+  Wait wait;
+  std::vector<Copy> pending;              // not committed
+  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+};
+struct alignas(8) Slot {
+  unsigned char bytes[64];
+};
+
+static Fiber fibers[kMaxThreads];
+static Slot slots[kMaxThreads];
+static ucontext_t launcher;
+static void (*kernel)(void**);
+static void** arguments;
+
+static void suspend(Wait reason) {
+  fibers[thread].wait = reason;
+  swapcontext(&fibers[thread].context, &launcher);
+}
+void wait_block() { suspend(Wait::kBlock); }
+void wait_warp() { suspend(Wait::kWarp); }
+void fail(const char* reason) {
+  problem = reason;
+  fibers[thread].done = true;
+  swapcontext(&fibers[thread].context, &launcher);
+}
+
+const Slot* publish(const void* value, int bytes) {
+  memcpy(slots[thread].bytes, value, bytes);
+  wait_warp();
+  return slots + thread / 32 * 32;
+}
+
+// A copy lands when its thread waits for it, and not before; until then its target is NaN.
+void cp_async(void* to, const void* from, int bytes) {
+  if ((size_t)to % bytes || (size_t)from % bytes) fail("cp.async: an address is not aligned");
+  memset(to, 0xff, bytes);
+  fibers[thread].pending.push_back({to, from, bytes});
+}
+void cp_async_commit() {
+  fibers[thread].groups.push_back(std::move(fibers[thread].pending));
+  fibers[thread].pending.clear();
+}
+void cp_async_wait(int left) {
+  auto& groups = fibers[thread].groups;
+  while ((int)groups.size() > left) {
+    for (const Copy& c : groups.front()) memcpy(c.to, c.from, c.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
+static void run_fiber() {
+  kernel(arguments);
+  if (!fibers[thread].pending.empty() || !fibers[thread].groups.empty())
+    problem = "a thread ended before its asynchronous copies";
+  fibers[thread].done = true;
+  swapcontext(&fibers[thread].context, &launcher);
+}
+
+static void start_block(int count) {
+  static char* stacks = (char*)mmap(nullptr, (size_t)kStack * kMaxThreads, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  memset(dynamic_shared, 0xff, sizeof dynamic_shared);
+  for (int i = 0; i < count; i++) {
+    Fiber& f = fibers[i];
+    f.done = false, f.wait = Wait::kNothing;
+    f.pending.clear(), f.groups.clear();
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stacks + (size_t)kStack * i;
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, run_fiber, 0);
+  }
+}
+
+// Lets every thread go on that waits for a complete warp, else for the complete block.
+static bool release_waiting(int count) {
+  bool released = false;
+  for (int first = 0; first < count; first += 32) {
+    int last = std::min(count, first + 32), alive = 0, waiting = 0;
+    for (int i = first; i < last; i++) {
+      alive += !fibers[i].done;
+      waiting += !fibers[i].done && fibers[i].wait == Wait::kWarp;
+    }
+    if (!waiting || waiting != alive) continue;
+    for (int i = first; i < last; i++) fibers[i].wait = Wait::kNothing;
+    released = true;
+  }
+  if (released) return true;
+  int waiting = std::count_if(fibers, fibers + count, [](const Fiber& f) {
+    return !f.done && f.wait == Wait::kBlock;
+  });
+  if (waiting != count) {
+    problem = "__syncthreads(): " + std::to_string(waiting) + " of " + std::to_string(count) +
+              " threads came";
+    return false;
+  }
+  for (int i = 0; i < count; i++) fibers[i].wait = Wait::kNothing;
+  return true;
+}
+
+static void run_block(std::vector<int>& order, std::mt19937* random) {
+  int count = blockDim.count(), left = count;
+  start_block(count);
+  while (left) {
+    if (random) std::shuffle(order.begin(), order.end(), *random);
+    for (int i : order) {
+      if (fibers[i].done || fibers[i].wait != Wait::kNothing) continue;
+      thread = i, threadIdx = blockDim.at(i);
+      swapcontext(&launcher, &fibers[i].context);
+      if (!problem.empty()) return;
+      left -= fibers[i].done;
+    }
+    if (left && !release_waiting(count)) return;
+  }
+}
+
+static std::vector<int> numbers(int count, const std::string& order, std::mt19937& random) {
+  std::vector<int> result(count);
+  std::iota(result.begin(), result.end(), 0);
+  if (order == "reverse") std::reverse(result.begin(), result.end());
+  if (order == "random") std::shuffle(result.begin(), result.end(), random);
+  return result;
+}
+
+struct Image {
+  void* library;
+  char *shared_begin, *shared_end;  // static shared memory of its kernels
+};
+struct Function {
+  Image* image;
+  void (*launch)(void**);
+};
+
+// The status of the launch, as the driver would give it.
+static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t shared) {
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
+  const int kInvalidValue = 1, kLaunchFailed = 719;
+  problem.clear();
+  if (block.count() < 1 || block.count() > kMaxThreads || shared > kShared) {
+    problem = "a block of " + std::to_string(block.count()) + " threads, " +
+              std::to_string(shared) + " bytes of shared memory";
+    return kInvalidValue;
+  }
+  const char* variable = getenv("EMULATOR_ORDER");
+  std::string order = variable ? variable : "random";
+  std::mt19937 random(1);
+  kernel = f.launch, arguments = args, gridDim = grid, blockDim = block;
+  std::vector<int> threads = numbers(block.count(), order, random);
+  for (int i : numbers(grid.count(), order, random)) {
+    blockIdx = grid.at(i);
+    if (f.image->shared_end > f.image->shared_begin)
+      memset(f.image->shared_begin, 0xff, f.image->shared_end - f.image->shared_begin);
+    run_block(threads, order == "random" ? &random : nullptr);
+    if (!problem.empty()) return kLaunchFailed;
+  }
+  return 0;
+}
+
+// Bytes of the image, which is an ELF file for this machine; 0 for anything else.
+static size_t image_size(const void* data) {
+  const Elf64_Ehdr* header = (const Elf64_Ehdr*)data;
+  const Elf64_Half gpu = 190;
+  if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_machine == gpu) return 0;
+  return header->e_shoff + (size_t)header->e_shentsize * header->e_shnum;
+}
+}  // namespace emulator
+
+// ---- libcuda ---------------------------------------------------------------------------------------
+using namespace emulator;
+
+struct LaunchConfig {
+  dim3 grid, block;
+  unsigned shared;
+  void* stream;
+  void* attributes;
+  unsigned count;
+};
+
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+int cuDeviceGetName(char* name, int size, int) {
+  return snprintf(name, size, "emulated GPU"), 0;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  std::map<int, int> known = {{16, 132}, {38, 50 << 20}, {75, 9}, {76, 0}};
+  return *value = known[attribute], 0;
+}
+int cuGetErrorName(int, const char** text) { return *text = "EMULATOR", 0; }
+int cuGetErrorString(int, const char** text) { return *text = problem.c_str(), 0; }
+int cuFuncSetAttribute(void*, int, int) { return 0; }
+int cuTensorMapEncodeTiled() { return 801; }
+
+int cuModuleLoadData(void** module, const void* data) {
+  size_t size = image_size(data);
+  if (!size) return problem = "the image is not for the emulator", 200;
+  int file = memfd_create("image", 0);
+  if (write(file, data, size) != (ssize_t)size) return problem = "no memory", 2;
+  void* library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW);
+  if (!library) return problem = dlerror(), 200;
+  auto* image = new Image{library, nullptr, nullptr};
+  if (auto* bounds = (char** (*)())dlsym(library, "shared_bounds"))
+    image->shared_begin = bounds()[0], image->shared_end = bounds()[1];
+  *module = image;
+  return 0;
+}
+int cuModuleUnload(void*) { return 0; }
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  auto* image = (Image*)module;
+  void* symbol = dlsym(image->library, (std::string("launch_") + name).c_str());
+  if (!symbol) return problem = std::string("no kernel ") + name, 500;
+  *function = new Function{image, (void (*)(void**))symbol};
+  return 0;
+}
+int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** args, void**) {
+  return launch(*(Function*)function, args, c->grid, c->block, c->shared);
+}
+const char* emulator_problem() { return problem.c_str(); }
+}
+#else
+
+// ---- libcudart -------------------------------------------------------------------------------------
+extern "C" {
+const char* emulator_problem();
+int cudaGetDevice(int* device) { return *device = 0, 0; }
+int cudaSetDevice(int) { return 0; }
+int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
+int cudaDeviceGetAttribute(int* value, int attribute, int) {
+  std::map<int, int> known = {{1, 1024},   {2, 1024},     {3, 1024},      {4, 64},
+                              {8, 49152},  {10, 32},      {12, 65536},    {13, 1980000},
+                              {16, 132},   {38, 50 << 20}, {75, 9},        {76, 0},
+                              {97, 232448}};
+  return *value = known[attribute], 0;
+}
+int cudaGetDeviceProperties(void* properties, int) {
+  memset(properties, 0, 300);
+  *(size_t*)((char*)properties + 288) = 8ull << 30;  // totalGlobalMem
+  return 0;
+}
+int cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = 8ull << 30, 0; }
+
+// Memory is NaN at first, and what lies behind its end cannot be touched.
+static std::map<void*, std::pair<void*, size_t>> allocations;
+int cudaMalloc(void** pointer, size_t size) {
+  const size_t page = 4096, used = (size + 63) / 64 * 64;
+  size_t whole = (used + page - 1) / page * page + page;
+  char* base = (char*)mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) return 2;
+  mprotect(base + whole - page, page, PROT_NONE);
+  *pointer = base + whole - page - used;
+  memset(*pointer, 0xff, used);
+  allocations[*pointer] = {base, whole};
+  return 0;
+}
+int cudaFree(void* pointer) {
+  auto found = allocations.find(pointer);
+  if (found == allocations.end()) return 0;
+  munmap(found->second.first, found->second.second);
+  allocations.erase(found);
+  return 0;
+}
+int cudaMallocHost(void** pointer, size_t size) { return posix_memalign(pointer, 256, size); }
+int cudaFreeHost(void* pointer) { return free(pointer), 0; }
+int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
+  return memcpy(to, from, size), 0;
+}
+int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) {
+  return memcpy(to, from, size), 0;
+}
+const char* cudaGetErrorName(int) { return "EMULATOR"; }
+const char* cudaGetErrorString(int) { return emulator_problem(); }
+int cudaGetLastError() { return 0; }
+int cudaPeekAtLastError() { return 0; }
+
+using Moment = std::chrono::steady_clock::time_point;
+int cudaEventCreate(void** event) { return *event = new Moment, 0; }
+int cudaEventDestroy(void* event) { return delete (Moment*)event, 0; }
+int cudaEventRecord(void* event, void*) { return *(Moment*)event = std::chrono::steady_clock::now(), 0; }
+int cudaEventSynchronize(void*) { return 0; }
+int cudaEventElapsedTime(float* milliseconds, void* start, void* end) {
+  std::chrono::duration<float, std::milli> passed = *(Moment*)end - *(Moment*)start;
+  return *milliseconds = passed.count(), 0;
+}
+
+int cudaStreamCreate(void** stream) { return *stream = nullptr, 0; }
+int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = nullptr, 0; }
+int cudaStreamDestroy(void*) { return 0; }
+int cudaStreamSynchronize(void*) { return 0; }
+int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
+int cudaStreamBeginCapture(void*, int) { return 801; }
+int cudaStreamEndCapture(void*, void**) { return 801; }
+int cudaGraphDestroy(void*) { return 0; }
+int cudaGraphExecDestroy(void*) { return 0; }
+int cudaGraphInstantiate() { return 801; }
+int cudaGraphLaunch() { return 801; }
+}
+#endif
