@@ -105,9 +105,10 @@ def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
     code = DeviceCode.of(module)
     image = compile_source(code.source, target.arches)
     further = [p for p in func.params[codegen.OPERANDS :] if is_buffer_var(p)]
+    workspaces = [p for p in further if p.name != "residual"]
     return Built(
         module,
-        workspace=sum(codegen.constant_bytes(p) or 0 for p in further if p.name != "residual"),
+        workspace=sum(codegen.constant_bytes(p) or 0 for p in workspaces),
         device=code.packed(image.data, image.format),
         spills=max((f.spills for f in image.figures.values()), default=0),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -106,7 +106,7 @@ class Task:
         """The buffers that a kernel takes after (data, weight, bias, out), as (dtype, *shape)."""
         if self.target.kind == "cpu":
             return ()  # allocated by the kernel itself
-        buffers = self.compute(decisions).params[codegen.OPERANDS :]
+        buffers = replace(self, epilogue="none").compute(decisions).params[codegen.OPERANDS :]
         return tuple((str(b.dtype), *(int(extent) for extent in b.shape)) for b in buffers)
 
     def packed_shape(self) -> tuple[int, ...]:
