@@ -96,8 +96,8 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
 def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
     """Machine code of a scheduled convolution, exported as `symbol`.
 
-    Its workspace are the buffers after (data, weight, bias, out), but for a residual. Raises BuildError,
-    EnvironmentProblem without a compiler.
+    Its workspace are the buffers after (data, weight, bias, out), but for a residual. Raises
+    BuildError, and EnvironmentProblem without a compiler.
     """
     host, kernels = lower(codegen.merge({symbol: func}), target)
     with _source_only():

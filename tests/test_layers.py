@@ -45,6 +45,7 @@ LAYERS = {
     "convtvm.zygote": 3,
     "convtvm.records": 3,
     "convtvm.verify": 4,
+    "convtvm.gpu_verify": 4,
     "convtvm.peak": 4,
     "convtvm.search": 4,
     "convtvm.tuner": 4,

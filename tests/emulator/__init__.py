@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+from convtvm.gpu_verify import GpuCheck
+from convtvm.jobs import Limits
 from convtvm.measure import Zygote
 
 HOME = Path(__file__).resolve().parent
@@ -62,3 +64,9 @@ def emulated(order: str = "random") -> Iterator[Zygote]:
     """A Zygote that builds for and runs on the emulated GPU; `order` is that of the threads."""
     with patch.dict(os.environ, environment(order)), Zygote() as zygote:
         yield zygote
+
+
+def problems(checks: Sequence[GpuCheck], zygote: Zygote) -> list[str]:
+    """Run every check, each in the same child until one crashes; what is wrong with each, or ""."""
+    outcomes = dict(zygote.call("run", checks, Limits(timeout=120.0)))
+    return [f"{o.kind} {o.message}".strip() for _, o in sorted(outcomes.items())]
