@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from convtvm import __version__, codegen, manifest, records
+from convtvm import __version__, codegen, manifest, prediction, records
+from convtvm.compute.epilogue import EPILOGUES
 from convtvm.cpu import physical_cores
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, WorkloadError
@@ -24,14 +25,22 @@ KEEP = ("best", "pareto", "all")
 
 @dataclass(frozen=True)
 class _Choice:
-    """A task with the record to build it from, or None for its default decisions."""
+    """A task with the record to build it from; without one, what the log says of its like."""
 
     task: Task
     record: TuningRecord | None
+    transferred: Mapping[str, int] | None = None
+    predicted_secs: float | None = None
 
     @property
     def decisions(self) -> dict[str, int]:
-        return dict(self.record.decisions if self.record else self.task.space.default)
+        if self.record:
+            return dict(self.record.decisions)
+        return dict(self.transferred or self.task.space.default)
+
+    @property
+    def origin(self) -> str:
+        return "tuned" if self.record else "transferred" if self.transferred else "default"
 
 
 def compile(
@@ -42,16 +51,23 @@ def compile(
     layout: str = "NCHW",
     keep: str = "pareto",
     algorithms: Sequence[str] | None = None,
+    epilogues: Sequence[str] = (),
 ) -> KernelLibrary:
     """Compile every workload by its best recorded decisions, else by the default ones.
 
     `logs` are files of records; without any, those that came with convtvm are used, and with an
     empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that
-    some limit on workspace or error could make the choice) or `all`. Raises LogError if the logs
-    hold records for other targets only, BuildError if a kernel does not compile.
+    some limit on workspace or error could make the choice) or `all`. `epilogues` are compiled for
+    every kernel besides the plain one: `clip` (ReLU and other bounds), `add` (a residual, then
+    bounds). A workload without records gets the decisions of the nearest one that has, and a
+    predicted time. Raises LogError if the logs hold records for other targets only, BuildError if
+    a kernel does not compile.
     """
     if keep not in KEEP:
         raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
+    unknown = [e for e in epilogues if e not in EPILOGUES]
+    if unknown:
+        raise ConvtvmError(f"epilogue is {unknown[0]!r}, expected one of {', '.join(EPILOGUES)}")
     if not workloads:
         raise ConvtvmError("no workloads to compile")
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
@@ -68,7 +84,7 @@ def compile(
         raise WorkloadError(
             f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
         )
-    image, kernels = _build(choices, keep)
+    image, kernels = _build(choices, keep, epilogues)
     library_manifest = Manifest(
         target=resolved.name,
         features=resolved.features,
@@ -93,7 +109,29 @@ def _choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[_Cho
         failed = any(dict(r.decisions) == task.space.default and r.error for r in made)
         (doubtful if choice.record is None and failed else choices).append(choice)
     served = {c.task.workload for c in choices}
-    return choices + [c for c in doubtful if c.task.workload not in served]
+    chosen = choices + [c for c in doubtful if c.task.workload not in served]
+    return _informed(chosen, history)
+
+
+def _informed(choices: Sequence[_Choice], history: Sequence[TuningRecord]) -> list[_Choice]:
+    """The choices, those without a record with decisions and times from similar workloads."""
+    if all(c.record for c in choices):
+        return list(choices)
+    task = choices[0].task
+    near = prediction.best_records(
+        prediction.parsable(history), task.target.name, task.target.threads, task.layout
+    )
+    model = prediction.TimeModel.learn(near, task.target.kind)
+    informed = []
+    for choice in choices:
+        if choice.record is None:
+            task = choice.task
+            name = task.algorithm_name
+            secs = model.seconds(task.workload, [name]).get(name) if model else None
+            decisions = prediction.transferred(task, near.values())
+            choice = replace(choice, transferred=decisions, predicted_secs=secs)
+        informed.append(choice)
+    return informed
 
 
 def _check_targets(
@@ -126,7 +164,9 @@ def _stale(history: Sequence[TuningRecord], choices: Sequence[_Choice]) -> list[
     return warnings
 
 
-def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
+def _build(
+    choices: Sequence[_Choice], keep: str, epilogues: Sequence[str]
+) -> tuple[bytes, list[Kernel]]:
     """The linked image and its kernels, best first within each workload."""
     wanted = list(choices)
     if keep != "all":
@@ -134,28 +174,31 @@ def _build(choices: Sequence[_Choice], keep: str) -> tuple[bytes, list[Kernel]]:
     with Zygote() as zygote:
         kernels, jobs = [], []
         packs: dict[tuple[object, ...], str] = {}
+
+        def add(task: Task, decisions: Mapping[str, int] | None, symbol: str) -> None:
+            jobs.append(BuildJob(task, decisions, str(zygote.folder / f"{symbol}.o"), symbol))
+
         for index, choice in enumerate(wanted):
             task = choice.task
             pack_key = (task.algorithm_name, *task.workload.weight_shape, task.workload.groups)
             if pack_key not in packs:
                 packs[pack_key] = f"pack_{len(packs)}"
-                path = str(zygote.folder / f"{packs[pack_key]}.o")
-                jobs.append(BuildJob(task, None, path, packs[pack_key]))
+                add(task, None, packs[pack_key])
             function = f"conv_{index}_{task.algorithm_name.replace(':', '_')}"
-            jobs.append(
-                BuildJob(task, choice.decisions, str(zygote.folder / f"{function}.o"), function)
-            )
-            kernels.append((choice, function, packs[pack_key]))
+            add(task, choice.decisions, function)
+            fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
+            for epilogue, symbol in fused.items():
+                add(replace(task, epilogue=epilogue), choice.decisions, symbol)
+            kernels.append((choice, _kernel(choice, function, packs[pack_key], fused)))
         workspaces = _compile_objects(zygote, jobs)
         finished = [
-            _kernel(choice, function, pack, workspaces[function])
-            for choice, function, pack in kernels
+            (choice, replace(kernel, workspace_bytes=workspaces[kernel.function]))
+            for choice, kernel in kernels
         ]
         image = zygote.folder / "library.so"
         codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
-        ranks = {function: _rank(choice, workspaces[function]) for choice, function, _ in kernels}
-        finished.sort(key=lambda k: (k.workload, *ranks[k.function]))
-        return image.read_bytes(), finished
+        finished.sort(key=lambda f: (f[1].workload, *_rank(f[0], f[1].workspace_bytes)))
+        return image.read_bytes(), [kernel for _, kernel in finished]
 
 
 def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]:
@@ -173,7 +216,7 @@ def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]
     return workspaces
 
 
-def _kernel(choice: _Choice, function: str, pack: str, workspace: int) -> Kernel:
+def _kernel(choice: _Choice, function: str, pack: str, fused: Mapping[str, str]) -> Kernel:
     record = choice.record
     return Kernel(
         workload=choice.task.workload.key,
@@ -181,18 +224,23 @@ def _kernel(choice: _Choice, function: str, pack: str, workspace: int) -> Kernel
         function=function,
         pack=pack,
         packed_shape=choice.task.packed_shape(),
-        workspace_bytes=workspace,
+        workspace_bytes=0,  # known once it is compiled
         run_secs=record.seconds if record else None,
         max_error=record.max_error if record else None,
-        decisions="tuned" if record else "default",
+        decisions=choice.origin,
+        predicted_secs=choice.predicted_secs,
+        epilogues=dict(fused),
     )
 
 
-def _rank(choice: _Choice, workspace: int = 0) -> tuple[float, float]:
-    """Sort key: measured time, then workspace; the unmeasured follow by their multiplications."""
+def _rank(choice: _Choice, workspace: int = 0) -> tuple[int, float, float]:
+    """Sort key: measured time, else predicted time, then workspace; those without either follow
+    by their multiplications."""
     if choice.record:
-        return choice.record.seconds, workspace
-    return float("inf"), choice.task.algorithm.multiplications(choice.task.workload)
+        return 0, choice.record.seconds, workspace
+    if choice.predicted_secs is not None:
+        return 1, choice.predicted_secs, workspace
+    return 2, choice.task.algorithm.multiplications(choice.task.workload), workspace
 
 
 def _fastest(choices: Sequence[_Choice]) -> list[_Choice]:

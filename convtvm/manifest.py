@@ -28,7 +28,9 @@ class Kernel:
 
     `function` takes (data, packed weight, bias, out), `pack` takes (weight, packed weight);
     `run_secs` and `max_error` are what tuning measured, None for a kernel that was never measured;
-    `decisions` is `tuned` or `default`.
+    then `predicted_secs` is what a model of the log expects, if there is one. `decisions` is
+    `tuned`, `transferred` from another workload or `default`. `epilogues` maps the epilogues that
+    were compiled besides, `clip` or `add`, to the functions that have them.
     """
 
     workload: str
@@ -40,6 +42,8 @@ class Kernel:
     run_secs: float | None
     max_error: float | None
     decisions: str
+    predicted_secs: float | None = None
+    epilogues: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

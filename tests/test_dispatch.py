@@ -162,7 +162,7 @@ def test_unmeasured_error_is_no_promise(library: KernelLibrary) -> None:
     ("text", "nearest"),
     [
         ("mb1ic16ih41oc16kh3ph1", W),
-        ("mb8ic16ih40oc16kh3ph1", W),
+        ("mb8ic16ih40oc32kh3ph1", W),
         ("mb1ic64ih40oc16kh3ph1", W),
         ("mb1ic128ih6oc128kh1", POINTWISE),
         ("mb1ic64ih9oc64kh1", POINTWISE),

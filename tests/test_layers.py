@@ -29,6 +29,7 @@ LAYERS = {
     "convtvm.targets": 0,
     "convtvm.manifest": 0,
     "convtvm.reference": 0,
+    "convtvm.similarity": 0,
     "convtvm.compute.*": 1,
     "schedules.*": 1,
     "convtvm.algorithms": 2,
@@ -49,6 +50,7 @@ LAYERS = {
     "convtvm.peak": 4,
     "convtvm.search": 4,
     "convtvm.tuner": 4,
+    "convtvm.prediction": 4,
     "convtvm.build": 4,
     "convtvm.dispatch.*": 5,
     "convtvm.cli.*": 6,
@@ -84,6 +86,7 @@ ALSO = {
     "convtvm.gpu_codegen": {"convtvm.codegen", "convtvm.cubin", "convtvm.device_code"},
     "convtvm.manifest": {"convtvm.errors", "convtvm.workload"},
     "convtvm.reference": {"convtvm.errors", "convtvm.workload"},
+    "convtvm.similarity": {"convtvm.workload"},
     "convtvm.task": {
         "convtvm.codegen",
         "convtvm.compute.epilogue",
@@ -106,7 +109,12 @@ ALSO = {
     "convtvm.search": {"schedules.knobs"},
     "convtvm.tuner": {"convtvm.search"},
     # `compile` returns the library that it made, opened by the run time as in any later process.
-    "convtvm.build": {"convtvm.dispatch", "convtvm.dispatch.library"},
+    "convtvm.build": {
+        "convtvm.compute.epilogue",
+        "convtvm.dispatch",
+        "convtvm.dispatch.library",
+        "convtvm.prediction",
+    },
 }
 
 # Module or layer -> the packages from outside it may import, besides the standard library.

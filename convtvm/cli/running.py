@@ -32,7 +32,7 @@ from convtvm.errors import ArrayError
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.dispatch import KernelLibrary, Plan
+    from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
     from convtvm.reference import Array
 
 # No algorithm in float32 errs as much, relative to the largest output, unless it is wrong.
@@ -255,7 +255,9 @@ def _save(path: Path, outs: Sequence[Array]) -> None:
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def _run(plan: Plan, data: Array, shape: tuple[int, ...], timed: int) -> tuple[Array, list[float]]:
+def _run(
+    plan: Plan | SlicedPlan, data: Array, shape: tuple[int, ...], timed: int
+) -> tuple[Array, list[float]]:
     """The output, and the seconds of `timed` calls that follow a warm-up."""
     import numpy as np
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
+import statistics
+import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +15,15 @@ from typing import Any
 from convtvm import manifest as manifests
 from convtvm.cpu import missing_features
 from convtvm.dispatch import runtime, selection
-from convtvm.dispatch.plan import Plan
-from convtvm.dispatch.selection import Candidate
-from convtvm.errors import LibraryError, UnknownWorkload
+from convtvm.dispatch.plan import ACTIVATIONS, Plan, SlicedPlan
+from convtvm.dispatch.selection import Candidate, Choice, Wish
+from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
 from convtvm.files import write_whole
 from convtvm.manifest import Kernel, Manifest
+from convtvm.reference import random_inputs
 from convtvm.workload import ConvWorkload
+
+_MEASURED = 4  # candidates that policy `measure` times
 
 
 def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
@@ -59,6 +67,7 @@ class KernelLibrary:
         self._content, self.manifest = content, manifest
         self.threads = threads or manifest.threads
         self.problems: list[str] = []
+        self._measured: dict[str, float] = {}  # function -> seconds, by policy `measure`
         self._kernels: dict[ConvWorkload, list[Kernel]] = {}
         for key, name in manifest.workloads.items():
             found = [k for k in manifest.kernels if k.workload == key]
@@ -97,7 +106,7 @@ class KernelLibrary:
 
     def candidates(self, workload: ConvWorkload) -> list[Candidate]:
         """All compiled ways to compute `workload`, best first. Raises UnknownWorkload."""
-        return [selection.candidate_of(k) for k in self._find(workload)]
+        return [Candidate.of(k) for k in self._find(workload)]
 
     def plan(
         self,
@@ -107,25 +116,106 @@ class KernelLibrary:
         algorithm: str | None = None,
         workspace_limit: int | None = None,
         max_error: float | None = None,
-    ) -> Plan:
+        activation: str | tuple[float, float] | None = None,
+        residual: bool = False,
+        policy: str = "logged",
+    ) -> Plan | SlicedPlan:
         """Choose a kernel and pack `weight` [oc, ic/groups, kh, kw] for it, once.
 
-        The fastest measured kernel within `workspace_limit` bytes and `max_error` (relative to the
-        largest output); an unmeasured error counts as no promise. `algorithm` restricts the choice
-        to a name or family. `bias` is [oc]. Raises UnknownWorkload, NoCandidate or ArrayError.
-        """
-        kernels = self._find(workload)
-        kernel = selection.choose(workload, kernels, algorithm, workspace_limit, max_error)
-        return Plan(self, workload, kernel, weight, bias)
+        The fastest kernel within `workspace_limit` bytes and `max_error` (relative to the largest
+        output); an unmeasured error counts as no promise. `algorithm` restricts the choice to a
+        name or family. `bias` is [oc]. `activation` is relu, relu6 or the (lowest, highest) value
+        of an output; with `residual`, calls take a tensor that is added before it.
 
-    def _find(self, workload: ConvWorkload) -> list[Kernel]:
-        found = self._kernels.get(workload)
-        if found is None:
-            nearest = selection.nearest(workload, self._kernels)
-            hint = f"; the nearest it has is {nearest}" if nearest else ""
-            raise UnknownWorkload(f"the library has no kernel for {workload}{hint}")
-        return found
+        `policy` says whose time counts: `logged`, measured while tuning; `predicted`, with
+        predictions where nothing was measured; `measure`, the candidates that lead are timed now,
+        once in the life of the library. A batch that the library lacks runs in slices of those it
+        has. Raises UnknownWorkload, NoCandidate or ArrayError.
+        """
+        wish = Wish(algorithm, workspace_limit, max_error, policy)
+        bounds = _bounds(activation)
+        choices = self._choices(workload, wish)
+        parts = {
+            w: Plan(self, w, choice, weight, bias, bounds, residual)
+            for w, choice in dict(choices).items()
+        }
+        plans = [parts[w] for w, _ in choices]
+        return plans[0] if len(plans) == 1 else SlicedPlan(workload, plans)
 
     def function(self, name: str) -> Any:
         """The compiled function `name`, a kernel or a packing."""
         return self._image[name]
+
+    def _choices(self, workload: ConvWorkload, wish: Wish) -> list[tuple[ConvWorkload, Choice]]:
+        """The kernel of the workload; or of each slice, where only its batch size is unknown."""
+        if workload in self._kernels:
+            return [(workload, self._choose(workload, wish))]
+        slices = {
+            w.n: w
+            for w in self._kernels
+            if w.n < workload.n and replace(w, n=workload.n) == workload
+        }
+        allowed = {}
+        for n, w in slices.items():
+            with contextlib.suppress(NoCandidate):
+                allowed[n] = self._choose(w, wish)
+        if slices and not allowed:
+            self._choose(next(iter(slices.values())), wish)  # raises NoCandidate
+        sizes = selection.batches(workload.n, {n: c.seconds for n, c in allowed.items()})
+        if not sizes:
+            raise self._unknown(workload)
+        return [(slices[n], allowed[n]) for n in sizes]
+
+    def _choose(self, workload: ConvWorkload, wish: Wish) -> Choice:
+        kernels = self._find(workload)
+        if wish.policy == "measure":
+            leading = [k for k in kernels if wish.objection(k) is None][:_MEASURED]
+            for kernel in leading:
+                if kernel.function not in self._measured:
+                    self._measured[kernel.function] = self._time(workload, kernel)
+        return selection.choose(workload, kernels, wish, self._measured)
+
+    def _time(self, workload: ConvWorkload, kernel: Kernel) -> float:
+        """Seconds a call of `kernel` takes here, on random data."""
+        data, weight, _ = random_inputs(workload, 0, self.layout)
+        only = Choice(kernel, Wish(), None, "", (), ())
+        plan = Plan(self, workload, only, weight, None)
+        out = plan(data)
+        plan(data, out=out)
+        secs: list[float] = []
+        while len(secs) < 3 or (sum(secs) < 0.02 and len(secs) < 100):
+            started = time.perf_counter()
+            plan(data, out=out)
+            secs.append(time.perf_counter() - started)
+        return statistics.median(secs)
+
+    def _find(self, workload: ConvWorkload) -> list[Kernel]:
+        found = self._kernels.get(workload)
+        if found is None:
+            raise self._unknown(workload)
+        return found
+
+    def _unknown(self, workload: ConvWorkload) -> UnknownWorkload:
+        nearest = selection.nearest(workload, self._kernels)
+        hint = f"; the nearest it has is {nearest}" if nearest else ""
+        return UnknownWorkload(f"the library has no kernel for {workload}{hint}")
+
+
+def _bounds(activation: str | tuple[float, float] | None) -> tuple[float, float]:
+    """Lowest and highest output. Raises ConvtvmError."""
+    if activation is None:
+        return -math.inf, math.inf
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ConvtvmError(
+                f"activation is {activation!r}, expected {known} or (lowest, highest)"
+            )
+        return ACTIVATIONS[activation]
+    try:
+        low, high = map(float, activation)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not low <= high:
+        raise ConvtvmError(f"activation is {activation!r}, expected (lowest, highest) of an output")
+    return low, high

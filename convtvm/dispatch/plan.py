@@ -1,8 +1,9 @@
-"""A plan: one kernel with its packed weight, ready to be called."""
+"""A plan: one kernel with its packed weight and epilogue, ready to be called."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,71 +11,192 @@ import tvm_ffi
 
 from convtvm.dispatch import tensors
 from convtvm.dispatch.runtime import pool
-from convtvm.manifest import Kernel
+from convtvm.dispatch.selection import Choice
+from convtvm.dispatch.tensors import Port
+from convtvm.errors import ArrayError
 from convtvm.reference import aligned_empty
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from convtvm.dispatch.library import KernelLibrary
 
+# Name of an activation -> the bounds that it puts on the output.
+ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
 
 class Plan:
-    """A chosen kernel with its packed weight; call it with data, from any number of threads."""
+    """A chosen kernel with its packed weight; call it with data, from any number of threads.
+
+    `bounds` are what the output is clipped to, `adds` says whether a residual is added before that.
+    Both happen inside the kernel if the library has it with that epilogue, else in one pass over
+    the output.
+    """
 
     def __init__(
-        self, library: KernelLibrary, workload: ConvWorkload, kernel: Kernel, weight: Any, bias: Any
+        self,
+        library: KernelLibrary,
+        workload: ConvWorkload,
+        choice: Choice,
+        weight: Any,
+        bias: Any,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+        adds: bool = False,
     ) -> None:
-        self.library, self.workload, self._kernel = library, workload, kernel
-        self._data_shape = workload.data_shape(library.layout)
-        self._out_shape = workload.out_shape(library.layout)
-        self._data_bytes = 4 * math.prod(self._data_shape)
-        self._out_bytes = 4 * math.prod(self._out_shape)
-        self._run = library.function(kernel.function)
-        weights = tensors.as_array(weight, workload.weight_shape, "weight")
+        self.library, self.workload, self.choice = library, workload, choice
+        self._data = Port("data", workload.data_shape(library.layout))
+        self._out = Port("out", workload.out_shape(library.layout))
+        self._residual = Port("residual", self._out.shape)
+        self._bounds, self._adds, self._threads = bounds, adds, library.threads
+        self._choose_epilogue()
+        self._pack(weight, bias)
+
+    def _choose_epilogue(self) -> None:
+        kernel, bounded = self.choice.kernel, self._bounds != (-math.inf, math.inf)
+        wanted = "add" if self._adds else "clip" if bounded else "none"
+        self._fused = wanted == "none" or wanted in kernel.epilogues
+        self._epilogue = wanted
+        name = kernel.epilogues.get(wanted, kernel.function)
+        self._run = self.library.function(name)
+
+    def _pack(self, weight: Any, bias: Any) -> None:
+        kernel, w = self.choice.kernel, self.workload
+        weights = tensors.as_array(weight, w.weight_shape, "weight")
         self._packed_array = aligned_empty(kernel.packed_shape, np.float32)
         self._packed = tvm_ffi.from_dlpack(self._packed_array)
-        pool.use(library.threads)
-        library.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
-        zeros = np.zeros(workload.oc, np.float32)
-        self._bias_array = (
-            zeros if bias is None else tensors.as_array(bias, (workload.oc,), "bias").copy()
-        )
+        pool.use(self._threads)
+        self.library.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
+        zeros = np.zeros(w.oc, np.float32)
+        given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias").copy()
+        self._bias_array = zeros if given is None else given
         self._bias = tvm_ffi.from_dlpack(self._bias_array)
 
     @property
     def algorithm(self) -> str:
-        return self._kernel.algorithm
+        return self.choice.kernel.algorithm
 
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of a call, in bytes; TVM's pool keeps it for the next call."""
-        return self._kernel.workspace_bytes
+        return self.choice.kernel.workspace_bytes
 
     @property
     def run_secs(self) -> float | None:
         """Seconds a call, as measured while tuning."""
-        return self._kernel.run_secs
+        return self.choice.kernel.run_secs
 
     @property
     def max_error(self) -> float | None:
-        return self._kernel.max_error
+        return self.choice.kernel.max_error
 
-    def __call__(self, data: Any, out: Any = None) -> Any:
+    def explain(self) -> str:
+        """In words, why this kernel."""
+        text = self.choice.explain()
+        if self._epilogue != "none":
+            how = "inside the kernel"
+            if not self._fused:
+                how = f"after it: the library was compiled without the epilogue {self._epilogue!r}"
+            what = "Residual and bounds are" if self._adds else "The bounds are"
+            text += f" {what} applied {how}."
+        return text
+
+    def __call__(self, data: Any, out: Any = None, residual: Any = None) -> Any:
         """The convolution of `data`, as the same kind of tensor; with `out`, into it, allocating
-        nothing.
+        nothing. `residual`, like the output, is added if the plan was made for that.
 
-        Raises ArrayError if a shape, dtype or device does not fit.
+        Raises ArrayError if a shape, dtype or device does not fit, or `out` overlaps what is read.
         """
-        if isinstance(data, np.ndarray):
-            source = tensors.as_array(data, self._data_shape, "data")
-            result = np.empty(self._out_shape, np.float32) if out is None else out
-            tensor = tvm_ffi.from_dlpack(source)
-        else:
-            tensor = tensors.as_tensor(data, self._data_shape, "data")
-            result = tensors.empty_like(data, self._out_shape) if out is None else out
-        target = tensors.writable(result, self._out_shape)
+        source = self._data.read(data)
+        result = self._out.empty_like(data) if out is None else out
+        target = self._out.write(result)
         if out is not None:
-            tensors.check_apart(tensor, target, self._data_bytes, self._out_bytes)
-        pool.use(self.library.threads)
-        self._run(tensor, self._packed, self._bias, target)
+            tensors.check_apart((source, self._data), (target, self._out))
+        if pool.threads != self._threads:
+            pool.use(self._threads)
+        if self._epilogue == "none" and residual is None:
+            self._run(source, self._packed, self._bias, target)
+        else:
+            self._run_with_epilogue(source, target, residual)
+        return result
+
+    def _run_with_epilogue(self, source: Any, target: Any, residual: Any) -> None:
+        added = self._added(target, residual)
+        if self._fused:
+            self._run(source, self._packed, self._bias, target, *self._bounds, *added)
+            return
+        self._run(source, self._packed, self._bias, target)
+        out = tensors.over(target, self._out)
+        for tensor in added:
+            out += tensors.over(tensor, self._residual)
+        np.clip(out, *self._bounds, out=out)
+
+    def _added(self, target: Any, residual: Any) -> Sequence[Any]:
+        """The residual as the kernel's last argument, if there is one."""
+        if (residual is not None) != self._adds:
+            found, expected = ("none", "one") if self._adds else ("one", "none")
+            raise ArrayError(
+                f"residual: found {found}, expected {expected}; `lib.plan(..., residual=True)` "
+                "makes a plan that adds one"
+            )
+        if residual is None:
+            return ()
+        tensor = self._residual.read(residual)
+        tensors.check_apart((tensor, self._residual), (target, self._out))
+        return (tensor,)
+
+
+class SlicedPlan:
+    """A batch that the library has no kernel for, run in slices by plans for smaller batches."""
+
+    def __init__(self, workload: ConvWorkload, parts: Sequence[Plan]) -> None:
+        self.workload, self.parts = workload, list(parts)
+        self.library = parts[0].library
+        self._out = Port("out", workload.out_shape(self.library.layout))
+        self._data = Port("data", workload.data_shape(self.library.layout))
+
+    @property
+    def algorithm(self) -> str:
+        """Of the first, largest slice."""
+        return self.parts[0].algorithm
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of a call: of the slice that needs most."""
+        return max(p.workspace_bytes for p in self.parts)
+
+    @property
+    def run_secs(self) -> float | None:
+        """The sum over the slices, None if one was never measured."""
+        secs = [p.run_secs for p in self.parts]
+        return None if None in secs else sum(s for s in secs if s is not None)
+
+    @property
+    def max_error(self) -> float | None:
+        errors = [p.max_error for p in self.parts]
+        return None if None in errors else max(e for e in errors if e is not None)
+
+    def explain(self) -> str:
+        """In words, which slices and why their kernels."""
+        sizes = [p.workload.n for p in self.parts]
+        counts = {n: sizes.count(n) for n in sizes}
+        listed = " and ".join(f"{count} of batch {n}" for n, count in counts.items())
+        said = {p.workload.n: p.explain() for p in self.parts}
+        each = " ".join(f"Batch {n}: {text}" for n, text in said.items())
+        return f"No kernel for batch {self.workload.n}: it runs in slices, {listed}. {each}"
+
+    def __call__(self, data: Any, out: Any = None, residual: Any = None) -> Any:
+        """As of Plan."""
+        source = self._data.read(data)
+        result = self._out.empty_like(data) if out is None else out
+        target = self._out.write(result)
+        tensors.check_apart((source, self._data), (target, self._out))
+        given, written = tensors.over(source, self._data), tensors.over(target, self._out)
+        added = None
+        if residual is not None:
+            held = Port("residual", self._out.shape).read(residual)
+            added = tensors.over(held, self._out)
+        start = 0
+        for part in self.parts:
+            rows = slice(start, start + part.workload.n)
+            part(given[rows], out=written[rows], residual=None if added is None else added[rows])
+            start = rows.stop
         return result

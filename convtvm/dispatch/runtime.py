@@ -71,14 +71,14 @@ class _Pool(threading.local):
     """The calling thread's pool of workers: TVM keeps one for every thread that runs kernels."""
 
     def __init__(self) -> None:
-        self._threads = 0
+        self.threads = 0
 
     def use(self, threads: int) -> None:
         """Let parallel kernels of this thread run on `threads` threads."""
-        if threads != self._threads:
+        if threads != self.threads:
             all_cores = 0  # TVM's affinity mode that prefers big cores
             tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
-            self._threads = threads
+            self.threads = threads
 
 
 pool = _Pool()

@@ -1,85 +1,181 @@
-"""Which kernel: what a library offers for a workload, and the choice within limits."""
+"""Which kernel: what a library offers for a workload, and the choice within limits by a policy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from convtvm.errors import NoCandidate
+from convtvm.errors import ConvtvmError, NoCandidate
 from convtvm.manifest import Kernel
+from convtvm.similarity import distance
 from convtvm.workload import ConvWorkload
+
+POLICIES = ("logged", "predicted", "measure")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way the library can compute a workload; times in seconds, error relative to the largest
-    output, both None if they were never measured."""
+    """One way the library can compute a workload.
+
+    Times in seconds: `run_secs` measured while tuning, `predicted_secs` by a model of the log;
+    `max_error` is relative to the largest output. None stands for never measured or predicted.
+    `decisions` is `tuned`, `transferred` from another workload, or `default`.
+    """
 
     algorithm: str
     workspace_bytes: int
     run_secs: float | None
     max_error: float | None
     decisions: str
+    predicted_secs: float | None = None
+
+    @classmethod
+    def of(cls, k: Kernel) -> Candidate:
+        return cls(
+            k.algorithm, k.workspace_bytes, k.run_secs, k.max_error, k.decisions, k.predicted_secs
+        )
 
     def __str__(self) -> str:
-        time = "never measured" if self.run_secs is None else f"{self.run_secs * 1e3:.4g} ms"
+        time = "never measured" if self.run_secs is None else _ms(self.run_secs)
+        if self.run_secs is None and self.predicted_secs is not None:
+            time = f"predicted {_ms(self.predicted_secs)}"
         error = "unknown" if self.max_error is None else f"{self.max_error:.1e}"
         return f"{self.algorithm} ({time}, workspace {self.workspace_bytes} B, error {error})"
 
 
-def candidate_of(k: Kernel) -> Candidate:
-    """What a user sees of a kernel."""
-    return Candidate(k.algorithm, k.workspace_bytes, k.run_secs, k.max_error, k.decisions)
+@dataclass(frozen=True)
+class Wish:
+    """What a caller asks of a kernel; None asks for nothing."""
+
+    algorithm: str | None = None
+    workspace_limit: int | None = None
+    max_error: float | None = None
+    policy: str = "logged"
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConvtvmError(f"policy is {self.policy!r}, expected one of {', '.join(POLICIES)}")
+
+    def objection(self, kernel: Kernel) -> str | None:
+        """Why `kernel` is out, or None."""
+        names = (kernel.algorithm, kernel.algorithm.partition(":")[0])
+        if self.algorithm is not None and self.algorithm not in names:
+            return f"is not {self.algorithm}"
+        if self.workspace_limit is not None and kernel.workspace_bytes > self.workspace_limit:
+            return f"needs {kernel.workspace_bytes} B of workspace"
+        if self.max_error is None:
+            return None
+        if kernel.max_error is None:
+            return "has an error that was never measured"
+        return (
+            f"has an error of {kernel.max_error:.1e}" if kernel.max_error > self.max_error else None
+        )
+
+    def __str__(self) -> str:
+        limits = (
+            ("algorithm", self.algorithm),
+            ("workspace limit", self.workspace_limit),
+            ("max error", self.max_error),
+        )
+        return ", ".join(f"{name} {value}" for name, value in limits if value is not None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and why: what was asked, its time in seconds and what that is, the others in order
+    of rank, and those that were out with the reason."""
+
+    kernel: Kernel
+    wish: Wish
+    seconds: float | None
+    basis: str
+    others: Sequence[tuple[Kernel, float | None]]
+    refused: Sequence[tuple[Kernel, str]]
+
+    def explain(self) -> str:
+        """The choice in words, a sentence a fact."""
+        k = self.kernel
+        rivals = f" of {len(self.others) + 1} candidates" if self.others else ", the only candidate"
+        if self.seconds is None:
+            said = f"{k.algorithm}{rivals}: none was measured or predicted, so the first by cost"
+        else:
+            said = f"{k.algorithm}, the fastest{rivals}: {_ms(self.seconds)} {self.basis}"
+        sentences = [f"{said}, workspace {k.workspace_bytes} B."]
+        if k.decisions != "tuned":
+            sentences.append(f"Its decisions are {k.decisions}, not tuned for this workload.")
+        if self.others:
+            kernel, seconds = self.others[0]
+            time = "no time" if seconds is None else _ms(seconds)
+            sentences.append(f"Next: {kernel.algorithm}, {time}.")
+        if self.refused:
+            listed = "; ".join(f"{kernel.algorithm} {reason}" for kernel, reason in self.refused)
+            sentences.append(f"Out by {self.wish}: {listed}.")
+        return " ".join(sentences)
 
 
 def choose(
     workload: ConvWorkload,
     kernels: Sequence[Kernel],
-    algorithm: str | None,
-    workspace_limit: int | None,
-    max_error: float | None,
-) -> Kernel:
-    """The first of `kernels`, which are sorted best first, within the limits. Raises
-    NoCandidate."""
-    for kernel in kernels:
-        if _within(kernel, algorithm, workspace_limit, max_error):
-            return kernel
-    limits = [
-        f"{name} {value}"
-        for name, value in (
-            ("algorithm", algorithm),
-            ("workspace limit", workspace_limit),
-            ("max error", max_error),
-        )
-        if value is not None
+    wish: Wish,
+    measured: Mapping[str, float] | None = None,
+) -> Choice:
+    """The best of `kernels` that `wish` allows; of equal times the one with less workspace.
+
+    `logged` ranks by the times of the log, and what has none behind, in the order given;
+    `predicted` lets predictions compete with them; `measure` takes `measured`, seconds by function.
+    Raises NoCandidate.
+    """
+    refused = [(k, reason) for k in kernels if (reason := wish.objection(k))]
+    out = {k.function for k, _ in refused}
+    timed = [
+        (k, _seconds(k, wish.policy, measured or {})) for k in kernels if k.function not in out
     ]
-    offers = "; ".join(str(candidate_of(k)) for k in kernels)
-    raise NoCandidate(f"no kernel of {workload} meets {', '.join(limits)}; there are: {offers}")
+    if not timed:
+        offers = "; ".join(str(Candidate.of(k)) for k in kernels)
+        raise NoCandidate(f"no kernel of {workload} meets {wish}; there are: {offers}")
+    # The sort is stable: kernels without a time keep their order.
+    timed.sort(key=lambda t: (math.inf, 0) if t[1] is None else (t[1], t[0].workspace_bytes))
+    kernel, seconds = timed[0]
+    basis = "measured while tuning" if kernel.run_secs is not None else "predicted"
+    if wish.policy == "measure" and seconds is not None:
+        basis = "measured here and now"
+    if seconds is None and kernel.predicted_secs is not None:
+        seconds = kernel.predicted_secs
+    return Choice(kernel, wish, seconds, basis, timed[1:], refused)
+
+
+def _seconds(kernel: Kernel, policy: str, measured: Mapping[str, float]) -> float | None:
+    if policy == "measure":
+        return measured.get(kernel.function)
+    if policy == "predicted" and kernel.run_secs is None:
+        return kernel.predicted_secs
+    return kernel.run_secs
 
 
 def nearest(workload: ConvWorkload, known: Iterable[ConvWorkload]) -> ConvWorkload | None:
     """The most similar of `known`, None if there is none."""
-    return min(known, key=lambda w: _distance(w, workload), default=None)
+    return min(known, key=lambda w: distance(w, workload), default=None)
 
 
-def _within(
-    kernel: Kernel, algorithm: str | None, workspace_limit: int | None, max_error: float | None
-) -> bool:
-    if algorithm is not None and algorithm not in (
-        kernel.algorithm,
-        kernel.algorithm.partition(":")[0],
-    ):
-        return False
-    if workspace_limit is not None and kernel.workspace_bytes > workspace_limit:
-        return False
-    return max_error is None or (kernel.max_error is not None and kernel.max_error <= max_error)
+def batches(total: int, sizes: Mapping[int, float | None]) -> list[int]:
+    """Batch sizes, of those whose seconds `sizes` holds, that add up to `total` in the least time.
+
+    Without times the fewest slices; empty if no sum of them is `total`.
+    """
+    known = all(seconds is not None for seconds in sizes.values())
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for n in range(1, total + 1):
+        ways = [
+            (best[n - k][0] + (seconds if known and seconds is not None else 1.0), k)
+            for k, seconds in sizes.items()
+            if n - k in best
+        ]
+        if ways:
+            cost, k = min(ways)
+            best[n] = (cost, [*best[n - k][1], k])
+    return sorted(best[total][1], reverse=True) if total in best else []
 
 
-def _distance(a: ConvWorkload, b: ConvWorkload) -> float:
-    """How different two problems are: sizes count by ratio, a different kernel or stride counts
-    most."""
-    fields = ("n", "ic", "ih", "iw", "oc")
-    sizes = sum(abs(math.log2(getattr(a, f) / getattr(b, f))) for f in fields)
-    shape = ("kh", "kw", "sh", "sw", "dh", "dw", "groups", "ph", "pw")
-    return sizes + 4.0 * sum(getattr(a, f) != getattr(b, f) for f in shape)
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.4g} ms"

@@ -1,7 +1,14 @@
-"""Arrays at the border: numpy and DLPack tensors in and out, refused where they do not fit."""
+"""Arrays at the border: numpy and DLPack tensors in and out, refused where they do not fit.
+
+An ordinary array takes one test of its type and five of its fields, and goes in as it is; whatever
+fails one of them takes the long way, which converts it or says what is wrong.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +17,63 @@ import tvm_ffi
 
 from convtvm.errors import ArrayError
 
+_FLOAT32 = np.dtype(np.float32)
 
-def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> None:
-    if tuple(found) != tuple(expected):
-        raise ArrayError(f"{name} has shape {tuple(found)}, expected {tuple(expected)}")
+
+class Port:
+    """One tensor argument of a kernel: its name, for messages, and its shape, in float32."""
+
+    def __init__(self, name: str, shape: Sequence[int]) -> None:
+        self.name, self.shape = name, tuple(shape)
+        self.bytes = 4 * math.prod(shape)
+
+    def read(self, value: Any) -> Any:
+        """`value` as a tvm_ffi tensor to read; a copy only if it is not aligned and contiguous."""
+        if self._is_plain(value):
+            return tvm_ffi.from_dlpack(value)
+        if isinstance(value, np.ndarray):
+            return tvm_ffi.from_dlpack(as_array(value, self.shape, self.name))
+        return _as_tensor(value, self.shape, self.name)
+
+    def write(self, value: Any) -> Any:
+        """`value` as a tvm_ffi tensor over the caller's memory; never a copy."""
+        if self._is_plain(value):
+            return tvm_ffi.from_dlpack(value)
+        if isinstance(value, np.ndarray):
+            _check_shape(value.shape, self.shape, self.name)
+            raise ArrayError(
+                f"{self.name} is {value.dtype} with strides {value.strides}, expected a writable, "
+                "C-contiguous float32 array"
+            )
+        if hasattr(value, "is_contiguous") and not value.is_contiguous():
+            raise ArrayError(f"{self.name} is not contiguous, expected a contiguous float32 tensor")
+        return _as_tensor(value, self.shape, self.name)
+
+    def empty_like(self, value: Any) -> Any:
+        """An uninitialised tensor for this port, of the same library as `value`."""
+        if isinstance(value, np.ndarray):
+            return np.empty(self.shape, _FLOAT32)
+        if hasattr(value, "new_empty"):  # PyTorch
+            return value.new_empty(self.shape)
+        namespace = getattr(value, "__array_namespace__", None)
+        if namespace is not None:
+            return namespace().empty(self.shape, dtype=namespace().float32)
+        raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
+
+    def _is_plain(self, value: Any) -> bool:
+        """Whether `value` fits as it is: float32, this shape, contiguous, on the CPU."""
+        if isinstance(value, np.ndarray):
+            return value.dtype == _FLOAT32 and value.shape == self.shape and value.flags.carray
+        torch = sys.modules.get("torch")
+        return (
+            torch is not None
+            and isinstance(value, torch.Tensor)
+            and value.dtype is torch.float32
+            and value.shape == self.shape
+            and value.is_cpu
+            and value.layout is torch.strided
+            and value.is_contiguous()
+        )
 
 
 def as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
@@ -31,7 +91,27 @@ def as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-def as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
+def check_apart(first: tuple[Any, Port], second: tuple[Any, Port]) -> None:
+    """Refuse tensors (tensor, port) that overlap: a kernel would write one while it reads the
+    other."""
+    (a, left), (b, right) = first, second
+    start, goal = a.data_ptr(), b.data_ptr()
+    if start < goal + right.bytes and goal < start + left.bytes:
+        raise ArrayError(f"{right.name} overlaps {left.name}, expected memory of its own")
+
+
+def over(tensor: Any, port: Port) -> np.ndarray:
+    """A numpy array over the memory of a CPU tensor, valid as long as it is."""
+    kind = ctypes.c_float * math.prod(port.shape)
+    return np.ctypeslib.as_array(kind.from_address(tensor.data_ptr())).reshape(port.shape)
+
+
+def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> None:
+    if tuple(found) != tuple(expected):
+        raise ArrayError(f"{name} has shape {tuple(found)}, expected {tuple(expected)}")
+
+
+def _as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
     """`value`, a DLPack tensor on the CPU, as a tvm_ffi tensor; copied only if it is not
     contiguous."""
     if not hasattr(value, "__dlpack__"):
@@ -53,38 +133,3 @@ def as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
     if tensor.device.dlpack_device_type() != 1:
         raise ArrayError(f"{name} is on device {tensor.device}, expected the CPU")
     return tensor
-
-
-def writable(value: Any, shape: Sequence[int]) -> Any:
-    """`out` as a tvm_ffi tensor over the caller's memory; never a copy."""
-    if isinstance(value, np.ndarray):
-        _check_shape(value.shape, shape, "out")
-        flags = value.flags
-        if value.dtype != np.float32 or not (
-            flags.c_contiguous and flags.aligned and flags.writeable
-        ):
-            raise ArrayError(
-                f"out is {value.dtype} with strides {value.strides}, expected a writable, "
-                "C-contiguous float32 array"
-            )
-        return tvm_ffi.from_dlpack(value)
-    if hasattr(value, "is_contiguous") and not value.is_contiguous():
-        raise ArrayError("out is not contiguous, expected a contiguous float32 tensor")
-    return as_tensor(value, shape, "out")
-
-
-def check_apart(source: Any, target: Any, source_bytes: int, target_bytes: int) -> None:
-    """Refuse an output that a kernel would write while it still reads the data."""
-    start, goal = source.data_ptr(), target.data_ptr()
-    if start < goal + target_bytes and goal < start + source_bytes:
-        raise ArrayError("out overlaps data, expected memory of its own")
-
-
-def empty_like(data: Any, shape: Sequence[int]) -> Any:
-    """An uninitialised float32 tensor of the same library as `data`."""
-    if hasattr(data, "new_empty"):  # PyTorch
-        return data.new_empty(tuple(shape))
-    namespace = getattr(data, "__array_namespace__", None)
-    if namespace is not None:
-        return namespace().empty(tuple(shape), dtype=namespace().float32)
-    raise ArrayError(f"cannot allocate a {type(data).__name__}; pass out=")
