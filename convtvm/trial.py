@@ -82,13 +82,14 @@ def _run_exported(job: RunJob, limits: Limits) -> Outcome:
 
     from convtvm import dispatch, reference
     from convtvm.dispatch.plan import Plan
+    from convtvm.dispatch.selection import Choice
     from convtvm.workload import ConvWorkload
 
     library = dispatch.load(job.path, limits.threads)
     kernel = next(k for k in library.manifest.kernels if k.function == job.function)
     arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
     workload = ConvWorkload.parse(kernel.workload)
-    plan = Plan(library, workload, kernel, arrays["weight"], arrays["bias"])
+    plan = Plan(library, workload, Choice.of(kernel), arrays["weight"], arrays["bias"])
     data = reference.aligned_empty(arrays["data"].shape, np.float32)
     data[:] = arrays["data"]
     out = reference.aligned_empty(arrays["reference"].shape, np.float32)

@@ -96,7 +96,12 @@ ALSO = {
     },
     "convtvm.jobs": {"convtvm.task"},
     # A winner is measured again as a plan calls it.
-    "convtvm.trial": {"convtvm.jobs", "convtvm.dispatch", "convtvm.dispatch.plan"},
+    "convtvm.trial": {
+        "convtvm.jobs",
+        "convtvm.dispatch",
+        "convtvm.dispatch.plan",
+        "convtvm.dispatch.selection",
+    },
     "convtvm.measure": {"convtvm.jobs", "convtvm.codegen", "convtvm.records", "convtvm.task"},
     "convtvm.zygote": {
         "convtvm.jobs",

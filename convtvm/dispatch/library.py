@@ -178,8 +178,7 @@ class KernelLibrary:
     def _time(self, workload: ConvWorkload, kernel: Kernel) -> float:
         """Seconds a call of `kernel` takes here, on random data."""
         data, weight, _ = random_inputs(workload, 0, self.layout)
-        only = Choice(kernel, Wish(), None, "", (), ())
-        plan = Plan(self, workload, only, weight, None)
+        plan = Plan(self, workload, Choice.of(kernel), weight, None)
         out = plan(data)
         plan(data, out=out)
         secs: list[float] = []

@@ -93,6 +93,11 @@ class Choice:
     others: Sequence[tuple[Kernel, float | None]]
     refused: Sequence[tuple[Kernel, str]]
 
+    @classmethod
+    def of(cls, kernel: Kernel) -> Choice:
+        """This kernel and no other."""
+        return cls(kernel, Wish(), kernel.run_secs, "measured while tuning", (), ())
+
     def explain(self) -> str:
         """The choice in words, a sentence a fact."""
         k = self.kernel

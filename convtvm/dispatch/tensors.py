@@ -62,16 +62,17 @@ class Port:
 
     def _is_plain(self, value: Any) -> bool:
         """Whether `value` fits as it is: float32, this shape, contiguous, on the CPU."""
-        if isinstance(value, np.ndarray):
+        kind = type(value)
+        if kind is np.ndarray:
             return value.dtype == _FLOAT32 and value.shape == self.shape and value.flags.carray
         torch = sys.modules.get("torch")
         return (
             torch is not None
-            and isinstance(value, torch.Tensor)
-            and value.dtype is torch.float32
-            and value.shape == self.shape
+            and kind is torch.Tensor  # isinstance would take a Python call
             and value.is_cpu
+            and value.dtype is torch.float32
             and value.layout is torch.strided
+            and value.shape == self.shape
             and value.is_contiguous()
         )
 
