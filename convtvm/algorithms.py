@@ -96,8 +96,8 @@ def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
 
 
 def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The column matrix, kh*kw*ic x oh*ow for each image."""
-    return allocated_bytes(im2col.column_bytes(w))
+    """The column matrix, kh*kw*ic x oh*ow for each image, in whole panels."""
+    return allocated_bytes(im2col.column_bytes(w, d["tile_ow"], d["panel"], d["pack"]))
 
 
 def _mec_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:

@@ -8,7 +8,11 @@ setting, which is spared the conversion. Each is an optional extra: `pip install
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +93,69 @@ def openvino_peer(
     return {"openvino": run}
 
 
+def ncnn_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> dict[str, Run]:
+    """ncnn, fp32, by its own rule among Winograd, GEMM and direct; images of a batch in turn."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    for option in dir(net.opt):
+        if option.startswith(("use_fp16", "use_bf16", "use_int8")):
+            setattr(net.opt, option, False)
+    parameters = {
+        **{0: w.oc, 1: w.kw, 11: w.kh, 2: w.dw, 12: w.dh, 3: w.sw, 13: w.sh},
+        **{4: w.pw, 15: w.pw_r, 14: w.ph, 16: w.ph_r, 5: 1, 6: weight.size},
+        **({7: w.groups} if w.groups > 1 else {}),
+    }
+    kind = "Convolution" if w.groups == 1 else "ConvolutionDepthWise"
+    values = " ".join(f"{key}={value}" for key, value in parameters.items())
+    text = f"7767517\n2 2\nInput data 0 1 data\n{kind} conv 1 1 data out {values}\n"
+    if net.load_param_mem(text):
+        raise ConvtvmError(f"ncnn refuses {w}")
+    fp32_tag = bytes(4)
+    stored = fp32_tag + weight.tobytes() + bias.tobytes()  # ncnn reads it in place
+    net.load_model_mem(stored)
+    images = [ncnn.Mat(image) for image in data]
+
+    def run(_keep: bytes = stored) -> Any:
+        results = []
+        for image in images:
+            extractor = net.create_extractor()
+            extractor.input("data", image)
+            code, result = extractor.extract("out")
+            if code:
+                raise ConvtvmError(f"ncnn cannot run {w}: code {code}")
+            results.append(result)
+        return results
+
+    return {"ncnn": run}
+
+
+def mnn_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> dict[str, Run]:
+    """MNN's CPU backend in high precision, on the one-node model through its converter."""
+    import MNN.expr
+    import MNN.nn
+
+    settings = {"backend": "CPU", "precision": "high", "numThread": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        source, model = Path(folder, "conv.onnx"), Path(folder, "conv.mnn")
+        source.write_bytes(_onnx_model(w, weight, bias))
+        arguments = ["-f", "ONNX", "--modelFile", source, "--MNNModel", model, "--bizCode", "conv"]
+        command = [sys.executable, "-m", "MNN.tools.mnnconvert", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not model.exists():
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise ConvtvmError(f"MNN cannot convert {w}: {''.join(last)}")
+        manager = MNN.nn.create_runtime_manager((settings,))
+        net = MNN.nn.load_module_from_file(str(model), ["data"], ["out"], runtime_manager=manager)
+    tensor = MNN.expr.const(data, list(data.shape), MNN.expr.NCHW)
+    return {"mnn": lambda: net.onForward([tensor])[0].read()}
+
+
 def _onnx_model(w: ConvWorkload, weight: np.ndarray, bias: np.ndarray) -> bytes:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -122,6 +189,8 @@ PEERS: dict[str, tuple[Peer, tuple[str, ...]]] = {
     "torch": (torch_peer, ("torch",)),
     "onnxruntime": (onnxruntime_peer, ("onnxruntime", "onnx")),
     "openvino": (openvino_peer, ("openvino", "onnx")),
+    "ncnn": (ncnn_peer, ("ncnn",)),
+    "mnn": (mnn_peer, ("MNN", "onnx")),
 }
 
 

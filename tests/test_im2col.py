@@ -110,7 +110,9 @@ def test_applies_to_everything(w: ConvWorkload) -> None:
 def test_columns_are_the_whole_workspace() -> None:
     w = make(64, 64, 56, kh=3, padding=1, n=2)
     task = Task(w, "im2col", resolve("native", 2))
-    assert stated_workspace(task, task.space.default) == 4 * 2 * (3 * 3 * 64) * (56 * 56)
+    whole, ragged = ({**task.space.default, "tile_ow": t} for t in (4, 5))
+    assert stated_workspace(task, whole) == 4 * 2 * (3 * 3 * 64) * (56 * 56)
+    assert stated_workspace(task, ragged) == 4 * 2 * (3 * 3 * 64) * (56 * 56 + 4)
 
 
 @pytest.mark.parametrize(

@@ -50,40 +50,27 @@ def pack_weight(w: ConvWorkload, lanes: int) -> tirx.PrimFunc:
     return te.create_prim_func([weight, packed])
 
 
-def conv2d(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:
+def conv2d(
+    w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1, flat: int = 0
+) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad (if padded), partial,
     conv, out.
 
-    The sum over input channels runs in two levels, `tile_ic` channel blocks at a time: rounding
-    errors grow with the length of each level only, and the weights of one level stay in cache.
+    With `flat` the pixels of an image are numbered through, conv [n, oc, 1, oh*ow], so that a
+    register tile need not end with a row.
     """
-    shape = packed_weight_shape(w, lanes)
-    ic_block, block = shape[4:]
-    icg, chunks_per_group = w.ic // w.groups, shape[0] // w.groups
     data, bias = stages.placeholders(w, layout)
-    weight = te.placeholder(shape, w.dtype, name="weight")
-    read = stages.padded_reader(w, data, layout, *stages.read_rows_cols(w))
+    weight = te.placeholder(packed_weight_shape(w, lanes), w.dtype, name="weight")
+    padded = stages.padded_reader(w, data, layout, *stages.read_rows_cols(w))
 
-    outer = te.reduce_axis((0, icg // ic_block // tile_ic), "ico")
-    io = te.reduce_axis((0, tile_ic), "ict")
-    ky = te.reduce_axis((0, w.kh), "ky")
-    kx = te.reduce_axis((0, w.kw), "kx")
-    ii = te.reduce_axis((0, ic_block), "ici")
+    def read(n, c, y, x, ky, kx):
+        row, col = (x // w.ow, x % w.ow) if flat else (y, x)
+        return padded(n, c, row * w.sh + ky * w.dh, col * w.sw + kx * w.dw)
 
-    def product(k, n, c, y, x):
-        group = c // (block * chunks_per_group)
-        chunk = k * tile_ic + io
-        value = read(
-            n, group * icg + chunk * ic_block + ii, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw
-        )
-        return te.sum(
-            value * weight[c // block, chunk, ky, kx, ii, c % block], axis=[io, ky, kx, ii]
-        )
+    extent = (w.n, 1, w.oh * w.ow) if flat else (w.n, w.oh, w.ow)
+    conv = stages.window_products(w, weight, extent, read, tile_ic)
 
-    extent = (w.n, shape[0] * block, w.oh, w.ow)
-    partial = te.compute((icg // ic_block // tile_ic, *extent), product, name="partial")
-    conv = te.compute(
-        extent, lambda n, c, y, x: te.sum(partial[outer, n, c, y, x], axis=outer), name="conv"
-    )
-    out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, y, x], bias)
-    return stages.prim_func([data, weight, bias, out], layout)
+    def value(n, c, y, x):
+        return conv[n, c, 0, y * w.ow + x] if flat else conv[n, c, y, x]
+
+    return stages.prim_func([data, weight, bias, stages.output(w, layout, value, bias)], layout)

@@ -5,14 +5,12 @@
 
 Any kernel, stride, padding, dilation and group count. The matrix has kh*kw*ic rows and oh*ow
 columns for each image, written in whatever order the template chooses; zero padding happens on the
-way into it. A 1x1 kernel with stride 1 and without padding multiplies the data itself, as a matrix
-of ic x oh*ow: no copy, and tiles that need not end with a row of the image, as those of `direct`
-do. The weight is packed as for `direct`.
+way into it. A 1x1 kernel with stride 1 and without padding can multiply the data itself, as a
+matrix of ic x oh*ow. Pixels are numbered through, so that tiles need not end with a row of the
+image. The weight is packed as for `direct`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from tvm import te, tirx
 
@@ -28,9 +26,16 @@ def has_columns(w: ConvWorkload) -> bool:
     return sizes != (1,) * len(sizes)
 
 
-def column_bytes(w: ConvWorkload) -> int:
-    """Bytes of the column matrices of all images."""
-    return 4 * w.n * w.oh * w.ow * w.kh * w.kw * w.ic if has_columns(w) else 0
+def packed_pixels(w: ConvWorkload, tile_ow: int, panel: int) -> int:
+    """Pixels of an image, rounded up to whole panels of `panel` tiles of `tile_ow` pixels."""
+    return stages.ceil_div(w.oh * w.ow, tile_ow * panel) * tile_ow * panel
+
+
+def column_bytes(w: ConvWorkload, tile_ow: int = 1, panel: int = 1, pack: int = 0) -> int:
+    """Bytes of the column matrices of all images, with the pixels that fill the last panels."""
+    if not pack and not has_columns(w):
+        return 0
+    return 4 * w.n * packed_pixels(w, tile_ow, panel) * w.kh * w.kw * w.ic
 
 
 def padded_pixel(w: ConvWorkload, data: te.Tensor, layout: str, n, c, y, x) -> tirx.PrimExpr:
@@ -49,78 +54,41 @@ def padded_pixel(w: ConvWorkload, data: te.Tensor, layout: str, n, c, y, x) -> t
     return te.if_then_else(tirx.all(*inside), value, tirx.const(0, w.dtype)) if inside else value
 
 
-def window_products(
+def conv2d(
     w: ConvWorkload,
-    weight: te.Tensor,
-    extent: tuple[int, int, int],
-    read: Callable[..., tirx.PrimExpr],
-    tile_ic: int,
-) -> te.Tensor:
-    """`conv` [images, channels, rows, columns] of `read(n, i, y, x, ky, kx)` by the packed weight.
+    layout: str,
+    lanes: int,
+    tile_ic: int = 1,
+    tile_ow: int = 1,
+    panel: int = 1,
+    pack: int = 0,
+) -> tirx.PrimFunc:
+    """(data, packed weight, bias [oc], out) in `layout`; blocks columns (if any), partial, conv
+    [n, oc, 1, pixels], out.
 
-    Blocks partial, conv: the sum has the two levels of `direct`, `tile_ic` channel blocks at a
-    time. `extent` counts images, rows and columns; the channels are whole vectors.
-    """
-    chunks_out, chunks_in, kh, kw, ic_block, block = (int(e) for e in weight.shape)
-    chunks_per_group = chunks_out // w.groups
-    images, rows, columns = extent
-    outer = te.reduce_axis((0, chunks_in // tile_ic), "ico")
-    io = te.reduce_axis((0, tile_ic), "ict")
-    ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    ii = te.reduce_axis((0, ic_block), "ici")
-
-    def product(k, n, c, y, x):
-        chunk = k * tile_ic + io
-        group = c // (block * chunks_per_group)
-        channel = (group * chunks_in + chunk) * ic_block + ii
-        value = read(n, channel, y, x, ky, kx)
-        return te.sum(
-            value * weight[c // block, chunk, ky, kx, ii, c % block], axis=[io, ky, kx, ii]
-        )
-
-    shape = (images, chunks_out * block, rows, columns)
-    partial = te.compute((chunks_in // tile_ic, *shape), product, name="partial")
-    return te.compute(
-        shape, lambda n, c, y, x: te.sum(partial[outer, n, c, y, x], axis=outer), name="conv"
-    )
-
-
-def conv2d(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx.PrimFunc:
-    """(data, packed weight, bias [oc], out) in `layout`; blocks columns (if any), partial, conv,
-    out.
-
-    Without columns the product runs over all pixels of an image as one row, conv [n, oc, 1, oh*ow].
+    The columns are rounded up to whole panels, the surplus being zero. With `pack` there are
+    columns even where they equal the data.
     """
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w, lanes), w.dtype, name="weight")
-    if not has_columns(w):
-        return _pixels_as_they_are(w, layout, data, weight, bias, tile_ic)
+    order, count = stages.LAYOUTS[layout], w.oh * w.ow
+    pixels = packed_pixels(w, tile_ow, panel) if pack or has_columns(w) else count
 
-    columns = te.compute(
-        (w.n, w.oh, w.ow, w.kh, w.kw, w.ic),
-        lambda n, y, x, ky, kx, c: padded_pixel(
-            w, data, layout, n, c, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw
-        ),
-        name="columns",
-    )
+    def element(n, c, ky, kx, p):
+        y, x = p // w.ow * w.sh + ky * w.dh, p % w.ow * w.sw + kx * w.dw
+        value = padded_pixel(w, data, layout, n, c, y, x)
+        if pixels == count:
+            return value
+        return te.if_then_else(p < count, value, tirx.const(0, w.dtype))
 
-    def read(n, c, y, x, ky, kx):
-        return columns[n, y, x, ky, kx, c]
-
-    conv = window_products(w, weight, (w.n, w.oh, w.ow), read, tile_ic)
-    out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, y, x], bias)
-    return stages.prim_func([data, weight, bias, out], layout)
-
-
-def _pixels_as_they_are(
-    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, bias: te.Tensor, tile_ic: int
-) -> tirx.PrimFunc:
-    """The product of a 1x1 kernel, stride 1: the pixels of an image are the columns."""
-    order = stages.LAYOUTS[layout]
+    if pack or has_columns(w):
+        columns = te.compute((w.n, w.ic, w.kh, w.kw, pixels), element, name="columns")
 
     def read(n, c, _, p, ky, kx):
+        if pack or has_columns(w):
+            return columns[n, c, ky, kx, p]
         return data[order(n, c, p // w.ow, p % w.ow)]
 
-    conv = window_products(w, weight, (w.n, 1, w.oh * w.ow), read, tile_ic)
+    conv = stages.window_products(w, weight, (w.n, 1, pixels), read, tile_ic)
     out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, 0, y * w.ow + x], bias)
     return stages.prim_func([data, weight, bias, out], layout)

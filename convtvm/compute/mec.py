@@ -16,7 +16,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import direct, stages
-from convtvm.compute.im2col import padded_pixel, window_products
+from convtvm.compute.im2col import padded_pixel
 from convtvm.workload import ConvWorkload
 
 pack_weight = direct.pack_weight
@@ -52,7 +52,7 @@ def conv2d_a(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx
     def read(_, c, y, p, ky, kx):
         return lowered[p // w.ow, p % w.ow, y * w.sh + ky * w.dh, kx, c]
 
-    conv = window_products(w, weight, (1, w.oh, w.n * w.ow), read, tile_ic)
+    conv = stages.window_products(w, weight, (1, w.oh, w.n * w.ow), read, tile_ic)
     out = stages.output(w, layout, lambda n, c, y, x: conv[0, c, y, n * w.ow + x], bias)
     return stages.prim_func([data, weight, bias, out], layout).with_attr("batch_in_row", True)
 
@@ -69,6 +69,6 @@ def conv2d_b(w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1) -> tirx
     def read(n, c, y, x, ky, kx):
         return lowered[n, x, y * w.sh + ky * w.dh, kx, c]
 
-    conv = window_products(w, weight, (w.n, w.oh, w.ow), read, tile_ic)
+    conv = stages.window_products(w, weight, (w.n, w.oh, w.ow), read, tile_ic)
     out = stages.output(w, layout, lambda n, c, y, x: conv[n, c, y, x], bias)
     return stages.prim_func([data, weight, bias, out], layout)

@@ -69,6 +69,42 @@ def padded_reader(
     return lambda n, c, y, x: pad[order(n, c, y, x)]
 
 
+def window_products(
+    w: ConvWorkload,
+    weight: te.Tensor,
+    extent: tuple[int, int, int],
+    read: Callable[..., tirx.PrimExpr],
+    tile_ic: int,
+) -> te.Tensor:
+    """`conv` [images, channels, rows, columns] of `read(n, i, y, x, ky, kx)` by the packed weight.
+
+    Blocks partial, conv: the sum has the two levels of `direct`, `tile_ic` channel blocks at a
+    time. `extent` counts images, rows and columns; the channels are whole vectors.
+    """
+    chunks_out, chunks_in, kh, kw, ic_block, block = (int(e) for e in weight.shape)
+    chunks_per_group = chunks_out // w.groups
+    images, rows, columns = extent
+    outer = te.reduce_axis((0, chunks_in // tile_ic), "ico")
+    io = te.reduce_axis((0, tile_ic), "ict")
+    ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
+    ii = te.reduce_axis((0, ic_block), "ici")
+
+    def product(k, n, c, y, x):
+        chunk = k * tile_ic + io
+        group = c // (block * chunks_per_group)
+        channel = (group * chunks_in + chunk) * ic_block + ii
+        value = read(n, channel, y, x, ky, kx)
+        return te.sum(
+            value * weight[c // block, chunk, ky, kx, ii, c % block], axis=[io, ky, kx, ii]
+        )
+
+    shape = (images, chunks_out * block, rows, columns)
+    partial = te.compute((chunks_in // tile_ic, *shape), product, name="partial")
+    return te.compute(
+        shape, lambda n, c, y, x: te.sum(partial[outer, n, c, y, x], axis=outer), name="conv"
+    )
+
+
 def output(
     w: ConvWorkload, layout: str, value: Callable[..., tirx.PrimExpr], bias: te.Tensor
 ) -> te.Tensor:

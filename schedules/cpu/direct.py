@@ -17,14 +17,15 @@ from schedules.cpu.registers import (
     find_block,
     fits,
     layout,
+    number_pixels,
     oc_block,
     tile_cost,
     waste,
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 1
-COMPUTE_KNOBS = ("tile_ic",)
+VERSION = 2
+COMPUTE_KNOBS = ("tile_ic", "flat")
 
 # Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
 _MAX_TERMS = 768
@@ -49,20 +50,26 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         ),
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic_block % u == 0),
         "rows_outer": (0, 1),
+        # 1: pixels are numbered through, a tile may go from the end of a row into the next
+        "flat": (0, 1) if oh > 1 else (0,),
     }
 
     def is_valid(d: Decisions) -> bool:
         pixels = d["tile_ow"] * d["tile_oh"]
-        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
+        rows = d["tile_oh"] * (1 + d["rows_outer"]) if d["flat"] else 1
+        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0 and rows == 1
 
     def is_worthwhile(d: Decisions) -> bool:
         return (
             d["tile_ow"] * d["tile_oh"] * d["tile_oc"] >= 4
             and waste(oh, d["tile_oh"]) <= 0.34
             and (waste(ow, d["tile_ow"]) <= 0.34 or d["tile_oh"] == 1)
+            and not (d["flat"] and ow % d["tile_ow"] == 0)
         )
 
     def useless(d: Decisions) -> float:
+        if d["flat"]:
+            return 1 + waste(oh * ow, d["tile_ow"])
         return (1 + waste(oh, d["tile_oh"])) * (1 + waste(ow, d["tile_ow"]))
 
     def cost(d: Decisions) -> float:
@@ -90,6 +97,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
+    if d["flat"]:
+        number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
     out = sch.get_sblock("out")
     accumulate_in_tile(sch, out, d, d["unroll_ic"])
     epilogue.store_tile(sch, out, oc_block(sch))

@@ -1,16 +1,16 @@
-"""CPU template of im2col: windows copied to a matrix that suits the product, then register tiles.
+"""CPU template of im2col and GEMM: columns packed for register tiles, panels that stay in cache.
 
-The tile is that of `direct`, but it reads the columns, one row of pixels after another and without
-stride, dilation or padding. What happens here to the block `columns` happens in the template of
-MEC to `mec_lower`, so that both share the space and the copy.
+A tile covers tile_ow pixels, numbered through the image, by tile_oc channel vectors. Packed, the
+columns of a tile are neighbours in memory and a window element of all its pixels is one short run;
+unpacked, which only a 1x1 kernel offers, they are the data as it is. A panel of `panel` tiles
+meets all channel tiles before the next panel begins, so that it stays in cache while the weight
+streams past.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
+from tvm.s_tir.schedule import SBlockRV
 
 from schedules.cpu import epilogue
 from schedules.cpu.registers import (
@@ -19,7 +19,9 @@ from schedules.cpu.registers import (
     extents,
     find_block,
     fits,
+    ic_block,
     layout,
+    number_pixels,
     oc_block,
     tile_cost,
     waste,
@@ -27,76 +29,77 @@ from schedules.cpu.registers import (
 from schedules.knobs import Decisions, Space
 
 VERSION = 2
-COMPUTE_KNOBS = ("tile_ic",)
-
-# Values of the knob `order`, how the copied windows lie in memory. A tile reads the same element of
-# neighbouring pixels: whole windows are often a multiple of 4 KB apart and evict each other from
-# the L1 cache, blocks of channels are neighbours. Pixels innermost is what NCHW copies fastest.
-WINDOWS, BLOCKS, PIXELS = 0, 1, 2
+COMPUTE_KNOBS = ("tile_ic", "tile_ow", "panel", "pack")
 
 # Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
 _MAX_TERMS = 768
-_MAX_UNROLLED_ROWS = 4
+_MAX_ROUNDING = 0.2  # share of pixels computed only to fill the last tile or panel
 
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
-    """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
-    copies = find_block(sch, "columns") is not None
-    return window_space(sch, cpu, (WINDOWS, BLOCKS, PIXELS) if copies else (WINDOWS,))
-
-
-def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
-    """Knobs of a register tile over copied windows, which may lie in any of `orders`."""
-    chunks_in, _, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
-    block, transposes = oc_block(sch), layout(sch) == "NHWC"
-    chunks_out, terms = channels // block, kh * kw * ic_block
+    """Knobs of `schedule`, for the function of whole columns (all compute knobs at their least)."""
+    chunks_in, _, channels, _, pixels, _, kh, kw, ic = extents(sch, "partial")
+    block, copies = oc_block(sch), find_block(sch, "columns") is not None
+    chunks_out, terms = channels // block, kh * kw * ic
+    far_apart = layout(sch) == "NCHW"
     knobs = {
-        "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= ow),
-        "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
+        "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= pixels),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
         "tile_ic": tuple(
             t
             for t in range(1, chunks_in + 1)
             if chunks_in % t == 0 and (t == 1 or t * terms <= _MAX_TERMS)
         ),
-        "rows_outer": (0, 1),
-        "order": orders,
+        "unroll_ic": tuple(u for u in (1, 2, 4) if ic % u == 0),
+        "panel": (1, 2, 4, 8, 16, 32),
+        "pack": (1,) if copies else (0, 1),
     }
 
-    def is_valid(d: Decisions) -> bool:
-        pixels = d["tile_ow"] * d["tile_oh"]
-        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
+    def rounding(d: Decisions) -> float:
+        return waste(pixels, d["tile_ow"] * d["panel"])
 
-    def is_worthwhile(d: Decisions) -> bool:
+    def is_valid(d: Decisions) -> bool:
         return (
-            d["tile_ow"] * d["tile_oh"] * d["tile_oc"] >= 4
-            and waste(oh, d["tile_oh"]) <= 0.34
-            and (waste(ow, d["tile_ow"]) <= 0.34 or d["tile_oh"] == 1)
-            and not (transposes and d["order"] == PIXELS)
+            fits(d["tile_ow"], d["tile_oc"], cpu)
+            and chunks_out % d["tile_oc"] == 0
+            # Without a copy nothing can fill the last panel.
+            and (d["pack"] == 1 or d["panel"] == 1 or rounding(d) == 0)
         )
 
-    def useless(d: Decisions) -> float:
-        return (1 + waste(oh, d["tile_oh"])) * (1 + waste(ow, d["tile_ow"]))
+    def is_worthwhile(d: Decisions) -> bool:
+        return d["tile_ow"] * d["tile_oc"] >= 4 and rounding(d) <= _MAX_ROUNDING
+
+    def panel_bytes(d: Decisions) -> float:
+        tiles = d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"])
+        return 4.0 * chunks_in * terms * d["tile_ow"] * tiles
 
     def cost(d: Decisions) -> float:
-        tile = tile_cost(d["tile_ow"] * d["tile_oh"], d["tile_oc"], cpu)
+        tile = tile_cost(d["tile_ow"], d["tile_oc"], cpu)
         short = 1 + 4 / (d["tile_ic"] * terms)
-        # The windows are larger than the weight: better read them once than once a channel tile.
-        windows_again = 0.02 * (1 - d["rows_outer"])
+        weight_bytes = 4.0 * channels * chunks_in * terms
+        streamed = 0.2 if d["panel"] > 1 and weight_bytes > cpu.l2_bytes / 2 else 0.0
+        outgrown = 0.1 if panel_bytes(d) > 0.75 * cpu.l2_bytes else 0.0
+        copied = d["pack"] * 8 / channels
+        # A window of the data in NCHW takes one cache line for every channel.
+        unpacked = far_apart and not d["pack"] and chunks_in * terms * 64 >= cpu.l1_bytes
+        scattered = 0.5 if unpacked else 0.0
+        again = streamed * 32 / (d["tile_ow"] * d["panel"])
         return (
-            tile * useless(d) * short
-            + 0.02 * (d["tile_oh"] - 1)
-            + windows_again
-            + 0.05 * (d["order"] != BLOCKS)
+            tile * short * (1 + rounding(d))
+            + again
+            + outgrown
+            + copied
+            + scattered
+            + 0.01 * (d["unroll_ic"] - 1)
         )
 
     def features(d: Decisions) -> dict[str, float]:
-        pixels = d["tile_ow"] * d["tile_oh"]
         return {
-            "accumulators": pixels * d["tile_oc"],
-            "tile": tile_cost(pixels, d["tile_oc"], cpu),
-            "useless": useless(d),
+            "accumulators": d["tile_ow"] * d["tile_oc"],
+            "tile": tile_cost(d["tile_ow"], d["tile_oc"], cpu),
+            "useless": 1 + rounding(d),
             "terms": d["tile_ic"] * terms,
+            "panel_bytes": panel_bytes(d),
             "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
@@ -104,59 +107,31 @@ def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
-    out, columns = sch.get_sblock("out"), find_block(sch, "columns")
+    columns = find_block(sch, "columns")
     if columns is not None:
-        b = ic_block(sch)
-        to_order = {
-            BLOCKS: lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, x, c % b],
-            PIXELS: lambda n, y, x, ky, kx, c: [n, y, c // b, ky, kx, c % b, x],
-        }
-        if d["order"] in to_order:
-            sch.transform_layout(columns, ("write", 0), to_order[d["order"]])
-        n, y, x, ky, kx, c = sch.get_loops(columns)
-        copy_windows(sch, d["order"], rows=[n, y], kernel=[ky, kx], x=x, c=c)
-    else:
-        number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
-    accumulate_in_tile(sch, out, d)
+        _copy_columns(sch, columns, d["tile_ow"])
+    number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
+    out = sch.get_sblock("out")
+    accumulate_in_tile(sch, out, {**d, "tile_oh": 1, "rows_outer": 0}, d["unroll_ic"])
     epilogue.store_tile(sch, out, oc_block(sch))
 
 
-def number_pixels(sch: Schedule, order: Callable[..., tuple]) -> None:
-    """Let `out` count pixels as the products do: `order(n, c, y, x, ow)` gives its three axes, of
-    which the second is the channel and the third the pixel."""
-    out, axes = sch.get_sblock("out"), extents(sch, "out")
-    if layout(sch) == "NHWC":
+def _copy_columns(sch: Schedule, columns: SBlockRV, tile: int) -> None:
+    """Copy tile by tile: pixels innermost (NCHW) or blocks of channels (NHWC), as they are read."""
+    b, by_channel = ic_block(sch), layout(sch) == "NCHW"
 
-        def pixel_before_channel(n, y, x, c):  # type: ignore[no-untyped-def]
-            first, channel, pixel = order(n, c, y, x, axes[2])
-            return [first, pixel, channel]
-
-        sch.transform_block_layout(out, pixel_before_channel)
+    packed = {
+        True: lambda n, c, ky, kx, p: [n, p // tile, c // b, ky, kx, c % b, p % tile],
+        False: lambda n, c, ky, kx, p: [n, p // tile, c // b, ky, kx, p % tile, c % b],
+    }
+    sch.transform_layout(columns, ("write", 0), packed[by_channel])
+    n, c, ky, kx, p = sch.get_loops(columns)
+    co, ci = sch.split(c, [None, b])
+    po, pi = sch.split(p, [None, tile])
+    if by_channel:
+        sch.reorder(n, po, co, ci, ky, kx, pi)
+        sch.unroll(pi)
     else:
-        sch.transform_block_layout(out, lambda n, c, y, x: [*order(n, c, y, x, axes[3])])
-
-
-def ic_block(sch: Schedule) -> int:
-    """Input channels that are neighbours in the packed weight."""
-    return int(sch.mod["main"].params[1].shape[-2])
-
-
-def copy_windows(
-    sch: Schedule,
-    order: int,
-    rows: Sequence[LoopRV],
-    kernel: Sequence[LoopRV],
-    x: LoopRV,
-    c: LoopRV,
-) -> None:
-    """Copy windows in the order in which they are stored, rows in parallel."""
-    co, ci = sch.split(c, [None, ic_block(sch)])
-    if order == WINDOWS:
-        sch.reorder(*rows, x, *kernel, co, ci)
-    elif order == BLOCKS:
-        sch.reorder(*rows, co, *kernel, x, ci)
-    else:
-        sch.reorder(*rows, co, *kernel, ci, x)
-    if layout(sch) == "NHWC" and order != PIXELS:
+        sch.reorder(n, po, co, ky, kx, pi, ci)
         sch.vectorize(ci)
-    sch.parallel(sch.fuse(*rows))
+    sch.parallel(sch.fuse(n, po))

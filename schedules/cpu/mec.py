@@ -9,21 +9,15 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 
 from schedules.cpu import epilogue
-from schedules.cpu.im2col import (
-    BLOCKS,
-    PIXELS,
-    WINDOWS,
-    copy_windows,
-    ic_block,
-    number_pixels,
-    window_space,
-)
 from schedules.cpu.registers import (
     CpuModel,
     accumulate_in_tile,
     extents,
+    ic_block,
+    number_pixels,
     oc_block,
 )
+from schedules.cpu.windows import BLOCKS, PIXELS, WINDOWS, copy_windows, window_space
 from schedules.knobs import Decisions, Space
 
 VERSION = 2

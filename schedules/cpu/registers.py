@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
@@ -76,6 +77,7 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
 
     A tile is tile_oh x tile_ow pixels by tile_oc vectors; `store` takes it from `conv` right after
     the reduction. Loops over tiles: images, channels and rows are shared out among the threads.
+    With `panel`, tiles of a row come in panels, and every panel meets all channels.
     """
     conv, partial = sch.get_sblock("conv"), sch.get_sblock("partial")
     block = oc_block(sch)
@@ -85,7 +87,10 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     co, ci, cb = sch.split(c, [None, d["tile_oc"], block])
     yo, yi = sch.split(y, [None, d["tile_oh"]])
     xo, xi = sch.split(x, [None, d["tile_ow"]])
-    outer = (n, yo, co) if d["rows_outer"] else (n, co, yo)
+    outer = [n, yo, co] if d["rows_outer"] else [n, co, yo]
+    if d.get("panel", 1) > 1:
+        panel, xo = sch.split(xo, [None, d["panel"]])
+        outer = [n, panel, co, yo]
     sch.reorder(*outer, xo, k, yi, xi, ci, cb)
     sch.parallel(sch.fuse(*outer))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
@@ -113,6 +118,26 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
         sch.unroll(loop)
     vectorize_innermost(sch, sch.decompose_reduction(partial, io), unroll=3)
     vectorize_innermost(sch, sch.decompose_reduction(conv, k), unroll=3)
+
+
+def number_pixels(sch: Schedule, order: Callable[..., tuple]) -> None:
+    """Let `out` count pixels as the products do: `order(n, c, y, x, ow)` gives its three axes, of
+    which the second is the channel and the third the pixel."""
+    out = sch.get_sblock("out")
+    if layout(sch) == "NHWC":
+        ow = extents(sch, "out")[2]
+        first, channel, pixel = 0, 1, 2
+        sch.transform_block_layout(
+            out, lambda n, y, x, c: [order(n, c, y, x, ow)[i] for i in (first, pixel, channel)]
+        )
+    else:
+        ow = extents(sch, "out")[3]
+        sch.transform_block_layout(out, lambda n, c, y, x: list(order(n, c, y, x, ow)))
+
+
+def ic_block(sch: Schedule) -> int:
+    """Input channels that are neighbours in the packed weight."""
+    return int(sch.mod["main"].params[1].shape[-2])
 
 
 def oc_block(sch: Schedule) -> int:
