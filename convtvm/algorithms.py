@@ -39,7 +39,8 @@ class Algorithm:
     `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
     out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
-    `multiplications(w)` counts those of the inner products, without transforms;
+    `multiplications(w)` counts those of the inner products, without transforms; `additions(w)` all
+    of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
     `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
     CpuModel or GpuModel that templates get.
     """
@@ -50,6 +51,7 @@ class Algorithm:
     compute: Callable[..., tirx.PrimFunc]
     pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
     multiplications: Callable[[ConvWorkload], int]
+    additions: Callable[[ConvWorkload], int]
     workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
     tolerance: float
 
@@ -131,10 +133,24 @@ def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
     return None
 
 
+def _additions(w: ConvWorkload) -> int:
+    """One for each product, one for each bias."""
+    return w.macs + w.n * w.oc * w.oh * w.ow
+
+
 def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
     tiling = winograd.Tiling.of(w, m)
     grid_h, grid_w = tiling.grid(w)
     return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
+
+
+def _winograd_additions(w: ConvWorkload, m: int) -> int:
+    """Those of the products, of both transforms of each tile, and one for each bias."""
+    tiling = winograd.Tiling.of(w, m)
+    grid_h, grid_w = tiling.grid(w)
+    data, out = tiling.transform_additions()
+    transforms = w.n * grid_h * grid_w * (w.ic * data + w.oc * out)
+    return _winograd_multiplications(w, m) + transforms + w.n * w.oc * w.oh * w.ow
 
 
 def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions, m: int) -> int:
@@ -169,6 +185,7 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         compute=partial(winograd.conv2d, m=m),
         pack=lambda w, lanes, layout: winograd.pack_weight(w, m, lanes),
         multiplications=partial(_winograd_multiplications, m=m),
+        additions=partial(_winograd_additions, m=m),
         workspace_bytes=partial(_winograd_workspace, m=m),
         tolerance=tolerance,
     )
@@ -182,6 +199,7 @@ _TABLE = (
         compute=direct.conv2d,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
+        additions=_additions,
         workspace_bytes=_direct_workspace,
         tolerance=1e-5,
     ),
@@ -192,6 +210,7 @@ _TABLE = (
         compute=depthwise.conv2d,
         pack=depthwise.pack_weight,
         multiplications=lambda w: w.macs,
+        additions=_additions,
         workspace_bytes=_depthwise_workspace,
         tolerance=1e-5,
     ),
@@ -202,6 +221,7 @@ _TABLE = (
         compute=im2col.conv2d,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
+        additions=_additions,
         workspace_bytes=_im2col_workspace,
         tolerance=1e-5,
     ),
@@ -212,6 +232,7 @@ _TABLE = (
         compute=mec.conv2d_a,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
+        additions=_additions,
         workspace_bytes=_mec_workspace,
         tolerance=1e-5,
     ),
@@ -222,6 +243,7 @@ _TABLE = (
         compute=mec.conv2d_b,
         pack=_pack_vectors,
         multiplications=lambda w: w.macs,
+        additions=_additions,
         workspace_bytes=_mec_workspace,
         tolerance=1e-5,
     ),

@@ -1,7 +1,8 @@
-"""What each algorithm costs: multiplications and workspace by formula, workspace and time measured.
+"""What each algorithm costs: arithmetic and workspace by formula, workspace and time measured.
 
     python scripts/compare_costs.py                        # formulas only
     python scripts/compare_costs.py --run [--log FILE]...  # compile and time, 1 thread
+    python scripts/compare_costs.py --run --library cv.so  # time a library compiled before
 
 First the comparison of F(4x4, 3x3) with direct convolution on a 16x16 input of 128 channels, and of
 im2col's and MEC's matrices; then the twelve layers of the MEC paper (Cho & Brand 2017, table 2).
@@ -11,13 +12,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from convtvm import load
 from convtvm.algorithms import ALGORITHMS
+from convtvm.bench import Measured, bench
+from convtvm.build import compile as compile_library
+from convtvm.dispatch import KernelLibrary
 from convtvm.sources import read_source
 from convtvm.workload import ConvWorkload
 
@@ -35,15 +41,36 @@ def mec_elements(w: ConvWorkload) -> int:
     return w.n * w.ow * rows * w.kw * w.ic
 
 
-def multiplications_table() -> Table:
+def arithmetic_table() -> Table:
     w = ConvWorkload.make(128, 1, 16, kh=3)
     direct = ALGORITHMS["direct"].multiplications(w)
     table = Table(title="16x16 input, 3x3 kernel, 128 channels, one output channel")
-    for name in ("algorithm", "multiplications", "direct / it"):
+    for name in ("algorithm", "multiplications", "direct / it", "additions"):
         table.add_column(name, justify="left" if name == "algorithm" else "right")
-    for name in ("direct", *(a for a in ALGORITHMS if a.startswith("winograd"))):
-        count = ALGORITHMS[name].multiplications(w)
-        table.add_row(name, f"{count:,}", f"{direct / count:.4f}")
+    for name in ("direct", "im2col", "mec:b", *(a for a in ALGORITHMS if a.startswith("winograd"))):
+        algorithm = ALGORITHMS[name]
+        count = algorithm.multiplications(w)
+        ratio, additions = f"{direct / count:.4f}", f"{algorithm.additions(w):,}"
+        table.add_row(name, f"{count:,}", ratio, additions)
+    return table
+
+
+def layers_table(workloads: Sequence[ConvWorkload]) -> Table:
+    """Millions of operations of the layers; those that only multiply and add share a column."""
+    names = ["direct", *(a for a in ALGORITHMS if a.startswith("winograd"))]
+    table = Table(title="Millions of multiplications / additions; direct stands for im2col and MEC")
+    table.add_column("layer")
+    for name in names:
+        table.add_column(name, justify="right")
+    for w in workloads:
+        cells = []
+        for algorithm in (ALGORITHMS[name] for name in names):
+            if algorithm.inapplicable(w):
+                cells.append("-")
+                continue
+            counts = algorithm.multiplications(w), algorithm.additions(w)
+            cells.append(" / ".join(f"{count / 1e6:.0f}" for count in counts))
+        table.add_row(w.name, *cells)
     return table
 
 
@@ -59,49 +86,63 @@ def memory_table(workloads: Sequence[ConvWorkload]) -> Table:
     return table
 
 
-def measured_tables(workloads: Sequence[ConvWorkload], logs: Sequence[Path]) -> list[Table]:
+def measured_tables(library: KernelLibrary, repeat: int) -> Iterator[Table]:
     """Workspace of every compiled algorithm, and its median time, side by side."""
-    from convtvm.bench import bench
-    from convtvm.build import compile as compile_library
-
-    library = compile_library(workloads, threads=1, logs=logs, keep="all")
-    rows = list(bench(library, peers={}, repeat=7))
+    rows = list(bench(library, peers={}, repeat=repeat))
     names = [name for name in ALGORITHMS if any(name in row.algorithms for row in rows)]
-    tables = []
-    for title in ("Workspace measured on the compiled kernel, MiB", "Median time, ms, 1 thread"):
+    cells: dict[str, Callable[[Measured], str]] = {
+        "Workspace of the compiled kernels, MiB": lambda m: f"{(m.workspace_bytes or 0) / MIB:.2f}",
+        "Median time, ms, 1 thread": lambda m: f"{m.seconds * 1e3:.3g}",
+        "Error relative to the largest output": lambda m: f"{m.max_error:.1e}",
+    }
+    for title, text in cells.items():
         table = Table(title=title)
         table.add_column("layer")
         for name in names:
             table.add_column(name, justify="right")
         for row in rows:
-            cells = []
-            for name in names:
-                measured = row.algorithms.get(name)
-                if measured is None:
-                    cells.append("-")
-                elif title.startswith("W"):
-                    cells.append(f"{(measured.workspace_bytes or 0) / MIB:.2f}")
-                else:
-                    cells.append(f"{measured.seconds * 1e3:.3g}")
-            table.add_row(row.workload.name, *cells)
-        tables.append(table)
-    return tables
+            found = (row.algorithms.get(name) for name in names)
+            table.add_row(row.workload.name, *("-" if m is None else text(m) for m in found))
+        yield table
+
+
+def differing_workspaces(library: KernelLibrary) -> list[str]:
+    """Kernels of im2col and MEC that allocate something else than the formula says."""
+    formulas = {"im2col": im2col_elements, "mec:a": mec_elements, "mec:b": mec_elements}
+    return [
+        f"{w.name} {c.algorithm}: {c.workspace_bytes} bytes, by the formula {expected}"
+        for w in library.workloads
+        for c in library.candidates(w)
+        if c.algorithm in formulas
+        for expected in [4 * formulas[c.algorithm](w)]
+        if c.workspace_bytes != expected
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", action="store_true", help="compile, measure workspace and time")
     parser.add_argument("--log", type=Path, action="append", default=[], help="tuning log to use")
+    parser.add_argument("--library", type=Path, help="made by `convtvm compile --keep all`")
+    parser.add_argument("--repeat", type=int, default=7, help="calls of which the median counts")
     parser.add_argument("--source", default="cv1_12", help="workloads of the second part")
     arguments = parser.parse_args()
-    workloads = read_source(arguments.source)
     console = Console()
-    console.print(multiplications_table())
-    console.print(memory_table(workloads))
     if arguments.run:
         os.environ["TVM_NUM_THREADS"] = "1"
-        for table in measured_tables(workloads, arguments.log):
+        if arguments.library:
+            library = load(arguments.library, threads=1)
+        else:
+            workloads = read_source(arguments.source)
+            library = compile_library(workloads, threads=1, logs=arguments.log, keep="all")
+        for table in measured_tables(library, arguments.repeat):
             console.print(table)
+        wrong = differing_workspaces(library)
+        print("\n".join(wrong) or "The workspace of im2col and MEC is what their formulas say.")
+        sys.exit(1 if wrong else 0)
+    workloads = read_source(arguments.source)
+    for table in (arithmetic_table(), memory_table(workloads), layers_table(workloads)):
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,24 @@ class Tiling:
             stages.ceil_div(wide, panel_w) * panel_w,
         )
 
+    def transform_additions(self) -> tuple[int, int]:
+        """Additions and subtractions of the transforms of one tile of one channel: data, output."""
+        rows, cols = self.rows, self.cols
+        data = cols.alpha * _additions(rows.B_T) + rows.alpha * _additions(cols.B_T)
+        return data, cols.alpha * _additions(rows.A_T) + rows.m * _additions(cols.A_T)
+
+
+def _additions(matrix: Sequence[Row]) -> int:
+    """Those of a product of `matrix` and a vector as `transform` writes it, each row by itself."""
+
+    def of_row(row: Row) -> int:
+        terms = [c for c in row if c]
+        return len(terms) - (terms[0] > 0)
+
+    pairs, rest = even_odd_pairs(matrix)
+    halves = sum(of_row(even) + of_row(odd) + 1 for _, _, even, odd in pairs)
+    return 2 * halves + sum(of_row(matrix[i]) for i in rest)
+
 
 def _linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx.PrimExpr:
     """sum_k row[k] * value(k) without the zero terms and without multiplications by one."""

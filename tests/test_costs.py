@@ -1,0 +1,125 @@
+"""What algorithms state that they multiply and add, against the lowered kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from convtvm import codegen
+from convtvm.algorithms import ALGORITHMS
+from convtvm.targets import resolve
+from convtvm.task import LAYOUTS, Task
+from convtvm.workload import ConvWorkload
+
+make = ConvWorkload.make
+
+
+def arithmetic(stmt: Any) -> Counter[str]:
+    """Floating-point multiplications and additions that a lowered statement executes."""
+    if isinstance(stmt, tirx.SeqStmt):
+        return sum((arithmetic(child) for child in stmt.seq), Counter())
+    if isinstance(stmt, tirx.For):
+        return Counter({k: v * int(stmt.extent) for k, v in arithmetic(stmt.body).items()})
+    if isinstance(stmt, tirx.AttrStmt):
+        return arithmetic(stmt.body)
+    if isinstance(stmt, tirx.BufferStore):
+        chosen = tvm_ffi.structural_map(stmt.value, [(tirx.Select, choose)], order="post")
+        return operations(chosen)
+    if isinstance(stmt, tirx.IfThenElse):
+        assert not operations(stmt), "the tail of a tile: choose a shape without"
+    return Counter()
+
+
+def choose(select: tirx.Select) -> Any:
+    """The branch that is taken, where unrolling has settled it, as LLVM sees at once."""
+    condition = select.condition
+    condition = condition.value if isinstance(condition, tirx.Broadcast) else condition
+    if not isinstance(condition, tirx.IntImm):
+        return select
+    return select.true_value if condition.value else select.false_value
+
+
+def operations(node: Any) -> Counter[str]:
+    """Those written in `node`, each lane of a vector one."""
+    found: Counter[str] = Counter()
+
+    def note(name: str) -> Callable[[Any], None]:
+        def on_node(node: Any) -> None:
+            dtype = tvm.DataType(str(node.ty.dtype))
+            if str(dtype).startswith("float"):
+                found[name] += dtype.lanes
+
+        return on_node
+
+    kinds = {tirx.Mul: "multiplications", tirx.Add: "additions", tirx.Sub: "additions"}
+    for kind, name in kinds.items():
+        tvm_ffi.structural_walk(node, (kind, note(name)), order="pre")
+    return found
+
+
+def executed(task: Task, decisions: dict[str, int]) -> Counter[str]:
+    lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    (function,) = (lowered[name] for name in lowered.get_global_vars())
+    return arithmetic(function.body)
+
+
+def whole_tiles(task: Task) -> dict[str, int]:
+    """Decisions under which no tile computes more than it must."""
+    points = task.space.points
+    return next(d for d in points if task.space.features(d).get("useless") == 1)
+
+
+SHAPES = {
+    "3x3": make(16, 32, 24, 24, 3, padding=1),
+    "3x3, batch 2": make(32, 16, 14, 26, 3, n=2),
+    "5x5, stride 2": make(16, 16, 27, 27, 5, stride=2),
+    "groups": make(64, 32, 12, kh=3, padding=1, groups=2),
+    "pointwise": make(32, 48, 12),
+    "depthwise": make(16, 16, 34, 34, 3, groups=16),
+}
+
+
+@pytest.mark.parametrize("w", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_products_are_multiplied_and_added_once(w: ConvWorkload, layout: str) -> None:
+    names = [n for n, a in ALGORITHMS.items() if a.family != "winograd" and not a.inapplicable(w)]
+    for name in names:
+        task = Task(w, name, resolve("avx2", 1), layout)
+        decisions = whole_tiles(task)
+        count = executed(task, decisions)
+        assert count["multiplications"] == task.algorithm.multiplications(w) == w.macs
+        # The sum of the products of `tile_ic` blocks of channels is added to the sum of all.
+        blocks = w.ic // w.groups // min(16, w.ic // w.groups)
+        partial_sums = 0 if "depthwise" in name else blocks // decisions.get("tile_ic", 1)
+        outputs = w.n * w.oc * w.oh * w.ow
+        assert count["additions"] == task.algorithm.additions(w) + partial_sums * outputs, name
+
+
+@pytest.mark.parametrize("m", range(2, 7))
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (3, 1), (2, 2)])
+def test_winograd(m: int, kernel: tuple[int, int]) -> None:
+    """With its transforms, on whole tiles and whole vectors of channels."""
+    size = 2 * m
+    w = make(16, 8, size + kernel[0] - 1, size + kernel[1] - 1, *kernel, n=2)
+    for layout in LAYOUTS:
+        task = Task(w, f"winograd:{m}", resolve("avx2", 1), layout)
+        count = executed(task, whole_tiles(task))
+        assert count["additions"] == task.algorithm.additions(w)
+        products = task.algorithm.multiplications(w)
+        transforms = count["multiplications"] - products
+        assert 0 <= transforms < count["additions"] - products
+
+
+def test_the_example_of_the_article() -> None:
+    """F(4x4, 3x3) on a 16x16 input of 128 channels, one output channel."""
+    w = make(128, 1, 16, kh=3)
+    assert ALGORITHMS["direct"].multiplications(w) == 225_792
+    assert ALGORITHMS["winograd:4"].multiplications(w) == 73_728
+    assert 225_792 / 73_728 == 3.0625
+    assert ALGORITHMS["direct"].additions(w) == 225_792 + 14 * 14
