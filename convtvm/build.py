@@ -24,7 +24,7 @@ KEEP = ("best", "pareto", "all")
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """A task with the record to build it from; without one, what the log says of its like."""
 
     task: Task
@@ -84,28 +84,23 @@ def compile(
         raise WorkloadError(
             f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
         )
-    image, kernels = _build(choices, keep, epilogues)
-    library_manifest = Manifest(
-        target=resolved.name,
-        features=resolved.features,
-        threads=resolved.threads,
-        layout=layout,
-        workloads={w.key: distinct[w] for w in ordered},
-        kernels=kernels,
-        versions={"convtvm": __version__, "tvm": metadata.version("apache-tvm")},
-    )
-    library = KernelLibrary(manifest.attach(image, library_manifest), library_manifest)
+    wanted = choices
+    if keep != "all":
+        wanted = _fastest(choices) if keep == "best" else _undominated(choices)
+    with Zygote() as zygote:
+        content, made = assemble(wanted, distinct, zygote, epilogues)
+    library = KernelLibrary(content, made)
     library.problems = [str(p) for p in problems] + _stale(history, choices)
     return library
 
 
-def _choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[_Choice]:
+def _choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choice]:
     """The best record of each task; defaults that are known to fail stay out if others serve."""
-    choices: list[_Choice] = []
-    doubtful: list[_Choice] = []
+    choices: list[Choice] = []
+    doubtful: list[Choice] = []
     for task in tasks:
         made = records.usable(history, task)
-        choice = _Choice(task, records.best(made))
+        choice = Choice(task, records.best(made))
         failed = any(dict(r.decisions) == task.space.default and r.error for r in made)
         (doubtful if choice.record is None and failed else choices).append(choice)
     served = {c.task.workload for c in choices}
@@ -113,7 +108,7 @@ def _choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[_Cho
     return _informed(chosen, history)
 
 
-def _informed(choices: Sequence[_Choice], history: Sequence[TuningRecord]) -> list[_Choice]:
+def _informed(choices: Sequence[Choice], history: Sequence[TuningRecord]) -> list[Choice]:
     """The choices, those without a record with decisions and times from similar workloads."""
     if all(c.record for c in choices):
         return list(choices)
@@ -148,7 +143,7 @@ def _check_targets(
         )
 
 
-def _stale(history: Sequence[TuningRecord], choices: Sequence[_Choice]) -> list[str]:
+def _stale(history: Sequence[TuningRecord], choices: Sequence[Choice]) -> list[str]:
     """Warnings about records that today's templates no longer accept."""
     warnings = []
     for choice in choices:
@@ -164,41 +159,66 @@ def _stale(history: Sequence[TuningRecord], choices: Sequence[_Choice]) -> list[
     return warnings
 
 
-def _build(
-    choices: Sequence[_Choice], keep: str, epilogues: Sequence[str]
+def assemble(
+    choices: Sequence[Choice],
+    names: Mapping[ConvWorkload, str],
+    zygote: Zygote,
+    epilogues: Sequence[str] = (),
+) -> tuple[bytes, Manifest]:
+    """The content of a library of these choices, all of one target and layout, and its manifest.
+
+    Raises BuildError for the first kernel that does not compile.
+    """
+    task = choices[0].task
+    image, kernels = _link(choices, zygote, epilogues)
+    made = Manifest(
+        target=task.target.name,
+        features=task.target.features,
+        threads=task.target.threads,
+        layout=task.layout,
+        workloads={w.key: name for w, name in names.items()},
+        kernels=kernels,
+        versions={"convtvm": __version__, "tvm": metadata.version("apache-tvm")},
+    )
+    return manifest.attach(image, made), made
+
+
+def function_name(index: int, task: Task) -> str:
+    """The kernel of the choice at `index`."""
+    return f"conv_{index}_{task.algorithm_name.replace(':', '_')}"
+
+
+def _link(
+    choices: Sequence[Choice], zygote: Zygote, epilogues: Sequence[str]
 ) -> tuple[bytes, list[Kernel]]:
     """The linked image and its kernels, best first within each workload."""
-    wanted = list(choices)
-    if keep != "all":
-        wanted = _fastest(choices) if keep == "best" else _undominated(choices)
-    with Zygote() as zygote:
-        kernels, jobs = [], []
-        packs: dict[tuple[object, ...], str] = {}
+    kernels, jobs = [], []
+    packs: dict[tuple[object, ...], str] = {}
 
-        def add(task: Task, decisions: Mapping[str, int] | None, symbol: str) -> None:
-            jobs.append(BuildJob(task, decisions, str(zygote.folder / f"{symbol}.o"), symbol))
+    def add(task: Task, decisions: Mapping[str, int] | None, symbol: str) -> None:
+        jobs.append(BuildJob(task, decisions, str(zygote.folder / f"{symbol}.o"), symbol))
 
-        for index, choice in enumerate(wanted):
-            task = choice.task
-            pack_key = (task.algorithm_name, *task.workload.weight_shape, task.workload.groups)
-            if pack_key not in packs:
-                packs[pack_key] = f"pack_{len(packs)}"
-                add(task, None, packs[pack_key])
-            function = f"conv_{index}_{task.algorithm_name.replace(':', '_')}"
-            add(task, choice.decisions, function)
-            fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
-            for epilogue, symbol in fused.items():
-                add(replace(task, epilogue=epilogue), choice.decisions, symbol)
-            kernels.append((choice, _kernel(choice, function, packs[pack_key], fused)))
-        workspaces = _compile_objects(zygote, jobs)
-        finished = [
-            (choice, replace(kernel, workspace_bytes=workspaces[kernel.function]))
-            for choice, kernel in kernels
-        ]
-        image = zygote.folder / "library.so"
-        codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
-        finished.sort(key=lambda f: (f[1].workload, *_rank(f[0], f[1].workspace_bytes)))
-        return image.read_bytes(), [kernel for _, kernel in finished]
+    for index, choice in enumerate(choices):
+        task = choice.task
+        pack_key = (task.algorithm_name, *task.workload.weight_shape, task.workload.groups)
+        if pack_key not in packs:
+            packs[pack_key] = f"pack_{len(packs)}"
+            add(task, None, packs[pack_key])
+        function = function_name(index, task)
+        add(task, choice.decisions, function)
+        fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
+        for epilogue, symbol in fused.items():
+            add(replace(task, epilogue=epilogue), choice.decisions, symbol)
+        kernels.append((choice, _kernel(choice, function, packs[pack_key], fused)))
+    workspaces = _compile_objects(zygote, jobs)
+    finished = [
+        (choice, replace(kernel, workspace_bytes=workspaces[kernel.function]))
+        for choice, kernel in kernels
+    ]
+    image = zygote.folder / "library.so"
+    codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
+    finished.sort(key=lambda f: (f[1].workload, *_rank(f[0], f[1].workspace_bytes)))
+    return image.read_bytes(), [kernel for _, kernel in finished]
 
 
 def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]:
@@ -216,7 +236,7 @@ def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]
     return workspaces
 
 
-def _kernel(choice: _Choice, function: str, pack: str, fused: Mapping[str, str]) -> Kernel:
+def _kernel(choice: Choice, function: str, pack: str, fused: Mapping[str, str]) -> Kernel:
     record = choice.record
     return Kernel(
         workload=choice.task.workload.key,
@@ -233,7 +253,7 @@ def _kernel(choice: _Choice, function: str, pack: str, fused: Mapping[str, str])
     )
 
 
-def _rank(choice: _Choice, workspace: int = 0) -> tuple[int, float, float]:
+def _rank(choice: Choice, workspace: int = 0) -> tuple[int, float, float]:
     """Sort key: measured time, else predicted time, then workspace; those without either follow
     by their multiplications."""
     if choice.record:
@@ -243,8 +263,8 @@ def _rank(choice: _Choice, workspace: int = 0) -> tuple[int, float, float]:
     return 2, choice.task.algorithm.multiplications(choice.task.workload), workspace
 
 
-def _fastest(choices: Sequence[_Choice]) -> list[_Choice]:
-    best: dict[ConvWorkload, _Choice] = {}
+def _fastest(choices: Sequence[Choice]) -> list[Choice]:
+    best: dict[ConvWorkload, Choice] = {}
     for choice in choices:
         current = best.get(choice.task.workload)
         if current is None or _rank(choice) < _rank(current):
@@ -252,11 +272,11 @@ def _fastest(choices: Sequence[_Choice]) -> list[_Choice]:
     return list(best.values())
 
 
-def _undominated(choices: Sequence[_Choice]) -> list[_Choice]:
+def _undominated(choices: Sequence[Choice]) -> list[Choice]:
     return [c for c in choices if not any(_dominates(other, c) for other in choices)]
 
 
-def _dominates(a: _Choice, b: _Choice) -> bool:
+def _dominates(a: Choice, b: Choice) -> bool:
     """Whether no limit on workspace or error could make `b` the choice while `a` is there.
 
     A candidate of which something is unknown neither dominates nor is dominated.

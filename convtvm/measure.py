@@ -61,7 +61,7 @@ class Zygote:
         self.deadline = deadline
         self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
         self._count = 0
-        self._closed = False
+        self._closed = self._stale = False
         try:
             self._start()
         except BaseException:
@@ -96,6 +96,8 @@ class Zygote:
             return
         missing = set(range(len(jobs)))
         lost = Outcome(None, "crash", "the build helper died")
+        if self._is_needed():
+            self._restart()
         try:
             send(_pipe(self._process.stdin), (kind, list(jobs), limits))
             while missing:
@@ -108,7 +110,8 @@ class Zygote:
         except (EOFError, OSError, ValueError):  # dead, or closed by another thread
             pass
         finally:
-            if missing and not self._closed:  # if not dead, busy with what nobody waits for
+            self._stale = bool(missing)  # dead, or busy with what nobody waits for
+            if self._is_needed():
                 self._restart()
         for index in sorted(missing):
             yield index, lost
@@ -118,11 +121,16 @@ class Zygote:
         wait = None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
         return bool(select.select([_pipe(self._process.stdout)], [], [], wait)[0])
 
+    def _is_needed(self) -> bool:
+        """Whether to start a new helper in the place of a useless one."""
+        return self._stale and not self._closed and time.monotonic() < self.deadline
+
     def _restart(self) -> None:
         self._process.kill()  # not asked to end: the files that it built are still needed
         self._stop()
         self.folder.mkdir(exist_ok=True)
         self._start()
+        self._stale = False
 
     def fresh_path(self, suffix: str) -> Path:
         self._count += 1
@@ -310,8 +318,12 @@ class Workbench:
                 yield next(futures).result(), self._trial(str(result.artifact_path))
 
     def _trial(self, path: str) -> Trial:
-        workspace, outcome = self.builder.outcomes[path].value, self.runner.outcomes[path]
-        if outcome.kind:
-            return Trial(workspace_bytes=workspace, kind=outcome.kind, message=outcome.message)
-        run_secs, max_error, clean = outcome.value
-        return Trial(run_secs, max_error, workspace, disturbed=not clean)
+        return trial_of(self.runner.outcomes[path], self.builder.outcomes[path].value)
+
+
+def trial_of(outcome: Outcome, workspace: int | None) -> Trial:
+    """What a run came to, with what its build has said of the workspace."""
+    if outcome.kind:
+        return Trial(workspace_bytes=workspace, kind=outcome.kind, message=outcome.message)
+    run_secs, max_error, clean = outcome.value
+    return Trial(run_secs, max_error, workspace, disturbed=not clean)

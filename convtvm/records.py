@@ -28,7 +28,9 @@ FORMAT = 1
 class TuningRecord:
     """One trial. `run_secs` are seconds a call, empty for a failure; then `error` says why.
 
-    `max_error` is relative to the largest output; `template` is the version of the template.
+    `max_error` is relative to the largest output; `template` is the version of the template. A
+    `disturbed` time was taken while something else ran; a `confirmed` one in an exported library,
+    called as a plan calls it, and counts instead of the one taken while tuning.
     """
 
     workload: str
@@ -45,6 +47,8 @@ class TuningRecord:
     workspace_bytes: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     time: str = ""
+    disturbed: bool = False
+    confirmed: bool = False
     format: int = FORMAT
 
     @property
@@ -118,6 +122,8 @@ def _check_types(record: TuningRecord) -> None:
     if not isinstance(record.error, dict) or not isinstance(record.versions, dict):
         raise TypeError("error and versions are not objects")
     error, workspace = record.max_error, record.workspace_bytes
+    if type(record.disturbed) is not bool or type(record.confirmed) is not bool:
+        raise TypeError("disturbed and confirmed are not true or false")
     if error is not None and not (type(error) in (int, float) and 0 <= error < 1e9):
         raise TypeError("max_error is not a positive number")
     if workspace is not None and not (type(workspace) is int and workspace >= 0):
@@ -189,7 +195,39 @@ def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
     return [r for r in found if task.space.contains(r.decisions)]
 
 
+def judged(records: Iterable[TuningRecord]) -> list[TuningRecord]:
+    """One record a candidate: the last that was confirmed, else the fastest."""
+    chosen: dict[tuple[Any, ...], TuningRecord] = {}
+    for record in records:
+        other = chosen.get(record.identity)
+        if other is None or _outranks(record, other):
+            chosen[record.identity] = record
+    return list(chosen.values())
+
+
+def _outranks(a: TuningRecord, b: TuningRecord) -> bool:
+    if a.confirmed or b.confirmed:
+        return a.confirmed and (not b.confirmed or (a.time, -a.seconds) > (b.time, -b.seconds))
+    return a.seconds < b.seconds
+
+
 def best(records: Iterable[TuningRecord]) -> TuningRecord | None:
-    """The fastest successful record."""
+    """The fastest successful candidate, the same one in whichever order.
+
+    A confirmed one, as long as there is any and no other was faster than it while tuning: the two
+    kinds of time do not compare, since a plan's call takes microseconds of its own.
+    """
+    made = list(records)
+    tuned = {r.identity: r for r in judged(r for r in made if not r.confirmed)}
+    confirmed = {r.identity: r for r in judged(made) if r.confirmed}
+    winner = _fastest(confirmed.values())
+    rival = _fastest(r for identity, r in tuned.items() if identity not in confirmed)
+    if winner is None or rival is None:
+        return winner or rival
+    before = tuned.get(winner.identity, winner)
+    return rival if rival.seconds < before.seconds else winner
+
+
+def _fastest(records: Iterable[TuningRecord]) -> TuningRecord | None:
     done = [r for r in records if r.run_secs]
-    return min(done, key=lambda r: r.seconds) if done else None
+    return min(done, key=lambda r: (r.seconds, repr(r.identity))) if done else None

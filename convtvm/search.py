@@ -10,130 +10,37 @@ from __future__ import annotations
 import logging
 import math
 import random
-import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import xgboost
 from tvm.ir.utils import derived_object
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule import _ffi_api
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-from tvm.s_tir.meta_schedule.cost_model import PyCostModel
 from tvm.s_tir.meta_schedule.logging import get_logging_func
 from tvm.s_tir.meta_schedule.mutator import PyMutator
 from tvm.s_tir.meta_schedule.postproc import PyPostproc
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
+from convtvm.jobs import STOPPED
 from convtvm.measure import Trial, Workbench, Zygote
 from convtvm.records import TuningRecord
+from convtvm.speed import WARM_UP, KnobCostModel, Outlook, SpeedModel, median_seconds
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
-from convtvm.workload import ConvWorkload
 from schedules.knobs import Space
 
 ENUMERATE_UP_TO = 200_000  # combinations; above, MetaSchedule's evolutionary search takes over
-_WARM_UP = 8  # trials before the cost model is believed
+_ASKED = 4000  # points that the model is asked about to estimate what is left to gain
+_UNKNOWN_SPEED = 0.7  # of a candidate against the task's best, before the model knows anything
 _EPSILON = 0.1  # share of a batch that is drawn at random, against a misled cost model
 
 
 def candidate(space: Space, decisions: Mapping[str, int]) -> MeasureCandidate:
     sch = annotate_knobs(Schedule(carrier_module()), space, decisions)
     return MeasureCandidate(sch, ArgInfo.from_entry_func(sch.mod, remove_preproc=True))
-
-
-def median_seconds(result: Any) -> float:
-    """Seconds of a MetaSchedule RunnerResult, infinite for a failure."""
-    return statistics.median(float(s) for s in result.run_secs) if result.run_secs else math.inf
-
-
-def workload_features(w: ConvWorkload) -> list[float]:
-    """What a cost model needs of the shape, so that one model serves many workloads."""
-    sizes = (w.n, w.ic, w.oc, w.oh, w.ow, w.kh, w.kw, w.sh, w.sw, w.groups, w.flops)
-    return [math.log2(size) for size in sizes]
-
-
-class SpeedModel:
-    """XGBoost on shape, knobs and derived features; predicts speed relative to the task's best.
-
-    One model serves all tasks of an algorithm, so that what one shape taught helps the next.
-    """
-
-    def __init__(self, rounds: int = 60, seed: int = 0) -> None:
-        self.rounds, self.seed = rounds, seed
-        self._rows: list[list[float]] = []
-        self._seconds: list[float] = []  # infinite for a failure
-        self._tasks: list[tuple[Any, ...]] = []
-        self._booster: Any = None
-
-    def learn(self, task: Task, samples: Sequence[tuple[Mapping[str, int], float]]) -> None:
-        """Add measured (decisions, seconds) of `task` and fit again."""
-        if not samples:
-            return
-        for decisions, seconds in samples:
-            self._rows.append(_features(task, decisions))
-            self._seconds.append(seconds)
-            self._tasks.append(task.key)
-        self._fit()
-
-    def _fit(self) -> None:
-        seconds = np.array(self._seconds)
-        if not np.isfinite(seconds).any():
-            return
-        fastest: dict[tuple[Any, ...], float] = {}
-        for task, value in zip(self._tasks, self._seconds, strict=True):
-            fastest[task] = min(value, fastest.get(task, math.inf))
-        best = np.array([fastest[task] for task in self._tasks])
-        speed = np.where(np.isfinite(seconds), best / seconds, 0.0)
-        settings = {
-            "objective": "reg:squarederror",
-            "max_depth": 6,
-            "eta": 0.2,
-            "nthread": 1,
-            "seed": self.seed,
-        }
-        matrix = xgboost.DMatrix(np.array(self._rows, dtype=np.float32), label=speed)
-        self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
-
-    def score(self, task: Task, points: Sequence[Mapping[str, int]]) -> np.ndarray:
-        """Predicted relative speed of each point; the template's own estimate while little is
-        known."""
-        if len(self._rows) < _WARM_UP or self._booster is None:
-            return np.array([1 / (1 + task.space.cost(d)) for d in points])
-        rows = np.array([_features(task, d) for d in points], dtype=np.float32)
-        predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
-        return predicted.astype("float64")
-
-
-def _features(task: Task, decisions: Mapping[str, int]) -> list[float]:
-    knobs = [float(decisions[name]) for name in task.space.knobs]
-    return [*workload_features(task.workload), *knobs, *task.space.features(decisions).values()]
-
-
-@derived_object
-class KnobCostModel(PyCostModel):  # type: ignore[misc]
-    """A SpeedModel as MetaSchedule's cost model of one task."""
-
-    def __init__(self, task: Task, speed: SpeedModel) -> None:
-        super().__init__()
-        self.task, self.speed = task, speed
-
-    def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
-        pairs = zip(candidates, results, strict=True)
-        self.speed.learn(
-            self.task, [(decisions_of(c.sch.mod), median_seconds(r)) for c, r in pairs]
-        )
-
-    def predict(self, context: Any, candidates: list[Any]) -> np.ndarray:
-        return self.speed.score(self.task, [decisions_of(c.sch.mod) for c in candidates])
-
-    def load(self, path: str) -> None:
-        raise NotImplementedError("the model is rebuilt from the tuning log")
-
-    def save(self, path: str) -> None:
-        raise NotImplementedError("the tuning log is the model's only store")
 
 
 @derived_object
@@ -170,7 +77,7 @@ class RankedEnumeration(PySearchStrategy):  # type: ignore[misc]
         if count == 0:
             return None
         order = np.argsort(-self.speed.score(self.task, points), kind="stable")
-        guessing = self.known and len(self.known) < _WARM_UP
+        guessing = self.known and len(self.known) < WARM_UP
         share = 0.5 if guessing else _EPSILON
         explore = sum(self.random.random() < share for _ in range(count))
         chosen = [points[i] for i in order[: count - explore]]
@@ -266,17 +173,29 @@ def make_context(task: Task, speed: SpeedModel, known: set[tuple[int, ...]], see
 
 
 class TaskSearch:
-    """The search of one task, a batch at a time: default decisions first, then the strategy's."""
+    """The search of one task, a batch at a time: default decisions first, then what was best for
+    similar shapes, then the strategy's.
+
+    `zygote` is where candidates are built and run; it may be given later, before the first batch.
+    """
 
     def __init__(
-        self, task: Task, speed: SpeedModel, zygote: Zygote, old: Sequence[TuningRecord], seed: int
+        self,
+        task: Task,
+        speed: SpeedModel,
+        zygote: Zygote | None,
+        old: Sequence[TuningRecord],
+        seed: int,
     ) -> None:
         self.task, self.speed, self.zygote, self.seed = task, speed, zygote, seed
         self.known = {self._point(r.decisions): r.seconds for r in old}
         if old:
             speed.learn(task, [(r.decisions, r.seconds) for r in old])
         self._cost_model = KnobCostModel(task, speed)
+        self._outlook = Outlook()
+        self._random = random.Random(seed)
         self._context: Any = None
+        self.is_exhausted = all(self._point(d) in self.known for d in task.space.points)
 
     def _point(self, decisions: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(decisions[name] for name in self.task.space.knobs)
@@ -284,42 +203,80 @@ class TaskSearch:
     @cached_property
     def bench(self) -> Workbench:
         """Builder and runner, opened when first needed."""
-        return Workbench(self.task, self.zygote)
+        return Workbench(self.task, cast(Zygote, self.zygote))
 
     @property
     def lacks_default(self) -> bool:
         """Whether the default decisions were never measured."""
         return self._point(self.task.space.default) not in self.known
 
-    def batch(self, count: int) -> Iterator[tuple[dict[str, int], Trial]]:
-        """Measure up to `count` new candidates, each yielded when finished; nothing when
-        exhausted."""
-        space, default = self.task.space, self.task.space.default
+    def expected_gain(self, count: int, rival: float) -> float:
+        """The share by which `count` more trials are expected to shorten the workload's best time,
+        `rival` seconds, 0 to 1."""
+        best = min(self.known.values(), default=math.inf)
+        if math.isinf(best) or math.isinf(rival):
+            return 1.0
+        points = [d for d in self.task.space.points if self._point(d) not in self.known]
+        if len(points) > _ASKED:
+            points = self._random.sample(points, _ASKED)
+        scores = np.full(len(points), _UNKNOWN_SPEED)
+        if self.speed.is_warm and points:
+            scores = np.sort(self.speed.score(self.task, points))[::-1]
+        threshold = best / rival
+        more = self._outlook.expected_best(scores[:count], threshold)
+        return more / (threshold + more)
+
+    def batch(
+        self, count: int, seeds: Sequence[Mapping[str, int]] = ()
+    ) -> Iterator[tuple[dict[str, int], Trial]]:
+        """Measure up to `count` new candidates, each yielded when finished; nothing when exhausted.
+
+        `seeds` are decisions to try before the strategy's, those that the space accepts.
+        """
+        space = self.task.space
+        if self.lacks_default:
+            proposed = [candidate(space, space.default)]
+        else:
+            fitting = [d for d in seeds if space.contains(d) and self._point(d) not in self.known]
+            proposed = [candidate(space, d) for d in fitting[:count]] or self._propose(count)
+        fresh = {self._decided(c): c for c in proposed if self._decided(c) not in self.known}
+        yield from self._measure(list(fresh.values()))
+
+    def _propose(self, count: int) -> list[MeasureCandidate]:
+        """What the strategy would measure next."""
         if self._context is None:
-            known = {*self.known, self._point(default)}
-            self._context = make_context(self.task, self.speed, known, self.seed)
+            self._context = make_context(self.task, self.speed, set(self.known), self.seed)
             self._context.pre_tuning(
-                len(space.points),
+                len(self.task.space.points),
                 count,
                 design_spaces=None,
                 database=ms.database.MemoryDatabase(),
                 cost_model=self._cost_model,
             )
-        if self.lacks_default:
-            proposed = [candidate(space, default)]
-        else:
-            proposed = list(self._context.generate_measure_candidates() or ())[:count]
-        yield from self._measure([c for c in proposed if self._decided(c) not in self.known])
+        proposed = list(self._context.generate_measure_candidates() or ())[:count]
+        self.is_exhausted = not proposed
+        return proposed
 
     def _decided(self, proposed: MeasureCandidate) -> tuple[int, ...]:
         return self._point(decisions_of(proposed.sch.mod))
 
     def _measure(self, fresh: list[MeasureCandidate]) -> Iterator[tuple[dict[str, int], Trial]]:
-        results = []
+        decided = [decisions_of(c.sch.mod) for c in fresh]
+        scores = self.speed.score(self.task, decided) if fresh and self.speed.is_warm else ()
+        done, results = [], []
         for measured, (result, trial) in zip(fresh, self.bench.measure(fresh), strict=True):
+            if trial.kind == STOPPED:
+                continue
             decisions = decisions_of(measured.sch.mod)
             self.known[self._point(decisions)] = trial.seconds
+            done.append(measured)
             results.append(result)
             yield decisions, trial
-        self._cost_model.update(self._context, fresh, results)
-        self._context.notify_runner_results(fresh, results)
+        best = min(self.known.values(), default=math.inf)
+        for score, result in zip(scores, results, strict=False):
+            self._outlook.learn(float(score), best / median_seconds(result))
+        tried = [decisions_of(c.sch.mod) for c in done]
+        pairs = zip(tried, map(median_seconds, results), strict=True)
+        self.speed.learn(self.task, list(pairs))
+        if self._context is not None:
+            self._context.notify_runner_results(done, results)

@@ -1,68 +1,33 @@
-"""The tuner: propose, build, check, time and record, task by task, until the budget is spent."""
+"""The tuner: propose, build, check, time and record, until the budget is spent or nothing is left
+to gain; then the last word on the best."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convtvm import __version__, records
+from convtvm import __version__, confirm, records
+from convtvm.budget import Budget, Contender
 from convtvm.cpu import device_name
-from convtvm.errors import ConvtvmError
+from convtvm.errors import BuildError, ConvtvmError, WorkloadError
+from convtvm.jobs import STOPPED
 from convtvm.measure import Trial, Zygote, build_ahead
+from convtvm.progress import Listener, TaskProgress, TuningSummary
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.search import SpeedModel, TaskSearch
+from convtvm.search import TaskSearch
+from convtvm.speed import SpeedModel
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of
+from convtvm.transfer import Neighbours
 from convtvm.workload import ConvWorkload
 
-_HOPELESS = 1.5  # times slower than the workload's best: tuned last
-_BATCH = 16  # candidates built together; the cost model learns after each batch
-
-
-@dataclass
-class TaskProgress:
-    """Where a task stands: trials wanted and done (earlier runs included), best and default
-    times."""
-
-    task: Task
-    trials: int
-    done: int = 0
-    default: TuningRecord | None = None
-    best: TuningRecord | None = None
-
-    def add(self, record: TuningRecord) -> None:
-        self.done += 1
-        if record.run_secs and (self.best is None or record.seconds < self.best.seconds):
-            self.best = record
-        if dict(record.decisions) == self.task.space.default:
-            self.default = record
-
-
-@dataclass
-class TuningSummary:
-    """What a call of `tune` did."""
-
-    tasks: list[TaskProgress]
-    log: Path
-    measured: int = 0
-    reused: int = 0
-    seconds: float = 0.0
-    stopped: str = ""  # why it ended before all trials, empty if it did not
-    failures: Counter[str] = field(default_factory=Counter)
-    first_failures: dict[str, str] = field(default_factory=dict)
-    problems: list[records.Problem] = field(default_factory=list)
-
-
-_Pair = tuple[TaskProgress, TaskSearch]
-Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]
+_BUILT_AHEAD = 16  # default candidates built together
 
 
 def tune(
@@ -76,28 +41,45 @@ def tune(
     layout: str = "NCHW",
     seed: int = 0,
     listener: Listener | None = None,
+    total_trials: int | None = None,
+    min_gain: float = 0.0,
+    confirm: bool = True,
 ) -> TuningSummary:
     """Search the schedule of every workload by every applicable algorithm; append trials to `log`.
 
-    `trials` counts per task (workload x algorithm) and includes those already in the log, so a
-    second call resumes. The default decisions are always measured first. `time_limit` is in
-    seconds; `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every
-    finished trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
+    `trials` is the most for a task (workload x algorithm) and includes those already in the log, so
+    a second call resumes; a task that cannot become its workload's best any more gets fewer. The
+    default decisions are always measured first. `total_trials` (of this call) and `time_limit`
+    (seconds) are shared by all tasks: what comes next is what is expected to save the most time. A
+    workload is done when the model expects less than `min_gain` per cent from more trials. With
+    `confirm`, the best candidates are measured again in an exported library, and that time counts.
+
+    `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every finished
+    trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
     """
     if trials < 1:
         raise ConvtvmError(f"trials is {trials}, expected 1 or more")
+    if total_trials is not None and total_trials < 1:
+        raise ConvtvmError(f"total_trials is {total_trials}, expected 1 or more")
+    if not 0 <= min_gain < 100:
+        raise ConvtvmError(f"min_gain is {min_gain:g}, expected per cent from 0 to below 100")
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
     tasks = tasks_of(list(dict.fromkeys(workloads)), resolved, layout, algorithms)
+    if not tasks:
+        raise WorkloadError(
+            f"nothing to tune: none of {', '.join(algorithms or ['no algorithm'])} can compute "
+            f"{', '.join(map(str, workloads)) or 'no workload'}"
+        )
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     writer = LogWriter(path)
     started = time.monotonic()
+    budget = Budget(started, time_limit, total_trials, min_gain / 100)
     interrupts = _Interrupts()
     try:
-        with interrupts, Zygote() as zygote:
-            session = _Session(summary, writer, zygote, old, seed, listener)
-            session.run(started + (math.inf if time_limit is None else time_limit))
+        with interrupts:
+            _Session(summary, writer, old, seed, budget, listener).run(confirm)
     except KeyboardInterrupt:
         summary.stopped = "interrupted"
     except RuntimeError:
@@ -138,66 +120,102 @@ class _Session:
         self,
         summary: TuningSummary,
         writer: LogWriter,
-        zygote: Zygote,
         old: Sequence[TuningRecord],
         seed: int,
+        budget: Budget,
         listener: Listener | None,
     ) -> None:
         self.summary, self.writer, self.listener = summary, writer, listener
-        self.zygote = zygote
+        self.budget = budget
         self.device = device_name()
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
+        self.neighbours = Neighbours([*old, *records.load(records.shipped_logs())[0]])
         models: dict[str, SpeedModel] = {}
-        self.searches = []
+        self.contenders = []
         for progress in summary.tasks:
             task = progress.task
-            speed = models.setdefault(task.algorithm_name, SpeedModel(seed=seed))
-            known = {r.identity: r for r in records.usable(old, task)}
-            for record in known.values():
+            known = records.usable(old, task)
+            for record in known:
                 progress.add(record)
-            summary.reused += len(known)
-            self.searches.append(TaskSearch(task, speed, zygote, list(known.values()), seed))
+            summary.reused += progress.done
+            if task.algorithm_name not in models:
+                models[task.algorithm_name] = self._model(task, seed)
+            model, trials = models[task.algorithm_name], records.judged(known)
+            search = TaskSearch(task, model, None, trials, seed)
+            self.contenders.append(Contender(progress, search))
 
-    def run(self, deadline: float) -> None:
-        """A batch of every task in turn, so that an early end leaves none untouched."""
-        active = list(zip(self.summary.tasks, self.searches, strict=True))
-        self._build_defaults(deadline)
-        while active:
-            for pair in self._contenders(active):
-                progress, search = pair
-                if time.monotonic() >= deadline:
+    def _model(self, task: Task, seed: int) -> SpeedModel:
+        """A model that has learned from the log what it holds of other shapes."""
+        model = SpeedModel(seed=seed)
+        own = {p.task.workload for p in self.summary.tasks}
+        for other, samples in self.neighbours.samples(task, without=own):
+            model.learn(other, samples)
+        return model
+
+    def run(self, confirmed: bool) -> None:
+        """Tune, then confirm; without a helper process if nothing is left to do."""
+        idle = self.budget.choose(self.contenders) is None
+        if idle and not (confirmed and confirm.doubtful(self.summary.tasks)):
+            return
+        with self._timed("start"):
+            zygote = Zygote()
+        with zygote:
+            for contender in self.contenders:
+                contender.search.zygote = zygote
+            zygote.deadline = self.budget.tuning_deadline(len(self.summary.tasks), confirmed)
+            self._tune(zygote)
+            zygote.deadline = self.budget.deadline
+            if confirmed:
+                with self._timed("confirm"):
+                    self._confirm(zygote)
+
+    def _tune(self, zygote: Zygote) -> None:
+        """The defaults of all tasks, then whatever promises the most."""
+        with self._timed("defaults"):
+            waiting = [c.search for c in self.contenders if c.search.lacks_default]
+            while waiting and time.monotonic() < zygote.deadline:
+                some, waiting = waiting[:_BUILT_AHEAD], waiting[_BUILT_AHEAD:]
+                build_ahead([(s.bench, s.task.space.default) for s in some], zygote)
+        with self._timed("search"):
+            while (chosen := self.budget.choose(self.contenders)) is not None:
+                if time.monotonic() >= zygote.deadline:
                     self.summary.stopped = "time limit reached"
                     return
-                left = progress.trials - progress.done
-                tried = 0
-                for decisions, trial in search.batch(min(_BATCH, left)) if left > 0 else ():
-                    tried += 1
-                    self._record(progress, decisions, trial)
-                if not tried:
-                    active.remove(pair)
+                self._batch(chosen, zygote.deadline)
+        if self.budget.is_spent:
+            self.summary.stopped = "all trials of the budget done"
 
-    def _build_defaults(self, deadline: float) -> None:
-        """Build the default candidates of all tasks together, some at a time."""
-        waiting = [s for s in self.searches if s.lacks_default]
-        while waiting and time.monotonic() < deadline:
-            some, waiting = waiting[:_BATCH], waiting[_BATCH:]
-            build_ahead([(s.bench, s.task.space.default) for s in some], self.zygote)
+    def _batch(self, contender: Contender, deadline: float) -> None:
+        progress, search = contender.progress, contender.search
+        started = time.monotonic()
+        seeds = self.neighbours.seeds(search.task)
+        for decisions, trial in search.batch(self.budget.batch(progress), seeds):
+            self._record(progress, decisions, trial)
+            self.budget.spend()
+            if time.monotonic() >= deadline:
+                break
+        progress.seconds += time.monotonic() - started
+        if progress.best:
+            self.neighbours.note(progress.best)
 
-    def _contenders(self, active: list[_Pair]) -> list[_Pair]:
-        """Those that may still win their workload; the hopeless wait until these are finished."""
-        best: dict[ConvWorkload, float] = {}
-        for progress in self.summary.tasks:
-            if progress.best:
-                known = best.get(progress.task.workload, math.inf)
-                best[progress.task.workload] = min(known, progress.best.seconds)
+    def _confirm(self, zygote: Zygote) -> None:
+        """Measure the best again in a library, as far as there is time."""
+        try:
+            for (progress, record), trial in confirm.confirm(self.summary.tasks, zygote):
+                if trial.kind != STOPPED:
+                    self._record(progress, record.decisions, trial, confirmed=True)
+        except BuildError as error:
+            if time.monotonic() < zygote.deadline:
+                self.summary.failures["confirm"] += 1
+                self.summary.first_failures.setdefault("confirm", str(error))
 
-        def may_win(progress: TaskProgress) -> bool:
-            fastest = best.get(progress.task.workload, math.inf)
-            return progress.best is None or progress.best.seconds <= _HOPELESS * fastest
-
-        return [pair for pair in active if may_win(pair[0])] or list(active)
-
-    def _record(self, progress: TaskProgress, decisions: Mapping[str, int], trial: Trial) -> None:
+    def _record(
+        self,
+        progress: TaskProgress,
+        decisions: Mapping[str, int],
+        trial: Trial,
+        confirmed: bool = False,
+    ) -> None:
         task = progress.task
         record = TuningRecord(
             workload=task.workload.key,
@@ -214,12 +232,21 @@ class _Session:
             workspace_bytes=trial.workspace_bytes,
             versions=self.versions,
             time=records.now(),
+            disturbed=trial.disturbed,
+            confirmed=confirmed,
         )
         self.writer.append(record)
         progress.add(record)
-        self.summary.measured += 1
-        if trial.kind:
-            self.summary.failures[trial.kind] += 1
-            self.summary.first_failures.setdefault(trial.kind, trial.message)
+        self.summary.note(progress, record)
         if self.listener:
             self.listener(self.summary, progress, record)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        """Count the time spent inside as spent on `what`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.summary.spent[what] = self.summary.spent.get(what, 0.0) + spent

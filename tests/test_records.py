@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,21 @@ def test_no_damage_breaks_the_reader(tmp_path: Path) -> None:
         assert all(isinstance(r.decisions, Mapping) for r in found)
         records.usable(found, task())
         records.best(found)
+
+
+def test_confirmed_times_count_instead() -> None:
+    """The fastest in an exported library wins, unless something faster was found since."""
+    slow = record(3e-6, decisions={"tile": 1})
+    fast = record(1e-6, decisions={"tile": 2})
+    fast_again = replace(fast, run_secs=[5e-6], confirmed=True)
+    slow_again = replace(slow, run_secs=[4e-6], confirmed=True)
+    middle = record(2e-6, decisions={"tile": 3})
+    found = [slow, fast, fast_again, slow_again]
+    for order in itertools.permutations(found):
+        assert records.best(order) == slow_again
+        assert {r.confirmed for r in records.judged(order)} == {True}
+    assert records.best([*found, middle]) == middle
+    assert records.best([fast, middle, fast_again]) == fast_again
+    failed = replace(fast, run_secs=[], error={"kind": "crash", "message": ""}, confirmed=True)
+    assert records.best([fast, middle, failed]) == middle
+    assert records.best([fast_again]) == fast_again

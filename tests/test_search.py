@@ -18,18 +18,13 @@ from tvm.s_tir.meta_schedule.runner import RunnerResult
 from convtvm import records, search
 from convtvm.errors import ConvtvmError, LogError, WorkloadError
 from convtvm.measure import Trial
+from convtvm.progress import TaskProgress, TuningSummary
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.search import (
-    KnobCostModel,
-    SpeedModel,
-    TaskSearch,
-    candidate,
-    make_context,
-    workload_features,
-)
+from convtvm.search import TaskSearch, candidate, make_context
+from convtvm.speed import KnobCostModel, SpeedModel, workload_features
 from convtvm.targets import resolve
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
-from convtvm.tuner import TaskProgress, TuningSummary, tune
+from convtvm.tuner import tune
 from convtvm.workload import ConvWorkload
 
 TARGET = resolve("avx2", 1)
@@ -339,7 +334,8 @@ def test_evolution_resumes(evolving: type[StubBench]) -> None:
 
 
 def tune_stub(log: Path, *workloads: ConvWorkload, **options: Any) -> TuningSummary:
-    return tune(workloads or [SMALL], TARGET, log=log, **{"algorithms": ["direct"], **options})
+    options = {"algorithms": ["direct"], "confirm": False, **options}
+    return tune(workloads or [SMALL], TARGET, log=log, **options)
 
 
 def in_log(log: Path) -> list[TuningRecord]:

@@ -126,7 +126,7 @@ def _task_entry(found: Sequence[TuningRecord]) -> dict[str, Any]:
         "devices": sorted({r.device for r in found}),
         "template": first.template,
         "stale": stale(first),
-        "trials": len(found),
+        "trials": sum(not r.confirmed for r in found),
         "failures": dict(Counter(_kind(r) for r in found if not r.run_secs)),
         "best_secs": best.seconds if best else None,
         "decisions": dict(best.decisions) if best else None,

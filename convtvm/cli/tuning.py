@@ -31,9 +31,9 @@ from convtvm.sources import merge_duplicates, read_source
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
+    from convtvm.progress import TaskProgress, TuningSummary
     from convtvm.records import TuningRecord
     from convtvm.targets import CompileTarget
-    from convtvm.tuner import TaskProgress, TuningSummary
 
 _INTERRUPTED = 130
 

@@ -1,0 +1,100 @@
+"""Where the next trials go: to the task that is expected to save the most time a second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convtvm.cpu import physical_cores
+from convtvm.progress import TaskProgress, fastest
+from convtvm.search import TaskSearch
+
+_BATCH = 16  # candidates built together at least; the cost model learns after each batch
+_FAIR = 24  # trials that an algorithm gets before it may be dropped
+_NO_CHANCE = 0.002  # expected gain of all its trials below which an algorithm is dropped
+_RESERVE = (1.5, 0.2)  # seconds for confirming a workload, and the most of the time limit
+
+
+@dataclass
+class Contender:
+    """A task with its search."""
+
+    progress: TaskProgress
+    search: TaskSearch
+
+
+class Budget:
+    """Time and trials of one run, shared by its tasks."""
+
+    def __init__(
+        self, started: float, seconds: float | None, trials: int | None, min_gain: float
+    ) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self.deadline = started + self._seconds
+        self._left = math.inf if trials is None else trials
+        self._min_gain = min_gain
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no trial is left."""
+        return self._left <= 0
+
+    def spend(self) -> None:
+        self._left -= 1
+
+    def tuning_deadline(self, workloads: int, confirmed: bool) -> float:
+        """When to end tuning, such that there is time to confirm the best."""
+        each, most = _RESERVE
+        if not confirmed or math.isinf(self._seconds):
+            return self.deadline
+        return self.deadline - min(each * workloads, most * self._seconds)
+
+    def batch(self, progress: TaskProgress) -> int:
+        """How many trials a task gets at once."""
+        most = max(_BATCH, 2 * physical_cores())
+        return int(min(most, progress.trials - progress.done, self._left))
+
+    def choose(self, contenders: Sequence[Contender]) -> Contender | None:
+        """The task for the next batch, None if no trial is left or wanted.
+
+        Sets `ended` of the tasks that get no more, with the reason.
+        """
+        if self.is_spent:
+            return None
+        best = fastest(c.progress for c in contenders)
+        ranked = []
+        for contender in contenders:
+            progress = contender.progress
+            rival = best[progress.task.workload]
+            if progress.ended or self._ends(contender, rival):
+                continue
+            if contender.search.lacks_default:
+                return contender
+            ranked.append((self._value(contender, rival), -progress.done, contender))
+        return max(ranked, key=lambda r: r[:2])[2] if ranked else None
+
+    def _ends(self, contender: Contender, rival: float) -> bool:
+        progress, search = contender.progress, contender.search
+        left = progress.trials - progress.done
+        if left <= 0:
+            progress.ended = "all its trials"
+        elif search.is_exhausted:
+            progress.ended = "its whole space"
+        elif progress.done >= _FAIR and progress.best is not None:
+            seconds = progress.best.seconds
+            gain = search.expected_gain(left, rival)
+            if seconds > rival and gain < _NO_CHANCE:
+                progress.ended = f"dropped: {seconds / rival:.2f}x the best, no hope to win"
+            elif gain < self._min_gain:
+                progress.ended = f"the model expects {100 * gain:.1g} % more"
+        return bool(progress.ended)
+
+    def _value(self, contender: Contender, rival: float) -> float:
+        """Seconds that the next batch is expected to save in a network, for each second it
+        takes."""
+        progress = contender.progress
+        gain = contender.search.expected_gain(self.batch(progress), rival)
+        saved = progress.task.workload.multiplicity * rival * gain
+        cost = progress.seconds / progress.measured if progress.measured else 1.0
+        return saved / cost if math.isfinite(saved) else math.inf

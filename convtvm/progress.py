@@ -1,0 +1,125 @@
+"""Where a tuning run stands: task by task and in all, for listeners and for the summary."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convtvm import records
+from convtvm.records import TuningRecord
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+
+@dataclass
+class TaskProgress:
+    """Where a task stands: trials wanted and done (earlier runs included), best and default
+    times. `ended` says why it got no more trials than it has, empty if it may get some."""
+
+    task: Task
+    trials: int
+    done: int = 0
+    default: TuningRecord | None = None
+    best: TuningRecord | None = None
+    ended: str = ""
+    seconds: float = 0.0  # spent on it in this run
+    measured: int = 0  # in this run
+    _raw: dict[tuple[Any, ...], TuningRecord] = field(default_factory=dict)
+    _confirmed: dict[tuple[Any, ...], TuningRecord] = field(default_factory=dict)
+
+    def add(self, record: TuningRecord) -> None:
+        """Count a trial, or put a confirmed time in the place of the one taken while tuning."""
+        (self._confirmed if record.confirmed else self._raw)[record.identity] = record
+        self.done = len(self._raw.keys() | self._confirmed.keys())
+        if dict(record.decisions) == self.task.space.default and not record.confirmed:
+            self.default = record
+        self.best = records.best([*self._raw.values(), *self._confirmed.values()])
+
+    @property
+    def tuned_secs(self) -> float | None:
+        """The best candidate's time as it was taken while tuning."""
+        raw = None if self.best is None else self._raw.get(self.best.identity)
+        return None if raw is None or not raw.run_secs else raw.seconds
+
+    def unconfirmed(self, within: float) -> list[TuningRecord]:
+        """Candidates of up to `within` seconds whose time was never confirmed, fastest first."""
+        found = [r for r in self._raw.values() if r.run_secs and r.seconds <= within]
+        return sorted(
+            (r for r in found if r.identity not in self._confirmed), key=lambda r: r.seconds
+        )
+
+
+@dataclass
+class TuningSummary:
+    """What a call of `tune` did. `spent` are seconds by what they were spent on."""
+
+    tasks: list[TaskProgress]
+    log: Path
+    measured: int = 0
+    reused: int = 0
+    confirmed: int = 0
+    disturbed: int = 0  # trials without an undisturbed sample
+    seconds: float = 0.0
+    stopped: str = ""  # why it ended before all trials, empty if it did not
+    failures: Counter[str] = field(default_factory=Counter)
+    first_failures: dict[str, str] = field(default_factory=dict)
+    problems: list[records.Problem] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def note(self, progress: TaskProgress, record: TuningRecord) -> None:
+        """Count a new trial or confirmation."""
+        if record.confirmed:
+            self.confirmed += 1
+        else:
+            self.measured += 1
+            progress.measured += 1
+            self.disturbed += record.disturbed
+        if record.error:
+            kind = record.error["kind"]
+            self.failures[kind] += 1
+            self.first_failures.setdefault(kind, record.error["message"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the result less trustworthy than it looks."""
+        found = []
+        if self.disturbed > 0.1 * self.measured:
+            found.append(
+                f"the machine was busy: {self.disturbed} of {self.measured} trials were never "
+                "alone on their cores, and their times are too long; tune on a quiet machine"
+            )
+        drifted = [p for p in self.tasks if p.tuned_secs and p.best and _differ(p)]
+        if drifted:
+            worst = max(drifted, key=lambda p: abs(math.log(_ratio(p))))
+            found.append(
+                f"{len(drifted)} of {len(self.tasks)} best times differ by over 15 % in the "
+                f"exported library, most {worst.task.workload} by {worst.task.algorithm_name}: "
+                f"{_ratio(worst):.2f}x; the library's times count"
+            )
+        return found
+
+
+def _ratio(progress: TaskProgress) -> float:
+    assert progress.best is not None and progress.tuned_secs is not None
+    return progress.best.seconds / progress.tuned_secs
+
+
+def _differ(progress: TaskProgress) -> bool:
+    return not 1 / 1.15 <= _ratio(progress) <= 1.15
+
+
+Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]
+
+
+def fastest(tasks: Iterable[TaskProgress]) -> dict[ConvWorkload, float]:
+    """The best seconds of each workload by any of its tasks, infinite before there are any."""
+    found: dict[ConvWorkload, float] = {}
+    for progress in tasks:
+        seconds = progress.best.seconds if progress.best else math.inf
+        workload = progress.task.workload
+        found[workload] = min(seconds, found.get(workload, math.inf))
+    return found

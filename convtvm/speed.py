@@ -1,0 +1,148 @@
+"""The cost model: XGBoost on shape, knobs and derived features, and what it expects of a task."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xgboost
+from tvm.ir.utils import derived_object
+from tvm.s_tir.meta_schedule.cost_model import PyCostModel
+
+from convtvm.task import Task, decisions_of
+from convtvm.workload import ConvWorkload
+
+WARM_UP = 8  # trials before the model is believed
+
+
+def median_seconds(result: Any) -> float:
+    """Seconds of a MetaSchedule RunnerResult, infinite for a failure."""
+    return statistics.median(float(s) for s in result.run_secs) if result.run_secs else math.inf
+
+
+def workload_features(w: ConvWorkload) -> list[float]:
+    """What a cost model needs of the shape, so that one model serves many workloads."""
+    sizes = (w.n, w.ic, w.oc, w.oh, w.ow, w.kh, w.kw, w.sh, w.sw, w.groups, w.flops)
+    return [math.log2(size) for size in sizes]
+
+
+class SpeedModel:
+    """XGBoost on shape, knobs and derived features; predicts speed relative to the task's best.
+
+    One model serves all tasks of an algorithm, so that what one shape taught helps the next.
+    """
+
+    def __init__(self, rounds: int = 60, seed: int = 0) -> None:
+        self.rounds, self.seed = rounds, seed
+        self._rows: list[list[float]] = []
+        self._seconds: list[float] = []  # infinite for a failure
+        self._tasks: list[tuple[Any, ...]] = []
+        self._booster: Any = None
+
+    def learn(self, task: Task, samples: Sequence[tuple[Mapping[str, int], float]]) -> None:
+        """Add measured (decisions, seconds) of `task` and fit again."""
+        if not samples:
+            return
+        for decisions, seconds in samples:
+            self._rows.append(_features(task, decisions))
+            self._seconds.append(seconds)
+            self._tasks.append(task.key)
+        self._fit()
+
+    def _fit(self) -> None:
+        seconds = np.array(self._seconds)
+        if not np.isfinite(seconds).any():
+            return
+        fastest: dict[tuple[Any, ...], float] = {}
+        for task, value in zip(self._tasks, self._seconds, strict=True):
+            fastest[task] = min(value, fastest.get(task, math.inf))
+        best = np.array([fastest[task] for task in self._tasks])
+        speed = np.where(np.isfinite(seconds), best / seconds, 0.0)
+        settings = {
+            "objective": "reg:squarederror",
+            "max_depth": 6,
+            "eta": 0.2,
+            "nthread": 1,
+            "seed": self.seed,
+        }
+        matrix = xgboost.DMatrix(np.array(self._rows, dtype=np.float32), label=speed)
+        self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether scores are predictions."""
+        return len(self._rows) >= WARM_UP and self._booster is not None
+
+    def score(self, task: Task, points: Sequence[Mapping[str, int]]) -> np.ndarray:
+        """Predicted relative speed of each point; the template's own estimate while little is
+        known."""
+        if not self.is_warm:
+            return np.array([1 / (1 + task.space.cost(d)) for d in points])
+        rows = np.array([_features(task, d) for d in points], dtype=np.float32)
+        predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
+        return predicted.astype("float64")
+
+
+def _features(task: Task, decisions: Mapping[str, int]) -> list[float]:
+    knobs = [float(decisions[name]) for name in task.space.knobs]
+    return [*workload_features(task.workload), *knobs, *task.space.features(decisions).values()]
+
+
+@derived_object
+class KnobCostModel(PyCostModel):  # type: ignore[misc]
+    """A SpeedModel as MetaSchedule's cost model of one task."""
+
+    def __init__(self, task: Task, speed: SpeedModel) -> None:
+        super().__init__()
+        self.task, self.speed = task, speed
+
+    def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
+        pairs = zip(candidates, results, strict=True)
+        self.speed.learn(
+            self.task, [(decisions_of(c.sch.mod), median_seconds(r)) for c, r in pairs]
+        )
+
+    def predict(self, context: Any, candidates: list[Any]) -> np.ndarray:
+        return self.speed.score(self.task, [decisions_of(c.sch.mod) for c in candidates])
+
+    def load(self, path: str) -> None:
+        raise NotImplementedError("the model is rebuilt from the tuning log")
+
+    def save(self, path: str) -> None:
+        raise NotImplementedError("the tuning log is the model's only store")
+
+
+class Outlook:
+    """What one task's candidates turned out to be, against what the model had said of them."""
+
+    _PRIOR = (0.4, 2)  # error of a prediction before any was checked, and its weight
+    _REMEMBERED = 32
+
+    def __init__(self) -> None:
+        self._errors: list[float] = []
+
+    def learn(self, predicted: float, speed: float) -> None:
+        self._errors.append(speed - predicted)
+
+    def expected_best(self, scores: np.ndarray, threshold: float) -> float:
+        """By how much the fastest of candidates with these scores is expected to exceed a speed.
+
+        Each is taken as normal around its score, corrected by the latest errors, with their spread.
+        """
+        if not len(scores):
+            return 0.0
+        errors = np.array(self._errors[-self._REMEMBERED :])
+        guess, weight = self._PRIOR
+        spread = math.sqrt((np.sum(errors**2) + weight * guess**2) / (len(errors) + weight))
+        centres = scores + (np.mean(errors) if len(errors) else 0.0)
+        high = max(threshold, float(centres.max())) + 4 * spread
+        grid = np.linspace(threshold, high, 65)
+        z = (grid[:, None] - centres[None, :]) / (spread * math.sqrt(2))
+        below = 0.5 * (1 + _erf(z))
+        return float((1 - below.prod(axis=1)).mean() * (high - threshold))
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
