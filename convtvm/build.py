@@ -88,7 +88,7 @@ def compile(
     if keep != "all":
         wanted = _fastest(choices) if keep == "best" else _undominated(choices)
     with Zygote() as zygote:
-        content, made = assemble(wanted, distinct, zygote, epilogues)
+        content, made = assemble(wanted, {w: distinct[w] for w in ordered}, zygote, epilogues)
     library = KernelLibrary(content, made)
     library.problems = [str(p) for p in problems] + _stale(history, choices)
     return library

@@ -8,13 +8,12 @@ from dataclasses import replace
 from convtvm import records
 from convtvm.errors import ConvtvmError
 from convtvm.records import TuningRecord
-from convtvm.speed import workload_features
+from convtvm.similarity import distance
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
 _SEEDS = 4  # nearest shapes whose best decisions are tried
 _SHAPES = 12  # nearest shapes whose trials the model learns
-_ELSEWHERE = 3.0  # how far another kernel, stride or grouping puts two shapes apart
 
 Sample = tuple[Mapping[str, int], float]
 _Key = tuple[str, str, str]
@@ -66,12 +65,4 @@ class Neighbours:
     ) -> list[tuple[ConvWorkload, list[TuningRecord]]]:
         shapes = self._records.get((task.algorithm_name, task.target.name, task.layout), {})
         others = [(w, made) for w, made in shapes.items() if w not in without]
-        return sorted(others, key=lambda item: _distance(item[0], task.workload))
-
-
-def _distance(a: ConvWorkload, b: ConvWorkload) -> float:
-    """How different two shapes are: sizes by their ratio, the kind of convolution most."""
-    sizes = zip(workload_features(a), workload_features(b), strict=True)
-    kind = ("kh", "kw", "sh", "sw", "dh", "dw", "groups")
-    apart = sum(getattr(a, name) != getattr(b, name) for name in kind)
-    return sum(abs(x - y) for x, y in sizes) + _ELSEWHERE * apart
+        return sorted(others, key=lambda item: distance(item[0], task.workload))

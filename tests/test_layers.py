@@ -117,7 +117,6 @@ ALSO = {
     },
     "convtvm.records": {"convtvm.task"},
     "convtvm.search": {"schedules.knobs", "convtvm.speed"},
-    "convtvm.transfer": {"convtvm.speed"},
     "convtvm.budget": {"convtvm.progress", "convtvm.search"},
     "convtvm.confirm": {"convtvm.progress", "convtvm.build"},
     "convtvm.tuner": {
