@@ -59,6 +59,7 @@ LAYERS = {
     "convtvm.build": 4,
     "convtvm.dispatch.*": 5,
     "convtvm.cli.*": 6,
+    "convtvm.deployment": 6,
     "convtvm.report": 6,
     "convtvm.peers": 6,
     "convtvm.bench": 6,

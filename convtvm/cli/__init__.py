@@ -14,6 +14,7 @@ import click
 
 import convtvm
 from convtvm.cli.benching import bench
+from convtvm.cli.deploying import deploy
 from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
@@ -46,7 +47,7 @@ def commands(ctx: click.Context) -> None:
         ctx.exit(MISUSE)
 
 
-for _command in (tune, compile_, run, bench, log, info):
+for _command in (tune, compile_, run, deploy, bench, log, info):
     commands.add_command(_command)
 
 

@@ -19,7 +19,8 @@ from convtvm.errors import EnvironmentProblem, LibraryError
 def _load_runtime() -> None:
     """Make libtvm_runtime.so's symbols visible; kernels bind to them when they load."""
     spec = importlib.util.find_spec("tvm")
-    folders = [os.environ.get("CONVTVM_RUNTIME_DIR", "")]
+    deployed = Path(__file__).parents[2] / "lib"
+    folders = [os.environ.get("CONVTVM_RUNTIME_DIR", ""), str(deployed)]
     if spec is not None and spec.origin:
         folders.append(str(Path(spec.origin).parent / "lib"))
     for folder in filter(None, folders):

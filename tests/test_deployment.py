@@ -1,0 +1,129 @@
+"""The deployment folder: complete, small, and right from Python and from C++."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm_ffi
+
+from convtvm.build import compile
+from convtvm.cli import main
+from convtvm.deployment import deploy
+from convtvm.errors import ConvtvmError, LibraryError
+from convtvm.reference import conv2d_reference, random_inputs
+from convtvm.workload import ConvWorkload
+
+ROOT = Path(__file__).resolve().parents[1]
+W = ConvWorkload.parse("mb1ic16ih40oc16oh40kh3ph1")  # one with a workspace
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deploy")
+    compile([W], threads=1, logs=[], algorithms=["direct"]).export(folder / "x.so")
+    assert main(["deploy", str(folder / "x.so"), "-o", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def numpy_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder from which only numpy can be imported."""
+    folder = tmp_path_factory.mktemp("site")
+    home = Path(np.__file__).parent
+    (folder / "numpy").symlink_to(home)
+    libraries = home.with_name("numpy.libs")
+    if libraries.is_dir():
+        (folder / "numpy.libs").symlink_to(libraries)
+    return folder
+
+
+def in_isolation(code: str, *paths: Path) -> str:
+    """What `code` prints in a Python that sees no packages but those in `paths`."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": ":".join(map(str, paths)), "PATH": "/usr/bin:/bin"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+RUN = """
+import importlib.util, sys
+assert importlib.util.find_spec("tvm") is None and importlib.util.find_spec("xgboost") is None
+import numpy as np, convtvm
+folder = sys.path[1]
+library = convtvm.load(folder + "/x.so")
+w = library.workloads[0]
+arrays = np.load(folder + "/../arrays.npz")
+for c in library.candidates(w):
+    out = library.plan(w, arrays["weight"], arrays["bias"], algorithm=c.algorithm)(arrays["data"])
+    assert np.array_equal(out, arrays["reference"]), c
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("tvm", "xgboost")))
+"""
+
+
+def test_runs_with_numpy_alone(deployed: Path, numpy_only: Path) -> None:
+    data, weight, bias = random_inputs(W, 2, "NCHW", "integer")
+    reference = conv2d_reference(W, data, weight, bias, "NCHW")
+    path = deployed.parent / "arrays.npz"
+    np.savez(path, data=data, weight=weight, bias=bias, reference=reference)
+    assert in_isolation(RUN, deployed, numpy_only) == "[]"
+
+
+def test_example_runs(deployed: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(deployed / "example.py")], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0 and f"{W}: out (1, 16, 40, 40)" in done.stdout, done.stderr
+
+
+def test_size(deployed: Path, tmp_path: Path) -> None:
+    """What is written, before Python adds its caches; links are not followed."""
+    sizes = deploy(deployed / "x.so", tmp_path / "again")
+    files = [p for p in (tmp_path / "again").rglob("*") if p.is_file() and not p.is_symlink()]
+    assert sum(p.stat().st_size for p in files) == sum(sizes.values())
+    assert sum(sizes.values()) - sizes["x.so"] < 10_000_000
+
+
+def test_refusals(deployed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvtvmError, match="is not empty; deploy to a new folder"):
+        deploy(deployed / "x.so", deployed)
+    (tmp_path / "x.so").write_bytes(b"no library")
+    with pytest.raises(LibraryError, match="is not a convtvm library"):
+        deploy(tmp_path / "x.so", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConvtvmError, match="cannot write"):
+        deploy(deployed / "x.so", deployed / "x.so" / "below")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
+    program = tmp_path / "run_library"
+    include = Path(tvm_ffi.__file__).parent / "include"
+    lib = deployed / "lib"
+    source = ROOT / "docs" / "cpp" / "run_library.cc"
+    command = ["g++", "-std=c++17", "-O1", str(source), "-o", str(program), f"-I{include}"]
+    command += [f"-L{lib}", "-ltvm_ffi", "-ldl", f"-Wl,-rpath,{lib}"]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+
+    data, weight, bias = random_inputs(W, 2, "NCHW", "integer")
+    files = []
+    for name, array in (("data", data), ("weight", weight), ("bias", bias)):
+        array.tofile(tmp_path / name)
+        files.append(str(tmp_path / name))
+    call = [str(program), str(deployed), "x.so"]
+    done = subprocess.run([*call, W.key, *files, str(tmp_path / "out")], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    out = np.fromfile(tmp_path / "out", np.float32).reshape(W.out_shape())
+    assert np.array_equal(out, conv2d_reference(W, data, weight, bias, "NCHW"))
+    wrong = subprocess.run([*call, "nothing", *files, "o"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "no kernel for nothing" in wrong.stderr
