@@ -14,6 +14,8 @@ from convtvm.records import TuningRecord
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
+_CALL = 1e-5  # seconds that a plan's call may take beside the kernel
+
 
 @dataclass
 class TaskProgress:
@@ -109,7 +111,9 @@ def _ratio(progress: TaskProgress) -> float:
 
 
 def _differ(progress: TaskProgress) -> bool:
-    return not 1 / 1.15 <= _ratio(progress) <= 1.15
+    assert progress.best is not None and progress.tuned_secs is not None
+    more = progress.best.seconds - progress.tuned_secs
+    return abs(more) > _CALL and not 1 / 1.15 <= _ratio(progress) <= 1.15
 
 
 Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]

@@ -6,12 +6,15 @@ import contextlib
 import math
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.events import Events
 from convtvm.cli.output import gflops, ms, text_of
 from convtvm.workload import ConvWorkload
 
@@ -23,27 +26,35 @@ _LINE_EVERY = 16  # trials of one task in a row, the tuner's batch
 
 
 @contextlib.contextmanager
-def monitor(quiet: bool, label: Mapping[ConvWorkload, str]) -> Iterator[Monitor]:
+def monitor(
+    quiet: bool, label: Mapping[ConvWorkload, str], events: Path | None = None
+) -> Iterator[Monitor]:
     """The listener that fits stderr, closed at the end."""
+    told = None if events is None else Events(events)
     if quiet:
-        shown = Monitor(label)
+        shown = Monitor(label, told)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        shown = BarMonitor(label)
+        shown = BarMonitor(label, told)
     else:
-        shown = LineMonitor(label)
+        shown = LineMonitor(label, told)
     try:
         yield shown
     finally:
         shown.close()
+        if told is not None:
+            told.close()
 
 
 class Monitor:
     """Listens to the tuner and counts: failures of this run by task, trials done and wanted."""
 
-    def __init__(self, label: Mapping[ConvWorkload, str]) -> None:
+    def __init__(self, label: Mapping[ConvWorkload, str], events: Events | None = None) -> None:
         self.label = label
+        self.events = events
         self.failed: Counter[Any] = Counter()
         self._wanted: dict[Any, int] = {}
+        self._ended: set[Any] = set()
+        self._started = time.monotonic()
 
     def __call__(
         self, summary: TuningSummary, progress: TaskProgress, record: TuningRecord | None
@@ -54,12 +65,31 @@ class Monitor:
         self._wanted[progress.task.key] = _wanted(progress)
         if record is not None and not record.run_secs:
             self.failed[progress.task.key] += 1
+        for p in summary.tasks:
+            if p.ended and p.task.key not in self._ended:
+                self._ended.add(p.task.key)
+                self._wanted[p.task.key] = p.done
+                self.say_ended(summary, p)
+        if self.events is not None and record is not None:
+            self.events.trial(self, summary, progress, record)
         self.show(summary, progress)
 
     def totals(self, summary: TuningSummary) -> tuple[int, int]:
         """(trials done, trials wanted) of all tasks, as far as their spaces are known."""
         done = sum(min(p.done, self._wanted[p.task.key]) for p in summary.tasks)
         return done, sum(self._wanted.values())
+
+    def eta(self, summary: TuningSummary) -> float | None:
+        """Seconds that the trials left will take at the speed of this run; None without any yet."""
+        done, wanted = self.totals(summary)
+        if not summary.measured:
+            return None
+        return (time.monotonic() - self._started) / summary.measured * (wanted - done)
+
+    def say_ended(self, summary: TuningSummary, progress: TaskProgress) -> None:
+        """A task gets no more trials, for the reason in `progress.ended`."""
+        if self.events is not None:
+            self.events.task(self, progress)
 
     def show(self, summary: TuningSummary, progress: TaskProgress) -> None:
         """Nothing: this one is quiet."""
@@ -75,11 +105,18 @@ class Monitor:
         failed = self.failed[task.key]
         if progress.best is None:
             return text + f"{failed} failed"
-        secs = progress.best.seconds
+        secs = progress.tuned_secs or progress.best.seconds
         text += f"best {ms(secs)} ms, {text_of(gflops(task.workload, secs), '{:.1f}')} GFLOP/s"
         if progress.default is not None and math.isfinite(progress.default.seconds):
             text += f", {progress.default.seconds / secs:.2f}x the default"
         return text + (f", {failed} failed" if failed else "")
+
+
+def _clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _wanted(progress: TaskProgress) -> int:
@@ -90,8 +127,8 @@ def _wanted(progress: TaskProgress) -> int:
 class LineMonitor(Monitor):
     """A line whenever the tuner turns to another task, and after every batch of the same one."""
 
-    def __init__(self, label: Mapping[ConvWorkload, str]) -> None:
-        super().__init__(label)
+    def __init__(self, label: Mapping[ConvWorkload, str], events: Events | None = None) -> None:
+        super().__init__(label, events)
         self._last: tuple[TuningSummary, TaskProgress] | None = None
         self._unsaid = 0
 
@@ -107,7 +144,16 @@ class LineMonitor(Monitor):
         if self._unsaid:
             self._unsaid = 0
             done, wanted = self.totals(summary)
-            click.echo(f"[{done}/{wanted}] {self.describe(progress)}", err=True)
+            eta = self.eta(summary)
+            left = f", {_clock(eta)} left" if eta else ""
+            click.echo(f"[{done}/{wanted}{left}] {self.describe(progress)}", err=True)
+
+    def say_ended(self, summary: TuningSummary, progress: TaskProgress) -> None:
+        super().say_ended(summary, progress)
+        if progress.ended.startswith(("dropped", "the model")):
+            task = progress.task
+            name = f"{self.label[task.workload]} {task.algorithm_name}"
+            click.echo(f"{name} ends after {progress.done} trials: {progress.ended}", err=True)
 
     def close(self) -> None:
         if self._last is not None:
@@ -117,8 +163,8 @@ class LineMonitor(Monitor):
 class BarMonitor(Monitor):
     """One bar over the trials of all tasks, the current task, and the time that is left."""
 
-    def __init__(self, label: Mapping[ConvWorkload, str]) -> None:
-        super().__init__(label)
+    def __init__(self, label: Mapping[ConvWorkload, str], events: Events | None = None) -> None:
+        super().__init__(label, events)
         from rich.console import Console
         from rich.progress import (
             BarColumn,

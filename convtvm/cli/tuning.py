@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,31 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
     default="convtvm.jsonl",
     help="Tuning log: trials are appended, and those it already holds are not repeated.",
 )
+@click.option(
+    "--total-trials",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Trials of this run in all, spent where they are expected to save the most time.  "
+    "[default: no limit]",
+)
+@click.option(
+    "--min-gain",
+    type=click.FloatRange(0, 100, max_open=True),
+    default=0.0,
+    metavar="PERCENT",
+    help="End a task when the model expects less than this from more trials.  [default: 0]",
+)
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    help="Measure the best again in an exported library; those times count.  [default: confirm]",
+)
+@click.option(
+    "--events",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Append what happens to FILE, one JSON object a line.",
+)
 @layout_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
@@ -99,6 +125,10 @@ def tune(
     trials: int,
     time_limit: float | None,
     log: Path,
+    total_trials: int | None,
+    min_gain: float,
+    confirm: bool,
+    events: Path | None,
     layout: str,
     seed: int,
     quiet: bool,
@@ -118,7 +148,7 @@ def tune(
     resolved = resolve(target, threads)
     _check_runs_here(resolved)
     workloads = _computable(workloads, algorithms)
-    with monitor(quiet, labels(workloads)) as listener:
+    with monitor(quiet, labels(workloads), events) as listener:
         summary = run_tuner(
             workloads,
             target=resolved,
@@ -129,11 +159,17 @@ def tune(
             layout=layout,
             seed=seed,
             listener=listener,
+            total_trials=total_trials,
+            min_gain=min_gain,
+            confirm=confirm,
         )
-    for problem in summary.problems:
-        warn(str(problem))
+        document = _document(summary, resolved, layout, listener)
+        if listener.events is not None:
+            listener.events.summary(document)
+    for problem in [*map(str, summary.problems), *summary.warnings]:
+        warn(problem)
     if as_json:
-        print_json(_document(summary, resolved, layout, listener))
+        print_json(document)
     else:
         _print(summary, resolved, listener)
     if summary.stopped == "interrupted":
@@ -187,20 +223,46 @@ def _secs(record: TuningRecord | None) -> float | None:
 
 
 def _print(summary: TuningSummary, target: CompileTarget, listener: Monitor) -> None:
-    columns = ["workload", "algorithm", ">default ms", ">best ms", ">GFLOP/s", ">trials", ">failed"]
+    columns = ["workload", "algorithm", ">default ms", ">tuned ms", ">in library ms"]
+    columns += [">GFLOP/s", ">trials", ">failed"]
     label = labels(p.task.workload for p in summary.tasks)
     print_table(
         f"{target.name}, threads {target.threads}",
         columns,
         [_row(p, label[p.task.workload], listener.failed) for p in summary.tasks],
     )
+    _print_winners(summary, label)
     for kind, count in summary.failures.most_common():
         click.echo(f"{count} failed by {kind}: {summary.first_failures[kind]}")
     stopped = f", {summary.stopped}" if summary.stopped else ""
     click.echo(
-        f"{plural(summary.measured, 'trial')} measured, {summary.reused} reused, "
-        f"{summary.seconds:.1f} s{stopped}; log: {summary.log}"
+        f"{plural(summary.measured, 'trial')} measured, {summary.confirmed} confirmed, "
+        f"{summary.reused} reused, {summary.seconds:.1f} s{stopped}; log: {summary.log}"
     )
+    spent = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in summary.spent.items())
+    if spent:
+        click.echo(f"time: {spent}")
+
+
+def _print_winners(summary: TuningSummary, label: Mapping[ConvWorkload, str]) -> None:
+    """What won each workload, and how far behind its best default was."""
+    by_workload: dict[ConvWorkload, list[TaskProgress]] = {}
+    for p in summary.tasks:
+        by_workload.setdefault(p.task.workload, []).append(p)
+    for workload, rivals in by_workload.items():
+        done = [p for p in rivals if _secs(p.best)]
+        if not done:
+            click.echo(f"{label[workload]}: nothing succeeded")
+            continue
+        winner = min(done, key=lambda p: _secs(p.best) or 0.0)
+        untuned = min((_secs(p.default) or math.inf for p in rivals), default=math.inf)
+        secs = winner.tuned_secs or _secs(winner.best)
+        gain = f", {untuned / secs:.2f}x the best default" if secs else ""
+        click.echo(
+            f"{label[workload]}: {winner.task.algorithm_name} {ms(secs)} ms"
+            f"{gain if math.isfinite(untuned) else ''}"
+        )
+    click.echo("")
 
 
 def _row(progress: TaskProgress, label: str, failed: Counter[Any]) -> list[str]:
@@ -210,8 +272,9 @@ def _row(progress: TaskProgress, label: str, failed: Counter[Any]) -> list[str]:
         label,
         task.algorithm_name,
         ms(default, "failed" if progress.default else "-"),
-        ms(best),
-        text_of(gflops(task.workload, best), "{:.1f}"),
+        ms(progress.tuned_secs),
+        ms(best if progress.best is not None and progress.best.confirmed else None),
+        text_of(gflops(task.workload, progress.tuned_secs or best), "{:.1f}"),
         str(progress.done),
         str(failed[task.key]),
     ]
@@ -226,7 +289,11 @@ def _document(
         "threads": target.threads,
         "layout": layout,
         "measured": summary.measured,
+        "confirmed": summary.confirmed,
+        "disturbed": summary.disturbed,
         "reused": summary.reused,
+        "spent": summary.spent,
+        "warnings": summary.warnings,
         "seconds": summary.seconds,
         "stopped": summary.stopped,
         "tasks": [_entry(p, listener.failed) for p in summary.tasks],
@@ -250,6 +317,10 @@ def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
         "failed": failed[task.key],
         "default_secs": _secs(progress.default),
         "best_secs": secs,
+        "tuned_secs": progress.tuned_secs,
+        "confirmed": best is not None and best.confirmed,
+        "ended": progress.ended,
+        "seconds": progress.seconds,
         "gflops": gflops(task.workload, secs),
         "decisions": dict(best.decisions) if best is not None else None,
         "workspace_bytes": best.workspace_bytes if best is not None else None,

@@ -1,0 +1,79 @@
+"""What happens while tuning, for machines: one JSON object a line, written as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convtvm.errors import LogError
+
+if TYPE_CHECKING:
+    from convtvm.cli.monitor import Monitor
+    from convtvm.progress import TaskProgress, TuningSummary
+    from convtvm.records import TuningRecord
+
+
+class Events:
+    """Writes events to a file, `/dev/stderr` included. Raises LogError if it cannot be opened.
+
+    Each has `event` (trial, confirmed, ended, summary) and `time`, seconds since the epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("a", encoding="utf8")
+        except OSError as error:
+            raise LogError(f"cannot write events to {path}: {error.strerror}") from None
+
+    def trial(
+        self,
+        monitor: Monitor,
+        summary: TuningSummary,
+        progress: TaskProgress,
+        record: TuningRecord,
+    ) -> None:
+        done, wanted = monitor.totals(summary)
+        best, default = progress.best, progress.default
+        self._write(
+            "confirmed" if record.confirmed else "trial",
+            **_task(progress),
+            decisions=dict(record.decisions),
+            secs=record.seconds,
+            error=dict(record.error),
+            best_secs=best.seconds if best else None,
+            default_secs=default.seconds if default else None,
+            done=done,
+            wanted=wanted,
+            eta_secs=monitor.eta(summary),
+        )
+
+    def task(self, monitor: Monitor, progress: TaskProgress) -> None:
+        self._write("ended", **_task(progress), reason=progress.ended)
+
+    def summary(self, document: dict[str, Any]) -> None:
+        self._write("summary", **document)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: str, **facts: Any) -> None:
+        facts = {k: _finite(v) for k, v in facts.items()}
+        self._file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
+        self._file.flush()
+
+
+def _task(progress: TaskProgress) -> dict[str, Any]:
+    task = progress.task
+    return {
+        "workload": task.workload.key,
+        "name": task.workload.name,
+        "algorithm": task.algorithm_name,
+        "trials": progress.done,
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
