@@ -93,16 +93,23 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         return finalize_host()(host), finalize_device()(kernels)
 
 
+def generate(
+    func: tirx.PrimFunc, symbol: str, target: CudaTarget
+) -> tuple[tvm.runtime.Module, DeviceCode]:
+    """(host code, CUDA source of the kernels) of a scheduled convolution. Raises BuildError."""
+    host, kernels = lower(codegen.merge({symbol: func}), target)
+    with _source_only():
+        module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
+    return module, DeviceCode.of(module)
+
+
 def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
     """Machine code of a scheduled convolution, exported as `symbol`.
 
     Its workspace are the buffers after (data, weight, bias, out), but for a residual. Raises
     BuildError, and EnvironmentProblem without a compiler.
     """
-    host, kernels = lower(codegen.merge({symbol: func}), target)
-    with _source_only():
-        module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
-    code = DeviceCode.of(module)
+    module, code = generate(func, symbol, target)
     image = compile_source(code.source, target.arches)
     further = [p for p in func.params[codegen.OPERANDS :] if is_buffer_var(p)]
     workspaces = [p for p in further if p.name != "residual"]

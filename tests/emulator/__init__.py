@@ -53,6 +53,9 @@ def environment(order: str = "random") -> dict[str, str]:
     path = os.pathsep.join(filter(None, (folder, os.environ.get("LD_LIBRARY_PATH"))))
     return {
         "LD_LIBRARY_PATH": path,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(HOME.parent), os.environ.get("PYTHONPATH")))
+        ),
         "CONVTVM_NVCC": str(HOME / "nvcc"),
         "EMULATOR_LIBRARIES": folder,
         "EMULATOR_ORDER": order,
@@ -62,7 +65,9 @@ def environment(order: str = "random") -> dict[str, str]:
 @contextmanager
 def emulated(order: str = "random") -> Iterator[Zygote]:
     """A Zygote that builds for and runs on the emulated GPU; `order` is that of the threads."""
-    with patch.dict(os.environ, environment(order)), Zygote() as zygote:
+    with patch.dict(os.environ, environment(order)):
+        zygote = Zygote()
+    with zygote:
         yield zygote
 
 

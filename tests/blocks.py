@@ -1,0 +1,60 @@
+"""A GPU schedule on the CPU: the program of its blocks, before TVM generates code.
+
+Threads become loops and every buffer lives in ordinary memory. That proves the arithmetic, the
+index maps and the predicates of a schedule in a fraction of a second, and nothing about threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+import tvm_ffi
+from support import Array, Decisions
+from tvm import tirx
+from tvm.ir import Var
+from tvm.tirx import For, ForKind
+from tvm.tirx.buffer import is_buffer_var
+
+from convtvm import codegen
+from convtvm.targets import resolve
+from convtvm.task import Task
+
+_PIPELINE = "software_pipeline_"  # annotations that reorder what only threads can overlap
+
+
+def on_cpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`func` with thread axes as serial loops and all buffers in scope global."""
+    moved: dict[Var, Var] = {}
+
+    def on_var(var: Var) -> Var:
+        if not is_buffer_var(var) or var.scope() == "global":
+            return var
+        if var not in moved:
+            t = var.ty
+            moved[var] = tirx.decl_buffer(
+                t.shape, t.dtype, var.name, None, t.strides, t.elem_offset
+            )
+        return moved[var]
+
+    def on_for(loop: For) -> For:
+        kept = {k: v for k, v in loop.annotations.items() if not k.startswith(_PIPELINE)}
+        kind = ForKind.SERIAL if loop.kind == ForKind.THREAD_BINDING else loop.kind
+        return For(loop.loop_var, loop.min, loop.extent, kind, loop.body, None, kept)
+
+    return tvm_ffi.structural_map(func, [(For, on_for), (Var, on_var)], order="post")
+
+
+def run_blocks(task: Task, decisions: Decisions, data: Array, weight: Array, bias: Array) -> Array:
+    """The output of a GPU task's schedule; elements that it leaves out are NaN."""
+    host = resolve("native", 1)
+    func = codegen.accept_unaligned(on_cpu(task.instantiate(decisions)["main"]))
+    packed = np.full(task.packed_shape(), np.nan, np.float32)
+    out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
+    scratch = [np.full(shape, np.nan, dtype) for dtype, *shape in task.scratch(decisions)]
+    for function, args in (
+        (task.pack(), (weight, packed)),
+        (func, (data, packed, bias, out, *scratch)),
+    ):
+        module: tvm.runtime.Module = codegen.build(function, "main", host).module
+        module["main"](*map(tvm_ffi.from_dlpack, args))
+    return out

@@ -1,0 +1,185 @@
+"""The ladder of the CUDA templates: blocks on the CPU, emulated code, cubins, a real GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from blocks import run_blocks
+from emulator import emulated, problems
+from emulator.faults import FaultyCheck, Scaled
+
+from convtvm import cubin, gpu, gpu_codegen
+from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm.errors import BuildError, EnvironmentProblem
+from convtvm.gpu_verify import EXACT_FAMILIES, GpuCheck
+from convtvm.jobs import Limits
+from convtvm.measure import Zygote
+from convtvm.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.targets import resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+make = ConvWorkload.make
+TARGET = resolve("cuda:sm_90")
+
+SHAPES = {
+    "3x3": make(5, 6, 7, kh=3, padding=1),
+    "one pixel": make(3, 4, 3, kh=3),
+    "1x1, batch 2": make(8, 12, 5, n=2),
+    "strides, asymmetric padding": make(4, 6, 7, 9, 3, 2, stride=(2, 1), padding=(1, 0, 0, 1)),
+    "groups, dilation": make(6, 4, 7, kh=3, dilation=2, padding=2, groups=2),
+    "depthwise": make(6, 6, 7, kh=3, padding=1, groups=6),
+    "tiles' tails, batch 2": make(17, 33, 9, kh=3, padding=1, n=2),
+}
+CASES = [
+    pytest.param(Task(w, name, TARGET, layout), id=f"{name}-{shape}-{layout}")
+    for name, algorithm in CUDA_ALGORITHMS.items()
+    for shape, w in SHAPES.items()
+    for layout in ("NCHW", "NHWC")
+    if algorithm.inapplicable(w) is None
+]
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("task", CASES)
+def test_blocks(task: Task) -> None:
+    exact = task.algorithm.family in EXACT_FAMILIES
+    arrays = random_inputs(task.workload, 3, task.layout, "integer" if exact else "normal")
+    out = run_blocks(task, task.space.default, *arrays)
+    error = relative_error(out, conv2d_reference(task.workload, *arrays, task.layout))
+    assert error <= (0.0 if exact else task.algorithm.tolerance)
+
+
+# ---- emulated ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emulated_gpu() -> Iterator[Zygote]:
+    with emulated() as zygote:
+        yield zygote
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", CUDA_ALGORITHMS)
+def test_emulated(name: str, emulated_gpu: Zygote) -> None:
+    """The default decisions of every shape, in one layout."""
+    tasks = [case.values[0] for case in CASES if case.values[0].algorithm_name == name][::2]
+    found = problems([GpuCheck(task) for task in tasks], emulated_gpu)
+    assert found == [""] * len(tasks), [str(t.workload) for t in tasks]
+
+
+PLAIN = Task(SHAPES["tiles' tails, batch 2"], "direct", TARGET)
+BARRIER = r"__syncthreads\(\);"
+
+
+def barriers(task: Task) -> int:
+    func = task.instantiate(task.space.default)["main"]
+    return gpu_codegen.generate(func, "main", TARGET)[1].source.count("__syncthreads();")
+
+
+@pytest.mark.emulated
+def test_a_removed_barrier_is_caught(emulated_gpu: Zygote) -> None:
+    count = barriers(PLAIN)
+    assert count >= 2
+    checks = [FaultyCheck(PLAIN, pattern=BARRIER, index=i) for i in range(count)]
+    right, *wrong = problems([GpuCheck(PLAIN), *checks], emulated_gpu)
+    assert right == "" and all("relative error" in text for text in wrong), wrong
+
+
+@pytest.mark.emulated
+def test_a_skipped_barrier_is_caught(emulated_gpu: Zygote) -> None:
+    check = FaultyCheck(PLAIN, pattern=BARRIER, replacement="if (threadIdx.x < 7) __syncthreads();")
+    (wrong,) = problems([check], emulated_gpu)
+    assert "7 of" in wrong and "threads came" in wrong
+
+
+@pytest.mark.emulated
+def test_an_address_beyond_the_buffer_is_caught(emulated_gpu: Zygote) -> None:
+    check = FaultyCheck(PLAIN, pattern=r"out_ptr\[\(", replacement="out_ptr[(9000 + ")
+    (wrong,) = problems([check], emulated_gpu)
+    assert wrong == "crash killed by SIGSEGV"
+
+
+@pytest.mark.emulated
+def test_registers_of_another_thread_are_caught(emulated_gpu: Zygote) -> None:
+    jobs = [Scaled(), Scaled(crossed=True), Scaled(mismatched=True)]
+    outcomes = dict(emulated_gpu.call("run", jobs, Limits(timeout=120.0)))
+    assert [outcomes[i].value for i in (0, 1)] == [True, False]
+    assert "threadIdx.x has extents 32, 64, expected one" in outcomes[2].message
+
+
+# ---- checks of the lowering ----------------------------------------------------------------------
+
+
+def test_unknown_ptx_is_refused() -> None:
+    from emulator.translate import translate
+
+    code = 'void f() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }'
+    assert "ptx::wgmma_fence_sync_aligned()" in translate(code)  # which device.h does not have
+
+
+def test_no_compiler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVTVM_NVCC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    monkeypatch.setattr(cubin.nvrtc, "is_available", lambda: False)
+    with pytest.raises(EnvironmentProblem, match=r"no CUDA compiler.*convtvm\[cuda\]"):
+        cubin.find_compiler()
+
+
+def test_ptxas_figures() -> None:
+    log = """ptxas info    : Compiling entry function 'k1' for 'sm_80'
+ptxas info    : Function properties for k1
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compiling entry function 'k2' for 'sm_90'
+ptxas info    : Used 32 registers
+"""
+    assert cubin.ptxas_figures(log) == {
+        ("k1", "sm_80"): cubin.Figures(255, 16, 32, 4096),
+        ("k2", "sm_90"): cubin.Figures(32, 0, 0, 0),
+    }
+
+
+# ---- machine code --------------------------------------------------------------------------------
+
+
+def real_compiler() -> cubin.Compiler:
+    try:
+        return cubin.find_compiler()
+    except EnvironmentProblem as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.mark.cubin
+@pytest.mark.parametrize("name", CUDA_ALGORITHMS)
+def test_cubins_need_no_memory_for_registers(name: str) -> None:
+    """Both architectures in one fat binary; layers of real sizes, default decisions."""
+    compiler = real_compiler()
+    both = resolve("cuda:sm_80,sm_90")
+    for w in (make(64, 64, 56, kh=3, padding=1), make(32, 32, 28, kh=3, padding=1, groups=32)):
+        if CUDA_ALGORITHMS[name].inapplicable(w):
+            continue
+        task = Task(w, name, both)
+        func = task.instantiate(task.space.default)["main"]
+        _, code = gpu_codegen.generate(func, "main", both)
+        image = cubin.compile_source(code.source, both.arches, compiler)
+        assert {arch for _, arch in image.figures} == {"sm_80", "sm_90"}
+        for kernel, figures in image.figures.items():
+            assert (figures.spills, figures.stack) == (0, 0), kernel
+
+
+@pytest.mark.cubin
+def test_what_does_not_compile_says_why() -> None:
+    with pytest.raises(BuildError, match=r"kernels.cu\(1\): error: .*nonsense"):
+        cubin.compile_source("nonsense x;", ["sm_90"], real_compiler())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("task", CASES)
+def test_on_the_device(task: Task) -> None:
+    if not gpu.devices():
+        pytest.skip("no NVIDIA GPU or driver on this machine")
+    assert np.isfinite(GpuCheck(Task(task.workload, task.algorithm_name, resolve("cuda")))())
