@@ -250,6 +250,7 @@ def _kernel(choice: Choice, function: str, pack: str, fused: Mapping[str, str]) 
         decisions=choice.origin,
         predicted_secs=choice.predicted_secs,
         epilogues=dict(fused),
+        scratch=choice.task.scratch(choice.decisions),
     )
 
 

@@ -30,7 +30,8 @@ class Kernel:
     `run_secs` and `max_error` are what tuning measured, None for a kernel that was never measured;
     then `predicted_secs` is what a model of the log expects, if there is one. `decisions` is
     `tuned`, `transferred` from another workload or `default`. `epilogues` maps the epilogues that
-    were compiled besides, `clip` or `add`, to the functions that have them.
+    were compiled besides, `clip` or `add`, to the functions that have them. `scratch` are the
+    buffers (dtype, *shape) that a GPU's kernel takes after `out`.
     """
 
     workload: str
@@ -44,6 +45,7 @@ class Kernel:
     decisions: str
     predicted_secs: float | None = None
     epilogues: Mapping[str, str] = field(default_factory=dict)
+    scratch: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Manifest:
     kernels: Sequence[Kernel]
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the kernels are for an NVIDIA GPU."""
+        return self.target.split(" ")[0] == "cuda"
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode("utf8")
@@ -95,9 +102,11 @@ def _parse(text: bytes, path: str | Path) -> Manifest:
         found = entry.get("format")
         if found != FORMAT:
             raise LibraryError(f"{path} has manifest format {found!r}, this version reads {FORMAT}")
-        kernels = [
-            Kernel(**{**k, "packed_shape": tuple(k["packed_shape"])}) for k in entry.pop("kernels")
-        ]
+        kernels = []
+        for kernel in entry.pop("kernels"):
+            scratch = tuple(map(tuple, kernel.pop("scratch", ())))
+            shape = tuple(kernel.pop("packed_shape"))
+            kernels.append(Kernel(**kernel, packed_shape=shape, scratch=scratch))
         features = tuple(entry.pop("features"))
         manifest = Manifest(**entry, features=features, kernels=kernels)
         for key in manifest.workloads:

@@ -7,11 +7,9 @@ driver. Kernels in float32 need no headers; the few that TVM's prelude includes 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 
+from convtvm import nvidia
 from convtvm.errors import BuildError
 
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
@@ -48,7 +46,7 @@ template <class T> struct is_unsigned { static constexpr bool value = !is_signed
 
 
 def is_available() -> bool:
-    return _load(_LIBRARIES) is not None
+    return nvidia.load(*_LIBRARIES) is not None
 
 
 class Nvrtc:
@@ -67,10 +65,10 @@ class Nvrtc:
 
 
 def _compile(source: str, arch: str) -> tuple[bytes, str]:
-    library = _load(_LIBRARIES)
+    library = nvidia.load(*_LIBRARIES)
     assert library is not None
     options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"]
-    options += [f"--include-path={folder}" for folder in _include_folders()]
+    options += [f"--include-path={folder}" for folder in nvidia.include_folders()]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program),
@@ -93,7 +91,7 @@ def _compile(source: str, arch: str) -> tuple[bytes, str]:
 
 def _join(images: Sequence[tuple[str, bytes]]) -> bytes:
     """One fat binary of the cubins of several architectures."""
-    library = _load(_FATBIN_LIBRARIES)
+    library = nvidia.load(*_FATBIN_LIBRARIES)
     if library is None:
         names = ", ".join(arch for arch, _ in images)
         raise BuildError(
@@ -127,38 +125,3 @@ def _fetch(library: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:
 
 def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
     return (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts))
-
-
-@cache
-def _load(names: Sequence[str]) -> ctypes.CDLL | None:
-    """The first library of `names` that the loader or the packages of NVIDIA have."""
-    for name in names:
-        for path in (
-            name,
-            *(str(p) for folder in _packages() for p in folder.glob(f"*/lib/{name}")),
-        ):
-            try:
-                # NVRTC opens its helper by name only, and finds it once it is in the process.
-                for helper in (
-                    Path(path).parent.glob("libnvrtc-builtins.so.*") if "/" in path else ()
-                ):
-                    ctypes.CDLL(str(helper))
-                return ctypes.CDLL(path)
-            except OSError:
-                continue
-    return None
-
-
-def _include_folders() -> Iterator[Path]:
-    """Where cuda_fp16.h and mma.h lie, for kernels that include them."""
-    for folder in _packages():
-        yield from folder.glob("*/include")
-    toolkit = Path("/usr/local/cuda/include")
-    if toolkit.is_dir():
-        yield toolkit
-
-
-def _packages() -> list[Path]:
-    """The folders of NVIDIA's packages, which share the namespace `nvidia`."""
-    spec = importlib.util.find_spec("nvidia")
-    return [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from blocks import run_blocks
-from emulator import emulated, problems
+from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
 
 from convtvm import cubin, gpu, gpu_codegen
 from convtvm.cuda_algorithms import CUDA_ALGORITHMS
-from convtvm.errors import BuildError, EnvironmentProblem
+from convtvm.dispatch import load
+from convtvm.dispatch.gpu import check_device
+from convtvm.errors import BuildError, EnvironmentProblem, LibraryError
 from convtvm.gpu_verify import EXACT_FAMILIES, GpuCheck
 from convtvm.jobs import Limits
+from convtvm.manifest import Manifest, attach
 from convtvm.measure import Zygote
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
@@ -183,3 +190,54 @@ def test_on_the_device(task: Task) -> None:
     if not gpu.devices():
         pytest.skip("no NVIDIA GPU or driver on this machine")
     assert np.isfinite(GpuCheck(Task(task.workload, task.algorithm_name, resolve("cuda")))())
+
+
+# ---- libraries -----------------------------------------------------------------------------------
+
+
+@pytest.mark.emulated
+def test_deployment(tmp_path: Path) -> None:
+    """compile, export, load, plan, call: arrays of the host, tensors on the GPU, epilogues."""
+    done = subprocess.run(
+        [sys.executable, "-m", "emulator.deploy", str(tmp_path)],
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = done.stdout.splitlines()
+    assert first == "out is on device cpu:0, expected a GPU, as the data"
+    assert second == "out has shape (2, 8, 9, 8), expected (2, 8, 9, 9)"
+
+
+@pytest.mark.skipif(bool(gpu.devices()), reason="this machine has a GPU")
+def test_a_library_without_its_gpu_is_one_clear_error(tmp_path: Path) -> None:
+    made = Manifest("cuda -arch=sm_90", (), 1, "NCHW", {}, [])
+    path = tmp_path / "x.so"
+    path.write_bytes(attach(b"", made))
+    with pytest.raises(LibraryError, match=r"for NVIDIA GPUs \(sm_90\); this machine has none"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("built", "device", "runs"),
+    [
+        ("sm_80", "sm_80", True),
+        ("sm_80", "sm_89", True),
+        ("sm_89", "sm_80", False),
+        ("sm_80", "sm_90", False),
+        ("sm_75,sm_90", "sm_90", True),
+        ("sm_100", "sm_120", False),
+    ],
+)
+def test_which_gpu_runs_which_code(
+    built: str, device: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "devices", lambda: (gpu.Gpu("a card", device, 1),))
+    manifest = Manifest(f"cuda -arch={built}", (), 1, "NCHW", {}, [])
+    if runs:
+        check_device(manifest, "x.so")
+    else:
+        with pytest.raises(LibraryError, match=f"a card, is {device}; compile it with .*{device}"):
+            check_device(manifest, "x.so")

@@ -25,6 +25,7 @@ LAYERS = {
     "convtvm.workload": 0,
     "convtvm.cpu": 0,
     "convtvm.gpu": 0,
+    "convtvm.nvidia": 0,
     "convtvm.sources": 0,
     "convtvm.targets": 0,
     "convtvm.manifest": 0,

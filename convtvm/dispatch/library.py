@@ -14,7 +14,7 @@ from typing import Any
 
 from convtvm import manifest as manifests
 from convtvm.cpu import missing_features
-from convtvm.dispatch import runtime, selection
+from convtvm.dispatch import gpu, runtime, selection
 from convtvm.dispatch.plan import ACTIVATIONS, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
 from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
@@ -43,6 +43,9 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
 
 def _check_machine(manifest: Manifest, path: str | Path) -> None:
     """Raise LibraryError if this machine cannot run the library's code."""
+    if manifest.on_gpu:
+        gpu.check_device(manifest, path)
+        return
     machine = platform.machine()
     if f"-mtriple={machine}" not in manifest.target:
         raise LibraryError(
@@ -81,7 +84,13 @@ class KernelLibrary:
     def _image(self) -> runtime.Image:
         _check_machine(self.manifest, "the library")
         runtime.start(self.threads)
+        if self.manifest.on_gpu:
+            gpu.start()
         return runtime.Image(self._content)
+
+    @property
+    def _plan_type(self) -> type[Plan]:
+        return gpu.GpuPlan if self.manifest.on_gpu else Plan
 
     @property
     def layout(self) -> str:
@@ -136,7 +145,7 @@ class KernelLibrary:
         bounds = _bounds(activation)
         choices = self._choices(workload, wish)
         parts = {
-            w: Plan(self, w, choice, weight, bias, bounds, residual)
+            w: self._plan_type(self, w, choice, weight, bias, bounds, residual)
             for w, choice in dict(choices).items()
         }
         plans = [parts[w] for w, _ in choices]
@@ -178,7 +187,7 @@ class KernelLibrary:
     def _time(self, workload: ConvWorkload, kernel: Kernel) -> float:
         """Seconds a call of `kernel` takes here, on random data."""
         data, weight, _ = random_inputs(workload, 0, self.layout)
-        plan = Plan(self, workload, Choice.of(kernel), weight, None)
+        plan = self._plan_type(self, workload, Choice.of(kernel), weight, None)
         out = plan(data)
         plan(data, out=out)
         secs: list[float] = []

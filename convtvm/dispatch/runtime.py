@@ -16,21 +16,25 @@ from convtvm.errors import EnvironmentProblem, LibraryError
 
 
 @cache
-def _load_runtime() -> None:
-    """Make libtvm_runtime.so's symbols visible; kernels bind to them when they load."""
+def folder() -> Path:
+    """The folder with libtvm_runtime.so. Raises EnvironmentProblem."""
     spec = importlib.util.find_spec("tvm")
     deployed = Path(__file__).parents[2] / "lib"
     folders = [os.environ.get("CONVTVM_RUNTIME_DIR", ""), str(deployed)]
     if spec is not None and spec.origin:
         folders.append(str(Path(spec.origin).parent / "lib"))
-    for folder in filter(None, folders):
-        path = Path(folder) / "libtvm_runtime.so"
-        if path.is_file():
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-            return
+    for path in map(Path, filter(None, folders)):
+        if (path / "libtvm_runtime.so").is_file():
+            return path
     raise EnvironmentProblem(
         "libtvm_runtime.so not found; install apache-tvm==0.27.0.post1 or set CONVTVM_RUNTIME_DIR"
     )
+
+
+@cache
+def _load_runtime() -> None:
+    """Make libtvm_runtime.so's symbols visible; kernels bind to them when they load."""
+    ctypes.CDLL(str(folder() / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
 
 
 def start(threads: int) -> None:

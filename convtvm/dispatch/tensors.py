@@ -17,6 +17,7 @@ import tvm_ffi
 
 from convtvm.errors import ArrayError
 
+_CPU = 1  # DLPack's number of the kind of device
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -33,7 +34,7 @@ class Port:
             return tvm_ffi.from_dlpack(value)
         if isinstance(value, np.ndarray):
             return tvm_ffi.from_dlpack(as_array(value, self.shape, self.name))
-        return _as_tensor(value, self.shape, self.name)
+        return as_tensor(value, self.shape, self.name)
 
     def write(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor over the caller's memory; never a copy."""
@@ -47,7 +48,7 @@ class Port:
             )
         if hasattr(value, "is_contiguous") and not value.is_contiguous():
             raise ArrayError(f"{self.name} is not contiguous, expected a contiguous float32 tensor")
-        return _as_tensor(value, self.shape, self.name)
+        return as_tensor(value, self.shape, self.name)
 
     def empty_like(self, value: Any) -> Any:
         """An uninitialised tensor for this port, of the same library as `value`."""
@@ -112,9 +113,11 @@ def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> No
         raise ArrayError(f"{name} has shape {tuple(found)}, expected {tuple(expected)}")
 
 
-def _as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
-    """`value`, a DLPack tensor on the CPU, as a tvm_ffi tensor; copied only if it is not
-    contiguous."""
+def as_tensor(value: Any, shape: Sequence[int], name: str, device: int = _CPU) -> Any:
+    """`value`, a DLPack tensor, as a tvm_ffi tensor; copied only if it is not contiguous.
+
+    `device` is DLPack's number of the kind of device where it has to be.
+    """
     if not hasattr(value, "__dlpack__"):
         raise ArrayError(
             f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor"
@@ -131,6 +134,7 @@ def _as_tensor(value: Any, shape: Sequence[int], name: str) -> Any:
         raise ArrayError(f"{name} cannot be exported by DLPack: {''.join(reason)}") from None
     if str(tensor.dtype) != "float32":
         raise ArrayError(f"{name} has dtype {tensor.dtype}, expected float32")
-    if tensor.device.dlpack_device_type() != 1:
-        raise ArrayError(f"{name} is on device {tensor.device}, expected the CPU")
+    if tensor.device.dlpack_device_type() != device:
+        expected = "the CPU" if device == _CPU else "a GPU, as the data"
+        raise ArrayError(f"{name} is on device {tensor.device}, expected {expected}")
     return tensor

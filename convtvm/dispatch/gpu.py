@@ -1,0 +1,163 @@
+"""Kernels on an NVIDIA GPU: the run time for it, and plans whose tensors may lie there.
+
+The driver comes with the GPU; libtvm_runtime_cuda.so lies beside libtvm_runtime.so, and
+libcudart.so.13 comes with PyTorch, with NVIDIA's packages or with the toolkit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from convtvm import gpu, nvidia
+from convtvm.dispatch import runtime, tensors
+from convtvm.dispatch.plan import Plan
+from convtvm.errors import ArrayError, EnvironmentProblem, LibraryError, NoCandidate
+from convtvm.manifest import Manifest
+
+_CUDA = 2  # DLPack's number of the kind of device
+_ALIGNMENT = 16  # bytes of the widest load
+
+
+def check_device(manifest: Manifest, path: str | Path) -> None:
+    """Raise LibraryError if this machine has no GPU that runs the library's kernels."""
+    built = manifest.target.partition("-arch=")[2]
+    found = gpu.devices()
+    if not found:
+        raise LibraryError(
+            f"{path} is compiled for NVIDIA GPUs ({built}); this machine has none, or no driver "
+            "for it (libcuda.so.1)"
+        )
+    if not any(_runs(arch, found[0].arch) for arch in built.split(",")):
+        raise LibraryError(
+            f"{path} is compiled for {built}; this GPU, {found[0].name}, is {found[0].arch}; "
+            f"compile it with --target cuda:{found[0].arch}"
+        )
+
+
+def _runs(built: str, device: str) -> bool:
+    """Whether a device runs machine code of an architecture: the same major number, no older."""
+    code, own = gpu.age(built), gpu.age(device)
+    return code // 10 == own // 10 and code <= own
+
+
+@cache
+def start() -> None:
+    """Load TVM's CUDA run time into the process. Raises EnvironmentProblem."""
+    if nvidia.load("libcudart.so.13") is None:
+        raise EnvironmentProblem(
+            "libcudart.so.13 not found; install PyTorch for CUDA 13 or nvidia-cuda-runtime"
+        )
+    library = runtime.folder() / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot load {library}: {error}") from None
+
+
+class GpuPlan(Plan):
+    """A plan whose kernel runs on a GPU.
+
+    Tensors on the GPU are used where they lie, on PyTorch's current stream, without waiting for
+    the result. Arrays of the host travel to the first GPU and back.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if not self._fused:
+            raise NoCandidate(
+                f"the library was compiled without the epilogue {self._epilogue!r}; on a GPU it "
+                "has to be in the kernel: convtvm.compile(..., epilogues=...)"
+            )
+        self._constants: dict[int, tuple[Any, Any]] = {}  # device -> packed weight, bias
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def __call__(self, data: Any, out: Any = None, residual: Any = None) -> Any:
+        """As of Plan; `data`, `out` and `residual` are all on one GPU or all on the host."""
+        place = data.__dlpack_device__() if hasattr(data, "__dlpack_device__") else (1, 0)
+        if place[0] == _CUDA:
+            return self._call_there(data, out, residual, int(place[1]))
+        result = self._out.empty_like(data) if out is None else out
+        target = self._out.write(result)
+        device = tvm_ffi.device("cuda", 0)
+        there = [_copy(self._data.read(data), device), _empty(self._out.shape, "float32", device)]
+        added = None if residual is None else _copy(self._residual.read(residual), device)
+        self._call_there(there[0], there[1], added, 0)
+        _copy_to(there[1], target)
+        tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+        return result
+
+    def _call_there(self, data: Any, out: Any, residual: Any, index: int) -> Any:
+        source = self._read(data, self._data)
+        result = self._out.empty_like(data) if out is None else out
+        target = tensors.as_tensor(result, self._out.shape, "out", _CUDA)
+        if target.data_ptr() % _ALIGNMENT:
+            raise ArrayError(f"out does not start at a multiple of {_ALIGNMENT} bytes")
+        tensors.check_apart((source, self._data), (target, self._out))
+        if (residual is not None) != self._adds:
+            self._added(target, residual)  # raises
+        added = () if residual is None else (self._read(residual, self._residual),)
+        device, stream = tvm_ffi.device("cuda", index), _stream(data, index)
+        bounds = () if self._epilogue == "none" else self._bounds
+        with tvm_ffi.use_raw_stream(device, stream):
+            packed, bias = self._on(device, index)
+            scratch = self._scratch(device, (index, stream))
+            self._run(source, packed, bias, target, *scratch, *bounds, *added)
+        return result
+
+    def _read(self, value: Any, port: tensors.Port) -> Any:
+        tensor = tensors.as_tensor(value, port.shape, port.name, _CUDA)
+        if tensor.data_ptr() % _ALIGNMENT == 0:
+            return tensor
+        if not hasattr(value, "clone"):
+            raise ArrayError(f"{port.name} does not start at a multiple of {_ALIGNMENT} bytes")
+        return tensors.as_tensor(value.clone(), port.shape, port.name, _CUDA)
+
+    def _on(self, device: Any, index: int) -> tuple[Any, Any]:
+        """Packed weight and bias on a device, copied there at the first call."""
+        with self._lock:
+            if index not in self._constants:
+                self._constants[index] = (_copy(self._packed, device), _copy(self._bias, device))
+                # Other streams may use them next.
+                tvm_ffi.get_global_func("runtime.Device_StreamSync")(
+                    device, tvm_ffi.get_raw_stream(device)
+                )
+            return self._constants[index]
+
+    def _scratch(self, device: Any, key: tuple[int, int]) -> Sequence[Any]:
+        """The kernel's workspaces, one set for each thread and stream that calls."""
+        kept: dict[tuple[int, int], list[Any]] = self._local.__dict__.setdefault("scratch", {})
+        if key not in kept:
+            kept[key] = [_empty(s, dtype, device) for dtype, *s in self.choice.kernel.scratch]
+        return kept[key]
+
+
+def _stream(data: Any, index: int) -> int:
+    """The stream on which the caller works: PyTorch's for its tensors, else the one set for TVM."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(data, torch.Tensor):
+        return int(torch.cuda.current_stream(index).cuda_stream)
+    return int(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", index)))
+
+
+def _empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
+    allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+    return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+
+
+def _copy(tensor: Any, device: Any) -> Any:
+    there = _empty(tuple(tensor.shape), str(tensor.dtype), device)
+    _copy_to(tensor, there)
+    return there
+
+
+def _copy_to(source: Any, target: Any) -> None:
+    tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(source, target)
