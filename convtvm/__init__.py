@@ -26,6 +26,7 @@ _LAZY = {
     "compile": "convtvm.build",
     "load": "convtvm.dispatch",
     "KernelLibrary": "convtvm.dispatch",
+    "torch": "convtvm.torch",  # the module itself; needs PyTorch
 }
 
 
@@ -33,7 +34,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'convtvm' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    value = getattr(module, name)
+    value = module if name == "torch" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -61,6 +61,7 @@ LAYERS = {
     "convtvm.dispatch.*": 5,
     "convtvm.cli.*": 6,
     "convtvm.deployment": 6,
+    "convtvm.torch": 6,
     "convtvm.report": 6,
     "convtvm.peers": 6,
     "convtvm.bench": 6,
