@@ -53,6 +53,13 @@ def age(arch: str) -> int:
     return int(arch.removeprefix("sm_"))
 
 
+def runs(built: str, device: str) -> bool:
+    """Whether a device of an architecture runs machine code of another: the same major number, no
+    older."""
+    code, own = age(built), age(device)
+    return code // 10 == own // 10 and code <= own
+
+
 def common(arches: Sequence[str]) -> Architecture:
     """What all of `arches` offer."""
     many = [ARCHITECTURES[arch] for arch in arches]

@@ -28,7 +28,7 @@ from convtvm.cpu import physical_cores
 from convtvm.errors import BuildError
 from convtvm.jobs import STOPPED, BuildJob, Limits, Outcome, RunJob, receive, send
 from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.task import Task, decisions_of
+from convtvm.task import Scratch, Task, decisions_of
 from convtvm.workload import ConvWorkload
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
@@ -208,6 +208,7 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         self.outcomes: dict[str, Outcome] = {}
         self.pack = str(zygote.fresh_path("-pack.so"))
         self._ready: dict[tuple[tuple[str, int], ...], str] = {}  # built ahead: decisions -> path
+        self.scratch: dict[str, Scratch] = {}  # path -> workspaces that a GPU's kernel is given
 
     def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob]:
         """What is left to build for candidates with these decisions; the packing function once."""
@@ -215,7 +216,8 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         for decisions in many:
             path = str(self.zygote.fresh_path(".so"))
             if self._ready.setdefault(_frozen(decisions), path) == path:
-                jobs.append(BuildJob(self.task, decisions, path))
+                jobs.append(BuildJob(self.task, decisions, path, strict=True))
+                self.scratch[path] = self.task.scratch(decisions)
         return jobs
 
     def build(self, build_inputs: list[BuilderInput]) -> list[BuilderResult]:
@@ -272,14 +274,17 @@ class _Measurement(PyRunnerFuture):  # type: ignore[misc]
 class ZygoteRunner(PyRunner):  # type: ignore[misc]
     """Checks and times libraries of one task; `outcomes` keeps each one's Outcome by path."""
 
-    def __init__(self, zygote: Zygote, task: Task, pack: str, inputs: str, limits: Limits) -> None:
+    def __init__(self, builder: ZygoteBuilder, inputs: str, limits: Limits) -> None:
         super().__init__()
-        self.zygote, self.limits = zygote, limits
-        self.job = RunJob("", pack, task.packed_shape(), inputs, task.algorithm.tolerance)
+        task = builder.task
+        self.zygote, self.limits, self.scratch = builder.zygote, limits, builder.scratch
+        shape, tolerance = task.packed_shape(), task.algorithm.tolerance
+        self.job = RunJob("", builder.pack, shape, inputs, tolerance, device=task.target.kind)
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[PyRunnerFuture]:
-        jobs = [replace(self.job, path=str(i.artifact_path)) for i in runner_inputs]
+        paths = [str(i.artifact_path) for i in runner_inputs]
+        jobs = [replace(self.job, path=path, scratch=self.scratch[path]) for path in paths]
         stream = self.zygote.call("run", jobs, self.limits)
         return [_Measurement(self, stream, job.path) for job in jobs]
 
@@ -296,7 +301,7 @@ class Workbench:
         inputs = write_problem(task.workload, task.layout, zygote)
         run = Limits(threads=task.target.threads, timeout=RUN_SECONDS)
         self.builder = ZygoteBuilder(zygote, task, build_limits())
-        self.runner = ZygoteRunner(zygote, task, self.builder.pack, str(inputs), run)
+        self.runner = ZygoteRunner(self.builder, str(inputs), run)
 
     def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
         """Build all MeasureCandidates, then check and time one after another, in order."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.target import Target, codegen
 
-from convtvm import gpu
+from convtvm import cpu, gpu
 from convtvm.cpu import host_features, physical_cores
 from convtvm.errors import TargetError
 
@@ -72,6 +72,10 @@ class CompileTarget:
         """The CPU that runs the code around the kernels: on a CPU the target itself."""
         return self.tvm
 
+    def device_name(self) -> str:
+        """What this machine has to run the code on, by its marketing name."""
+        return cpu.device_name()
+
     @property
     def is_x86(self) -> bool:
         return self.spec["mtriple"].startswith("x86_64")
@@ -90,6 +94,9 @@ class CudaTarget(CompileTarget):
     @property
     def kind(self) -> str:
         return "cuda"
+
+    def device_name(self) -> str:
+        return gpu.devices()[0].name if gpu.devices() else "no GPU"
 
     @property
     def facts(self) -> gpu.Architecture:
@@ -129,13 +136,13 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
         return _cuda(arches)
     spec = _parse(text.strip())
     spec.setdefault("mtriple", _X86_TRIPLE)
-    cpu, triple = spec.get("mcpu", ""), spec["mtriple"]
+    processor, triple = spec.get("mcpu", ""), spec["mtriple"]
     if triple.split("-")[0] not in _ARCHITECTURES:  # LLVM aborts on one that it does not know
         known = ", ".join(f"{name}-..." for name in _ARCHITECTURES)
         raise TargetError(f"target {text!r}: unsupported triple {triple!r}, expected {known}")
-    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
+    if processor and not codegen.llvm_is_valid_cpu(processor, triple):
         raise TargetError(
-            f"target {text!r}: unknown CPU {cpu!r} for {triple}; `llc -mcpu=help` lists them"
+            f"target {text!r}: unknown CPU {processor!r} for {triple}; `llc -mcpu=help` lists them"
         )
     features = tuple(sorted(str(f) for f in codegen.llvm_get_cpu_features(Target(spec))))
     lanes, registers = _vector_unit(features, triple)

@@ -42,7 +42,7 @@ class Task:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the fields only; the cached space holds functions."""
-        return Task, tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
     def algorithm(self) -> Algorithm:

@@ -14,7 +14,6 @@ from typing import Any
 
 from convtvm import __version__, confirm, records
 from convtvm.budget import Budget, Contender
-from convtvm.cpu import device_name
 from convtvm.errors import BuildError, ConvtvmError, WorkloadError
 from convtvm.jobs import STOPPED
 from convtvm.measure import Trial, Zygote, build_ahead
@@ -127,7 +126,7 @@ class _Session:
     ) -> None:
         self.summary, self.writer, self.listener = summary, writer, listener
         self.budget = budget
-        self.device = device_name()
+        self.device = summary.tasks[0].task.target.device_name() if summary.tasks else ""
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
         self.neighbours = Neighbours([*old, *records.load(records.shipped_logs())[0]])
         models: dict[str, SpeedModel] = {}

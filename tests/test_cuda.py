@@ -13,8 +13,9 @@ import pytest
 from blocks import run_blocks
 from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
+from emulator.plain import PlainTask
 
-from convtvm import cubin, gpu, gpu_codegen
+from convtvm import cubin, gpu, gpu_codegen, records
 from convtvm.cuda_algorithms import CUDA_ALGORITHMS
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import check_device
@@ -77,7 +78,7 @@ def test_emulated(name: str, emulated_gpu: Zygote) -> None:
     assert found == [""] * len(tasks), [str(t.workload) for t in tasks]
 
 
-PLAIN = Task(SHAPES["tiles' tails, batch 2"], "direct", TARGET)
+PLAIN = PlainTask(SHAPES["tiles' tails, batch 2"], "direct", TARGET)
 BARRIER = r"__syncthreads\(\);"
 
 
@@ -241,3 +242,27 @@ def test_which_gpu_runs_which_code(
     else:
         with pytest.raises(LibraryError, match=f"a card, is {device}; compile it with .*{device}"):
             check_device(manifest, "x.so")
+
+
+@pytest.mark.emulated
+def test_tuning(tmp_path: Path) -> None:
+    """convtvm tune on the emulated GPU: built, checked, timed by its clock, logged, compiled."""
+    log = tmp_path / "x.jsonl"
+    workload = "mb1ic3ih5oc8oh5kh3ph1"
+    options = ["--target", "cuda", "--log", str(log), "--algorithms", "direct"]
+    for command in (
+        ["tune", workload, "--trials", "2", *options],
+        ["compile", workload, "-o", f"{tmp_path}/x.so", "--target", "cuda", "--log", str(log)],
+        ["run", f"{tmp_path}/x.so", "--check"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "convtvm", *command],
+            env={**os.environ, **environment()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    made, problems = records.load([log])
+    assert not problems and len(made) >= 2 and all(r.run_secs for r in made), made
+    assert {(r.target, r.device) for r in made} == {("cuda -arch=sm_90", "emulated GPU")}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm import gpu
 from convtvm.cli.monitor import Monitor, monitor
 from convtvm.cli.output import (
     gflops,
@@ -147,7 +148,7 @@ def tune(
 
     resolved = resolve(target, threads)
     _check_runs_here(resolved)
-    workloads = _computable(workloads, algorithms)
+    workloads = _computable(workloads, algorithms, resolved.kind)
     with monitor(quiet, labels(workloads), events) as listener:
         summary = run_tuner(
             workloads,
@@ -178,7 +179,15 @@ def tune(
 
 
 def _check_runs_here(target: CompileTarget) -> None:
-    """Refuse to tune for a CPU that this one cannot stand in for."""
+    """Refuse to tune for a CPU or GPU that those here cannot stand in for."""
+    from convtvm.targets import CudaTarget
+
+    if isinstance(target, CudaTarget):
+        found = gpu.devices()
+        if not any(gpu.runs(arch, d.arch) for d in found[:1] for arch in target.arches):
+            has = f"its GPU is {found[0].arch}" if found else "it has no NVIDIA GPU or no driver"
+            raise TargetError(f"target {target.name!r}: cannot be tuned on this machine, {has}")
+        return
     machine = platform.machine()
     if not target.spec["mtriple"].startswith(f"{machine}-"):
         raise TargetError(f"target {target.name!r}: cannot be tuned here, this CPU is {machine}")
@@ -190,13 +199,15 @@ def _check_runs_here(target: CompileTarget) -> None:
 
 
 def _computable(
-    workloads: Sequence[ConvWorkload], algorithms: Sequence[str] | None
+    workloads: Sequence[ConvWorkload], algorithms: Sequence[str] | None, kind: str
 ) -> list[ConvWorkload]:
-    """The workloads that some of the algorithms can compute; the others are named."""
+    """The workloads that some of the algorithms can compute on this kind of device; the others
+    are named."""
     from convtvm.algorithms import applicable, select
+    from convtvm.task import TABLES
 
-    chosen = select(algorithms)
-    found = [w for w in workloads if applicable(w, algorithms)]
+    chosen = select(algorithms, TABLES[kind])
+    found = [w for w in workloads if applicable(w, algorithms, TABLES[kind])]
     label = labels(workloads)
     reasons = [
         f"{label[w]}: " + "; ".join(dict.fromkeys(str(a.inapplicable(w)) for a in chosen))

@@ -35,17 +35,11 @@ def check_device(manifest: Manifest, path: str | Path) -> None:
             f"{path} is compiled for NVIDIA GPUs ({built}); this machine has none, or no driver "
             "for it (libcuda.so.1)"
         )
-    if not any(_runs(arch, found[0].arch) for arch in built.split(",")):
+    if not any(gpu.runs(arch, found[0].arch) for arch in built.split(",")):
         raise LibraryError(
             f"{path} is compiled for {built}; this GPU, {found[0].name}, is {found[0].arch}; "
             f"compile it with --target cuda:{found[0].arch}"
         )
-
-
-def _runs(built: str, device: str) -> bool:
-    """Whether a device runs machine code of an architecture: the same major number, no older."""
-    code, own = gpu.age(built), gpu.age(device)
-    return code // 10 == own // 10 and code <= own
 
 
 @cache

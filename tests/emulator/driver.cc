@@ -231,7 +231,7 @@ int cuDeviceGetName(char* name, int size, int) {
   return snprintf(name, size, "emulated GPU"), 0;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  std::map<int, int> known = {{16, 132}, {38, 50 << 20}, {75, 9}, {76, 0}};
+  std::map<int, int> known = {{16, 132}, {38, 1 << 20}, {75, 9}, {76, 0}};
   return *value = known[attribute], 0;
 }
 int cuGetErrorName(int, const char** text) { return *text = problem.c_str(), 0; }
@@ -276,7 +276,7 @@ int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
   std::map<int, int> known = {{1, 1024},   {2, 1024},     {3, 1024},      {4, 64},
                               {8, 49152},  {10, 32},      {12, 65536},    {13, 1980000},
-                              {16, 132},   {38, 50 << 20}, {75, 9},        {76, 0},
+                              {16, 132},   {38, 1 << 20}, {75, 9},        {76, 0},
                               {97, 232448}};
   return *value = known[attribute], 0;
 }
