@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from convtvm.workload import channel_block
+
 if TYPE_CHECKING:
     from convtvm.workload import ConvWorkload
 
@@ -31,16 +33,19 @@ def conv2d_reference(
     out[n, g, o, y, x] = sum_{i, a, b} weight[g, o, i, a, b]
                          * data[n, g, i, y * sh - ph + a * dh, x * sw - pw + b * dw]
 
-    with zeros outside of `data`; the result is in `layout`, NCHW or NHWC. Works on one kernel tap
+    with zeros outside of `data`; the result is in `layout`. Works on one kernel tap
     of some output rows of one image at a time: besides the result it holds one padded image, the
     weight in float64 and a few MB.
     """
-    _check_shape("data", data, _ordered(layout, w.n, w.ic, w.ih, w.iw))
+    _check_shape("data", data, w.data_shape(layout))
+    if block := channel_block(layout):
+        plain = conv2d_reference(w, _unblocked(data, w.ic), weight, bias)
+        return _blocked(plain, block)
     _check_shape("weight", weight, (w.oc, w.ic // w.groups, w.kh, w.kw))
     if bias is not None:
         _check_shape("bias", bias, (w.oc,))
     taps = _weight_by_tap(w, weight)
-    out = np.empty(_ordered(layout, w.n, w.oc, w.oh, w.ow))
+    out = np.empty(w.out_shape(layout))
     padded = _Padded(w)
     for image, result in zip(_as_nchw(data, layout), _as_nchw(out, layout), strict=True):
         _conv_image(w, padded.holding(image), taps, result)
@@ -95,9 +100,10 @@ def random_inputs(
         raise ValueError(f"kind is {kind!r}: expected 'normal' or 'integer'")
     if layout == "NCHW":
         return data, weight, bias
-    transposed = aligned_empty(_ordered(layout, *data.shape), np.float32)
-    _as_nchw(transposed, layout)[...] = data
-    return transposed, weight, bias
+    ordered = aligned_empty(w.data_shape(layout), np.float32)
+    block = channel_block(layout)
+    ordered[...] = _blocked(data, block) if block else data.transpose(0, 2, 3, 1)
+    return ordered, weight, bias
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -166,13 +172,19 @@ def _integer_limit(terms: int) -> int:
     return limit
 
 
-def _ordered(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, int, int, int]:
-    """The sizes in the order of `layout`."""
-    if layout == "NCHW":
-        return (n, c, h, w)
-    if layout == "NHWC":
-        return (n, h, w, c)
-    raise ValueError(f"layout is {layout!r}: expected NCHW or NHWC")
+def _blocked(array: Array, block: int) -> Array:
+    """[n, c, h, w] -> [n, ceil(c / block), h, w, block], the surplus channels zero."""
+    n, c, h, w = array.shape
+    chunks = -(-c // block)
+    filled = np.zeros((n, chunks * block, h, w), array.dtype)
+    filled[:, :c] = array
+    return np.ascontiguousarray(filled.reshape(n, chunks, block, h, w).transpose(0, 1, 3, 4, 2))
+
+
+def _unblocked(array: Array, channels: int) -> Array:
+    """The inverse of `_blocked`."""
+    n, chunks, h, w, block = array.shape
+    return array.transpose(0, 1, 4, 2, 3).reshape(n, chunks * block, h, w)[:, :channels]
 
 
 def _as_nchw(array: Array, layout: str) -> Array:

@@ -15,13 +15,13 @@ from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
 from convtvm.compute.epilogue import with_epilogue
 from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm.errors import WorkloadError
 from convtvm.targets import CompileTarget, CudaTarget
-from convtvm.workload import ConvWorkload
+from convtvm.workload import ConvWorkload, channel_block
 from schedules.cpu.registers import CpuModel
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Space
 
-LAYOUTS = ("NCHW", "NHWC")
 Scratch = tuple[tuple[str | int, ...], ...]
 TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
@@ -75,6 +75,7 @@ class Task:
         """The unscheduled function; compute knobs are 1 without decisions."""
         knobs = self.algorithm.template.COMPUTE_KNOBS if decisions else ()
         chosen = {name: decisions[name] for name in knobs} if decisions else {}
+        _check_blocks(self.workload, self.layout, self.target.lanes)
         plain = self.algorithm.compute(self.workload, self.layout, self.target.lanes, **chosen)
         func = with_epilogue(plain, self.epilogue)
         # On a GPU the run time sees to the alignment, and loads are as wide as templates want them.
@@ -124,6 +125,18 @@ def tasks_of(
     return [
         Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms, table)
     ]
+
+
+def _check_blocks(w: ConvWorkload, layout: str, lanes: int) -> None:
+    """Kernels compute whole vectors of `lanes` channels, groups no more than they have; a blocked
+    layout must not ask for more. Raises WorkloadError."""
+    block = channel_block(layout)
+    computed = w.oc if w.groups > 1 else -(-w.oc // lanes) * lanes
+    if block and -(-w.oc // block) * block > computed:
+        raise WorkloadError(
+            f"layout {layout} fills the {w.oc} output channels of {w} up to whole blocks, but "
+            f"its kernels compute {computed}; choose smaller blocks, or NHWC"
+        )
 
 
 # A candidate travels through MetaSchedule as a carrier function whose root block has one annotation

@@ -17,6 +17,10 @@ from convtvm.errors import WorkloadError
 
 # benchdnn's sizes are int64; its shape files have some above int32.
 _MAX_SIZE = 2**63 - 1
+LAYOUTS = ("NCHW", "NHWC")
+# [n, channels / b, h, w, b]: the last block is filled up with channels that are written as zero
+# and never read.
+BLOCKED_LAYOUTS = ("NCHW4c", "NCHW8c", "NCHW16c")
 _DTYPE_BYTES = {"float32": 4}
 
 _FROM_ONE = ("n", "ic", "ih", "iw", "oc", "kh", "kw", "sh", "sw", "dh", "dw", "groups")
@@ -166,12 +170,12 @@ class ConvWorkload:
         """Floating-point operations of the direct algorithm: two for each multiply-add."""
         return 2 * self.macs
 
-    def data_shape(self, layout: str = "NCHW") -> tuple[int, int, int, int]:
-        """Shape of the input in `layout`, NCHW or NHWC."""
+    def data_shape(self, layout: str = "NCHW") -> tuple[int, ...]:
+        """Shape of the input in `layout`, one of LAYOUTS or BLOCKED_LAYOUTS."""
         return _ordered(layout, self.n, self.ic, self.ih, self.iw)
 
-    def out_shape(self, layout: str = "NCHW") -> tuple[int, int, int, int]:
-        """Shape of the output in `layout`, NCHW or NHWC."""
+    def out_shape(self, layout: str = "NCHW") -> tuple[int, ...]:
+        """Shape of the output in `layout`, one of LAYOUTS or BLOCKED_LAYOUTS."""
         return _ordered(layout, self.n, self.oc, self.oh, self.ow)
 
     @property
@@ -264,12 +268,26 @@ def _numbers(name: str, value: int | Sequence[int], counts: tuple[int, ...]) -> 
     return tuple(value)
 
 
-def _ordered(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, int, int, int]:
+def channel_block(layout: str) -> int:
+    """Channels that lie together in a blocked layout, 8 in NCHW8c; 0 for a plain one.
+
+    Raises WorkloadError for an unknown layout.
+    """
+    if layout in LAYOUTS:
+        return 0
+    if layout not in BLOCKED_LAYOUTS:
+        known = ", ".join((*LAYOUTS, *BLOCKED_LAYOUTS))
+        raise WorkloadError(f"layout is {layout!r}: expected one of {known}")
+    return int(layout[len("NCHW") : -1])
+
+
+def _ordered(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, ...]:
+    block = channel_block(layout)
+    if block:
+        return (n, -(-c // block), h, w, block)
     if layout == "NCHW":
         return (n, c, h, w)
-    if layout == "NHWC":
-        return (n, h, w, c)
-    raise WorkloadError(f"layout is {layout!r}: expected NCHW or NHWC")
+    return (n, h, w, c)
 
 
 # The descriptor: text -> sizes as written -> fields.

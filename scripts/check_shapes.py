@@ -30,9 +30,9 @@ from convtvm.errors import ConvtvmError
 from convtvm.measure import Zygote
 from convtvm.sources import read_source
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, tasks_of
+from convtvm.task import tasks_of
 from convtvm.verify import Check, Verdict, random_workload, verify
-from convtvm.workload import ConvWorkload
+from convtvm.workload import LAYOUTS, ConvWorkload
 
 _SECONDS = 20.0  # between two lines of progress
 

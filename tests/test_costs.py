@@ -14,8 +14,8 @@ from tvm import tirx
 from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, Task
-from convtvm.workload import ConvWorkload
+from convtvm.task import Task
+from convtvm.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

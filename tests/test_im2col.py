@@ -16,8 +16,8 @@ from convtvm.algorithms import ALGORITHMS, applicable
 from convtvm.compute.im2col import has_columns
 from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, Task
-from convtvm.workload import ConvWorkload
+from convtvm.task import Task
+from convtvm.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

@@ -10,8 +10,8 @@ from convtvm.compute.im2col import column_bytes
 from convtvm.compute.mec import lowered_bytes
 from convtvm.sources import read_source
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, Task, tasks_of
-from convtvm.workload import ConvWorkload
+from convtvm.task import Task, tasks_of
+from convtvm.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

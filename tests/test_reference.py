@@ -166,7 +166,7 @@ def test_wrong_shapes_are_refused(name, shapes):
 def test_unknown_layout_and_kind_are_refused():
     w = WORKLOADS["3x3"]
     data, weight, _ = random_inputs(w, 0)
-    with pytest.raises(ValueError, match="layout is 'CHWN': expected NCHW or NHWC"):
+    with pytest.raises(ValueError, match="layout is 'CHWN': expected one of NCHW, NHWC"):
         conv2d_reference(w, data, weight, layout="CHWN")
     with pytest.raises(ValueError, match="layout is 'CHWN'"):
         random_inputs(w, 0, "CHWN")

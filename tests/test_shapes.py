@@ -20,9 +20,9 @@ from convtvm.algorithms import ALGORITHMS
 from convtvm.measure import Zygote
 from convtvm.sources import read_source
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, Task, tasks_of
+from convtvm.task import Task, tasks_of
 from convtvm.verify import Check, random_workload, verify
-from convtvm.workload import ConvWorkload
+from convtvm.workload import LAYOUTS, ConvWorkload
 
 EDGES = Path(__file__).parent / "shapes" / "edges.txt"
 TARGET = resolve("native", 2)

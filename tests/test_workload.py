@@ -179,7 +179,7 @@ def test_refused_sizes(sizes: dict[str, Any], message: str) -> None:
 
 
 def test_refused_layout() -> None:
-    with pytest.raises(WorkloadError, match="layout is 'CHWN': expected NCHW or NHWC"):
+    with pytest.raises(WorkloadError, match="layout is 'CHWN': expected one of NCHW, NHWC"):
         RESNET.data_shape("CHWN")
 
 

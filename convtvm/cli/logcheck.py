@@ -10,8 +10,8 @@ from convtvm.cli.logs import stale
 from convtvm.errors import TargetError, WorkloadError
 from convtvm.records import TuningRecord
 from convtvm.targets import resolve
-from convtvm.task import LAYOUTS, Task
-from convtvm.workload import ConvWorkload
+from convtvm.task import Task
+from convtvm.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 
 class Checker:
@@ -46,8 +46,9 @@ def _task(record: TuningRecord) -> Task | str:
         return f"workload {record.workload!r} is not written as its key, {w.key}"
     if target.name != record.target:
         return f"target {record.target!r} is not written as its name, {target.name!r}"
-    if record.layout not in LAYOUTS:
-        return f"unknown layout {record.layout!r}, expected {' or '.join(LAYOUTS)}"
+    known = (*LAYOUTS, *BLOCKED_LAYOUTS)
+    if record.layout not in known:
+        return f"unknown layout {record.layout!r}, expected {', '.join(known)}"
     inapplicable = ALGORITHMS[record.algorithm].inapplicable(w)
     if inapplicable:
         return f"{record.algorithm} cannot compute this workload: {inapplicable}"

@@ -17,7 +17,7 @@ import click
 
 from convtvm import files
 from convtvm.errors import ConvtvmError, WorkloadError
-from convtvm.workload import ConvWorkload
+from convtvm.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 _UNCUT = 100_000  # columns
 
@@ -28,7 +28,7 @@ json_option = click.option(
 )
 layout_option = click.option(
     "--layout",
-    type=click.Choice(["NCHW", "NHWC"]),
+    type=click.Choice([*LAYOUTS, *BLOCKED_LAYOUTS]),
     default="NCHW",
     help="Layout of data and output.",
 )

@@ -25,14 +25,14 @@ def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, 
 
 def padded_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
     """Shape of the padded copy: [n, ic, rows, sw, cols] for NCHW, which is always made, and
-    [n, rows, cols, channels] for NHWC; (0,) where the data itself is read."""
+    [n, rows, cols, channels] otherwise; (0,) where the data itself is read."""
     rows, cols = stages.read_rows_cols(w)
     if layout == "NCHW":
         wide = stages.ceil_div(w.ow, lanes) * lanes
         return (w.n, w.ic, rows, w.sw, wide + (w.kw - 1) * w.dw // w.sw)
     channels = packed_weight_shape(w, layout, lanes)[2]
     deep = stages.ceil_div(channels, w.oc // w.ic)
-    copied = deep > w.ic or w.ph or w.pw or rows > w.ih or cols > w.iw
+    copied = layout != "NHWC" or deep > w.ic or w.ph or w.pw or rows > w.ih or cols > w.iw
     return (w.n, rows, cols, deep) if copied else (0,)
 
 
@@ -57,9 +57,10 @@ def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, layout, lanes)
     weight = te.placeholder(shape, w.dtype, name="weight")
-    build = _rows if layout == "NCHW" else _channels
-    conv = build(w, data, weight, lanes)
-    order = stages.LAYOUTS[layout]
+    if layout == "NCHW":
+        conv, order = _rows(w, data, weight, lanes), stages.LAYOUTS["NCHW"]
+    else:
+        conv, order = _channels(w, layout, data, weight, lanes), stages.LAYOUTS["NHWC"]
     out = stages.output(w, layout, lambda n, c, y, x: conv[order(n, c, y, x)], bias)
     return stages.prim_func([data, weight, bias, out], layout)
 
@@ -90,16 +91,19 @@ def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te
     return te.compute((w.n, w.oc, w.oh, wide), element, name="conv")
 
 
-def _channels(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
+def _channels(
+    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, lanes: int
+) -> te.Tensor:
     """conv [n, oh, ow, oc rounded up], vectors of channels."""
     multiplier = w.oc // w.ic
     channels = int(weight.shape[2])
-    shape = padded_shape(w, "NHWC", lanes)
+    shape = padded_shape(w, layout, lanes)
+    order = stages.LAYOUTS[layout]
 
     def padded(n, y, x, c):
         row, col = y - w.ph, x - w.pw
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw, c < w.ic)
-        return te.if_then_else(inside, data[n, row, col, c], tirx.const(0, w.dtype))
+        return te.if_then_else(inside, data[order(n, c, row, col)], tirx.const(0, w.dtype))
 
     source = te.compute(shape, padded, name="data_pad") if len(shape) == 4 else data
     ky, kx = _kernel_axes(w)

@@ -1,7 +1,8 @@
 """Stages that every convolution compute shares: placeholders, zero padding, output.
 
-Shapes are written in the interface layout of the library, NCHW or NHWC; `LAYOUTS` maps a layout to
-the positions of its n, c, h and w axes.
+Shapes are written in the interface layout of the library; `LAYOUTS` maps a layout to the positions
+of its n, c, h and w axes. A function whose interface is blocked, as NCHW8c, is an NHWC one for its
+template: the block `out` counts n, y, x, c, and only its indices into memory are others.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tvm import te, tirx
+from tvm.s_tir import Schedule
 
-from convtvm.workload import ConvWorkload
+from convtvm.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
+
+
+def _blocked(block: int) -> Callable[..., tuple]:
+    return lambda n, c, h, w: (n, c // block, h, w, c % block)
+
 
 # Layout -> function that orders (n, c, h, w) as the layout does.
 LAYOUTS: dict[str, Callable[..., tuple]] = {
     "NCHW": lambda n, c, h, w: (n, c, h, w),
     "NHWC": lambda n, c, h, w: (n, h, w, c),
+    **{name: _blocked(channel_block(name)) for name in BLOCKED_LAYOUTS},
 }
 
 
@@ -66,7 +74,8 @@ def padded_reader(
         pad = te.compute(
             (w.n, rows, cols, w.ic), lambda n, y, x, c: element(n, c, y, x), name="data_pad"
         )
-    return lambda n, c, y, x: pad[order(n, c, y, x)]
+    inner = LAYOUTS["NCHW" if layout == "NCHW" else "NHWC"]
+    return lambda n, c, y, x: pad[inner(n, c, y, x)]
 
 
 def window_products(
@@ -113,12 +122,31 @@ def output(
         return te.compute(
             (w.n, w.oc, w.oh, w.ow), lambda n, c, y, x: value(n, c, y, x) + bias[c], name="out"
         )
-    return te.compute(
-        (w.n, w.oh, w.ow, w.oc), lambda n, y, x, c: value(n, c, y, x) + bias[c], name="out"
-    )
+    if layout == "NHWC":
+        return te.compute(
+            (w.n, w.oh, w.ow, w.oc), lambda n, y, x, c: value(n, c, y, x) + bias[c], name="out"
+        )
+    block = channel_block(layout)
+
+    def element(n, chunk, y, x, lane):
+        c = chunk * block + lane
+        if w.oc % block == 0:
+            return value(n, c, y, x) + bias[c]
+        # Weights are zero where channels only fill the block, and so is the sum.
+        return value(n, c, y, x) + te.if_then_else(c < w.oc, bias[c], tirx.const(0, w.dtype))
+
+    return te.compute(w.out_shape(layout), element, name="out")
 
 
 def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
     """The function over `args` (data, packed weight, bias, out), with its layout as an
     attribute."""
-    return te.create_prim_func(args).with_attr("layout", layout)
+    func = te.create_prim_func(args)
+    block = channel_block(layout)
+    if not block:
+        return func.with_attr("layout", layout)
+    sch = Schedule(func)
+    sch.transform_block_layout(
+        sch.get_sblock("out"), lambda n, co, y, x, cb: [n, y, x, co * block + cb]
+    )
+    return sch.mod["main"].with_attr("layout", "NHWC")
