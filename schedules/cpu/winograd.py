@@ -21,7 +21,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 1
+VERSION = 2
 COMPUTE_KNOBS = ("panel_h", "panel_w")
 
 _MAX_PANEL = 64  # tiles
@@ -203,4 +203,7 @@ def _copy_packed_input(sch: Schedule) -> None:
     if layout(sch) == "NHWC":
         sch.vectorize(ii)
     else:
-        sch.reorder(ii, x)
+        # Columns in the middle have a copy of the loop without tests; with all channels of a
+        # vector side by side LLVM makes it a transpose of whole vectors.
+        sch.unroll(ii)
+        sch.annotate(x, "pragma_loop_partition_hint", 1)
