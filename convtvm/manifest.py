@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,7 @@ def _parse(text: bytes, path: str | Path) -> Manifest:
             kernels.append(Kernel(**kernel, packed_shape=shape, scratch=scratch))
         features = tuple(entry.pop("features"))
         manifest = Manifest(**entry, features=features, kernels=kernels)
-        for key in manifest.workloads:
-            ConvWorkload.parse(key)
+        _check(manifest)
     except (
         ValueError,
         TypeError,
@@ -118,6 +118,58 @@ def _parse(text: bytes, path: str | Path) -> Manifest:
         AttributeError,
         RecursionError,
         WorkloadError,
+        IndexError,
     ) as error:
         raise LibraryError(f"{path} has an unreadable manifest: {error}") from None
     return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
+
+
+def _is_texts(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(v, str) for v in values.values())
+
+
+def _is_shape(values: Any) -> bool:
+    return all(type(v) is int and v > 0 for v in values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "target": _is_text,
+    "features": lambda values: all(map(_is_text, values)),
+    "threads": lambda value: _is_count(value) and value > 0,
+    "layout": lambda value: value in ("NCHW", "NHWC"),
+    "workloads": _is_texts,
+    "versions": _is_texts,
+}
+_KERNEL_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("workload", "algorithm", "function", "pack", "decisions"), _is_text),
+    "packed_shape": _is_shape,
+    "workspace_bytes": _is_count,
+    **dict.fromkeys(("run_secs", "max_error", "predicted_secs"), _is_number),
+    "epilogues": _is_texts,
+    "scratch": lambda buffers: all(_is_text(b[0]) and _is_shape(b[1:]) for b in buffers),
+}
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError or WorkloadError for a field that is not what it says."""
+    parts: list[tuple[Any, dict[str, Callable[[Any], bool]]]] = [(manifest, _FIELDS)]
+    parts += [(kernel, _KERNEL_FIELDS) for kernel in manifest.kernels]
+    for part, fields in parts:
+        for name, is_right in fields.items():
+            value = getattr(part, name)
+            if not is_right(value):
+                raise ValueError(f"{name} is {str(value)[:40]!r}")
+    for key, name in manifest.workloads.items():
+        ConvWorkload.parse(f'{key}n"{name}"' if name else key)

@@ -1,0 +1,117 @@
+"""How well a log predicts networks that it does not hold: leave one network out.
+
+    python scripts/evaluate_prediction.py LOG... [--target T] [--threads N] [--layout L]
+
+For every built-in network, the model of `convtvm/prediction.py` learns from the records of all
+other workloads, and names the algorithm for each of the network's. Shown, against the best measured
+candidate of each workload: how often the right algorithm was named, how often one within 5 %, the
+time of the named one (its best record), and the mean error of the predicted times. Beside it the
+same for two rules that need no model: always `direct`, and the algorithm of the nearest workload.
+A workload counts if at least two algorithms were measured on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from convtvm import prediction, records
+from convtvm.similarity import distance
+from convtvm.sources import read_source
+from convtvm.workload import ConvWorkload
+
+NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2")
+Best = Mapping[tuple[str, str], records.TuningRecord]
+
+
+def by_workload(best: Best) -> dict[str, dict[str, float]]:
+    """Seconds by algorithm of every workload with a choice."""
+    found: dict[str, dict[str, float]] = {}
+    for (key, name), record in best.items():
+        found.setdefault(key, {})[name] = record.seconds
+    return {key: secs for key, secs in found.items() if len(secs) > 1}
+
+
+def nearest_choice(w: ConvWorkload, known: dict[str, dict[str, float]], names: set[str]) -> str:
+    """The fastest algorithm of the most similar workload, among `names`."""
+    near = min(known, key=lambda key: distance(ConvWorkload.parse(key), w))
+    ranked = sorted(known[near], key=known[near].__getitem__)
+    return next((name for name in ranked if name in names), "direct")
+
+
+def evaluate(name: str, best: Best) -> None:
+    measured = by_workload(best)
+    inside = {w.key for w in read_source(name)} & set(measured)
+    train = {task: r for task, r in best.items() if task[0] not in inside}
+    model = prediction.TimeModel.learn(train)
+    if not inside or model is None:
+        why = "no record of it" if not inside else f"fewer than {prediction.MIN_TASKS} tasks remain"
+        print(f"{name:14}{why}")
+        return
+    known = {key: secs for key, secs in measured.items() if key not in inside}
+    ratios: dict[str, list[float]] = {"model": [], "nearest": [], "direct": []}
+    errors = []
+    for key in sorted(inside):
+        w, secs = ConvWorkload.parse(key), measured[key]
+        expected = model.seconds(w, list(secs))
+        errors += [abs(math.log(expected[a] / secs[a])) for a in expected]
+        fallback = "direct" if "direct" in secs else min(secs)
+        named = {
+            "model": min(expected, key=expected.__getitem__, default=fallback),
+            "nearest": nearest_choice(w, known, set(secs)),
+            "direct": fallback,
+        }
+        for rule, algorithm in named.items():
+            ratios[rule].append(secs.get(algorithm, secs[fallback]) / min(secs.values()))
+    for rule, values in ratios.items():
+        right = sum(v == 1 for v in values) / len(values)
+        close = sum(v <= 1.05 for v in values) / len(values)
+        geomean = math.exp(statistics.fmean(map(math.log, values)))
+        print(
+            f"{name if rule == 'model' else '':14}{rule:9}{len(values):>9}"
+            f"{right:>8.0%}{close:>10.0%}"
+            f"{statistics.fmean(values) - 1:>10.1%}{geomean - 1:>10.1%}{max(values):>8.2f}"
+            + (f"{math.exp(statistics.fmean(errors)) - 1:>12.0%}" if rule == "model" else "")
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("logs", nargs="+", type=Path)
+    parser.add_argument("--target")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--layout")
+    options = parser.parse_args()
+    history, problems = records.load(options.logs)
+    for problem in problems:
+        print(problem)
+    history = prediction.parsable(history)
+    # The commonest target, threads and layout, unless told otherwise.
+    counts = Counter(
+        (r.target, r.threads, r.layout)
+        for r in history
+        if options.target in (None, r.target)
+        and options.threads in (None, r.threads)
+        and options.layout in (None, r.layout)
+    )
+    if not counts:
+        raise SystemExit("no usable record for this target, thread count and layout")
+    (target, threads, layout), number = counts.most_common(1)[0]
+    best = prediction.best_records(history, target, threads, layout)
+    print(f"{target}, {threads} threads, {layout}: {number} trials, {len(best)} tasks")
+    print(
+        f"{'left out':14}{'rule':9}{'workloads':>9}{'right':>8}{'within 5%':>10}"
+        f"{'mean':>10}{'geomean':>10}{'worst':>8}{'time error':>12}"
+    )
+    for name in NETWORKS:
+        evaluate(name, best)
+
+
+if __name__ == "__main__":
+    main()
