@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from convtvm import nvidia
 from convtvm.jobs import LENGTH, BuildJob, Limits, Outcome, RunJob, failure, receive, send
 
 _MEMORY = 8 << 30  # address space that a child may grow by; a runaway fails with MemoryError
@@ -42,6 +43,8 @@ def serve(folder: str) -> None:
     _die_with_parent(signal.SIGTERM)
     # tvm_ffi imports torch wherever it is installed: two seconds, and threads before forking.
     sys.modules["torch"] = None  # type: ignore[assignment]
+    # TVM's CUDA run time opens only in a process that has this, where there is one.
+    nvidia.load("libcudart.so.13")
     try:
         _warm_up()
         send(answers, "ready")
@@ -151,7 +154,6 @@ def _run_child(
         os.dup2(printed, 2)
         _limit(resource.RLIMIT_FSIZE, _OUTPUT)
         _limit(resource.RLIMIT_CORE, 0)
-        _limit(resource.RLIMIT_AS, _address_space() + _MEMORY)
         pipe = os.fdopen(writer, "wb")
         work(lambda outcome: send(pipe, outcome))
         status = 0
@@ -193,6 +195,7 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
 
 
 def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
+    _limit_memory()
     report(_build(job))
 
 
@@ -225,9 +228,10 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def _address_space() -> int:
+def _limit_memory() -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    _limit(resource.RLIMIT_AS, used + _MEMORY)
 
 
 def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -255,6 +259,9 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
 
 
 def _report_runs(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
+    # A GPU's driver reserves address space for all memory that there is.
+    if all(getattr(job, "device", "cpu") == "cpu" for job in jobs):
+        _limit_memory()
     from convtvm import trial
 
     trial.run_batch(jobs, limits, report)

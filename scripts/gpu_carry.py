@@ -1,0 +1,86 @@
+"""Bring convtvm's dependencies to a machine without a network: two files below 64 MiB each.
+
+    python scripts/gpu_carry.py pack     # here: build/carry/compiler.tar.xz, packages.tar.xz
+    python scripts/gpu_carry.py unpack   # there: prints the folder for PYTHONPATH
+
+For Linux on x86-64 and Python 3.12, with a PyTorch there that brings numpy, NVRTC and the CUDA run
+time. TVM's compiler library, 270 MB, fits when it is stripped and compressed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CARRY = ROOT / "build" / "carry"
+LIMIT = 64 << 20  # bytes of a file
+COMPILER = "libtvm_compiler.so"
+# Not carried: what comes with PyTorch, and what only builds packages.
+PRESENT = {"numpy", "setuptools", "typing-extensions"}
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64")
+
+
+def pack() -> None:
+    CARRY.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        wheels, site = Path(work, "wheels"), Path(work, "site")
+        options = ["--no-deps", "--only-binary=:all:", "--python-version=3.12", "-q"]
+        options += [f"--platform={name}" for name in PLATFORMS]
+        command = [sys.executable, "-m", "pip", "download", *options, "-d", str(wheels)]
+        subprocess.run([*command, *_requirements()], check=True)
+        for wheel in wheels.glob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(site)
+        compiler = next(site.rglob(COMPILER))
+        subprocess.run(["strip", "--strip-unneeded", str(compiler)], check=True)
+        _archive(CARRY / "compiler.tar.xz", site, [compiler])
+        others = [p for p in site.rglob("*") if p.is_file() and p != compiler and _is_needed(p)]
+        _archive(CARRY / "packages.tar.xz", site, others)
+
+
+def _requirements() -> list[str]:
+    """The pins of the lock that hold for Linux and Python 3.12."""
+    pins = []
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf8").splitlines():
+        pin, _, condition = line.partition(";")
+        name = re.split("==", pin.strip())[0]
+        foreign = '< "3.11"' in condition or name == "xgboost"
+        if name and not name.startswith("#") and name not in PRESENT and not foreign:
+            pins.append(pin.strip())
+    return pins
+
+
+def _is_needed(path: Path) -> bool:
+    """Not tests, headers and sources that nothing imports."""
+    return not {"tests", "include", "__pycache__"} & set(path.parts) and path.suffix != ".pyx"
+
+
+def _archive(target: Path, site: Path, files: list[Path]) -> None:
+    paths = "\n".join(str(p.relative_to(site)) for p in sorted(files))
+    command = ["tar", "-C", str(site), "-I", "xz -9e -T0", "-cf", str(target), "-T", "-"]
+    subprocess.run(command, input=paths, text=True, check=True)
+    size = target.stat().st_size
+    print(f"{target}: {size / (1 << 20):.1f} MiB")
+    if size > LIMIT:
+        sys.exit(f"{target} has more than {LIMIT >> 20} MiB")
+
+
+def unpack() -> None:
+    site = CARRY / "site"
+    if not site.exists():
+        for archive in sorted(CARRY.glob("*.tar.xz")):
+            with tarfile.open(archive) as file:
+                file.extractall(site, filter="data")
+    print(site)
+
+
+if __name__ == "__main__":
+    steps = {"pack": pack, "unpack": unpack}
+    if len(sys.argv) != 2 or sys.argv[1] not in steps:
+        sys.exit(f"usage: {sys.argv[0]} pack | unpack")
+    steps[sys.argv[1]]()
