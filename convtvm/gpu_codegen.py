@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.ir.instrument import pass_instrument
 from tvm.s_tir import SBlockRealize
 from tvm.s_tir import pipeline as s_tir_pipeline
 from tvm.s_tir.analysis import verify_gpu_code
@@ -36,7 +37,18 @@ MIN_BLOCKS = "convtvm.min_blocks"
 _CONFIG = {
     "tirx.use_async_copy": True,  # cp.async where a template asks for it
     "tirx.disable_cse_tir": True,  # nvcc's is better, and TVM's breaks warp memory
+    # It makes buffers that are only used by vectors ones of vectors, which cp.async then refuses.
+    "tirx.disable_storage_rewrite": True,
 }
+
+
+@pass_instrument
+class _Passes:
+    """Leaves out a pass for another processor's copies, which comes with `use_async_copy` and fails
+    on some of ours."""
+
+    def should_run(self, _mod: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
+        return str(info.name) != "s_tir.LowerAsyncDMA"
 
 
 def check_threads(mod: tvm.IRModule, limits: Architecture) -> None:
@@ -82,7 +94,7 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
     check_threads(mod, target.facts)
     bounded = tvm.IRModule({v: _bound_registers(f) for v, f in mod.functions_items()})
     passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
-    with tvm.transform.PassContext(config=_CONFIG):
+    with tvm.transform.PassContext(config=_CONFIG, instruments=[_Passes()]):
         lowered = passes(tirx.transform.BindTarget(target.tvm)(bounded))
         host, parts = split_host_device_mods(lowered)
         kernels = tvm.IRModule({})

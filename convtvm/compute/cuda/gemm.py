@@ -1,0 +1,210 @@
+"""The matrix products of every GPU algorithm, as stages of tiles.
+
+    gemm[s, b, p, c] = sum_{k in part s} lhs[b, k, p] * rhs[b, k, c]
+
+`b` counts independent products (groups, or elements of a Winograd tile), p pixels (or tiles), c
+output channels and k whatever is summed over. Sizes are rounded up to whole tiles: lhs is zero
+where k does not exist, so that tiles need no tests; what is computed for pixels and channels that
+do not exist is never stored. Operands that do not exist are read from the last ones that do. `split_k`
+parts of a sum are computed by different blocks of threads and added up by the consumer.
+
+`lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
+p are neighbours in memory; `vector` neighbours can be fetched at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import te, tirx
+from tvm.sym import Analyzer
+from tvm.s_tir import Schedule
+from tvm.s_tir.stmt import SBlock
+
+from convtvm.compute import stages
+from convtvm.workload import ConvWorkload
+
+VECTOR = 4  # floats of the widest load
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes that the compute has to be rounded up to: pixels, channels, depth; parts of a sum."""
+
+    tile_p: int = 1
+    tile_c: int = 1
+    tile_k: int = 1
+    split_k: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`batch` products of [pixels, depth] by [depth, channels].
+
+    `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
+    instead (it is read under no other, nor for k beyond `depth`).
+    """
+
+    batch: int
+    pixels: int
+    channels: int
+    depth: int
+    read: Callable[..., tuple[list[tirx.PrimExpr], tirx.PrimExpr]]
+    depth_inner: bool
+    vector: int
+
+    def attributes(self) -> dict[str, int]:
+        """What a template has to know beside the loops."""
+        return {"depth_inner": int(self.depth_inner), "vector": self.vector}
+
+
+def padded_channels(channels: int) -> int:
+    """Channels of a packed weight: whole vectors."""
+    return stages.ceil_div(channels, VECTOR) * VECTOR
+
+
+def vector_of(extent: int) -> int:
+    """Neighbours that can be read at once along a contiguous axis of this extent."""
+    return next(v for v in (VECTOR, 2, 1) if extent % v == 0)
+
+
+def product(problem: Problem, weight: te.Tensor, tiling: Tiling, dtype: str) -> te.Tensor:
+    """The stages lhs, rhs and gemm [split_k, batch, pixels, channels], rounded up to tiles.
+
+    `weight` is [batch, depth, padded_channels].
+    """
+    step = tiling.tile_k * tiling.split_k
+    depth = stages.ceil_div(problem.depth, step) * step
+    pixels = stages.ceil_div(problem.pixels, tiling.tile_p) * tiling.tile_p
+    channels = stages.ceil_div(problem.channels, tiling.tile_c) * tiling.tile_c
+    pixel_vector = 1 if problem.depth_inner else problem.vector
+
+    def left(b, k, p):
+        conditions, value = problem.read(b, k, clamped(p, pixels, problem.pixels, pixel_vector))
+        # One condition, not one inside another: so it can become that of an asynchronous copy.
+        inside = [k < problem.depth] * (depth > problem.depth) + conditions
+        if not inside:
+            return value
+        return te.if_then_else(tirx.all(*inside), value, tirx.const(0, dtype))
+
+    def right(b, k, c):
+        row = clamped(k, depth, problem.depth, 1)
+        return weight[b, row, clamped(c, channels, int(weight.shape[2]), VECTOR)]
+
+    lhs = te.compute((problem.batch, depth, pixels), left, name="lhs")
+    rhs = te.compute((problem.batch, depth, channels), right, name="rhs")
+    part = depth // tiling.split_k
+    k = te.reduce_axis((0, part), "k")
+    return te.compute(
+        (tiling.split_k, problem.batch, pixels, channels),
+        lambda s, b, p, c: te.sum(
+            lhs[b, s * part + k, p] * rhs[b, s * part + k, c], axis=k
+        ),
+        name="gemm",
+    )
+
+
+def in_memory(pixels: int, channels: int, tiling: Tiling) -> bool:
+    """Whether sums go through memory: partial ones, and those of a single pixel or channel, whose
+    axis TVM would drop and then not know which of a block's threads has it."""
+    return tiling.split_k > 1 or min(pixels, channels) == 1
+
+
+def parts_bytes(batch: int, pixels: int, channels: int, tiling: Tiling) -> int:
+    """Bytes of the sums in memory, if they are there."""
+    if not in_memory(pixels, channels, tiling):
+        return 0
+    rows = stages.ceil_div(pixels, tiling.tile_p) * tiling.tile_p
+    columns = stages.ceil_div(channels, tiling.tile_c) * tiling.tile_c
+    return 4 * tiling.split_k * batch * rows * columns
+
+
+def clamped(index: tirx.PrimExpr, extent: int, size: int, vector: int) -> tirx.PrimExpr:
+    """`index` below `extent`, but never beyond the last of `size` elements, vector by vector."""
+    if extent <= size:
+        return index
+    if vector == 1 or size % vector:
+        return tirx.min(index, size - 1)
+    return tirx.min(index // vector, size // vector - 1) * vector + index % vector
+
+
+def convolution(
+    w: ConvWorkload,
+    layout: str,
+    problem: Problem,
+    weight: te.Tensor,
+    bias: te.Tensor,
+    tiling: Tiling,
+    args: list[te.Tensor],
+) -> tirx.PrimFunc:
+    """The function over (data, weight, bias, out, workspaces) whose product is over pixels n, y, x.
+
+    `args` are the data and the workspaces that the problem reads. Sums that go through memory are
+    one more: [split_k, groups, channels, pixels] for NCHW, pixels before channels for NHWC.
+    """
+    sums = product(problem, weight, tiling, w.dtype)
+    data, *workspaces = args
+    through_memory = in_memory(problem.pixels, problem.channels, tiling)
+    if through_memory:
+        sums = _in_layout(sums, layout)
+        workspaces.append(sums)
+    own, pixel = w.oc // w.groups, lambda n, y, x: (n * w.oh + y) * w.ow + x
+
+    def value(n, c, y, x):
+        g, p, c = c // own, pixel(n, y, x), c % own
+        if not through_memory:
+            return sums[0, g, p, c]
+        parts = [sums[(s, g, c, p) if layout == "NCHW" else (s, g, p, c)] for s in split]
+        return sum(parts[1:], parts[0])
+
+    split = range(tiling.split_k)
+    out = stages.output(w, layout, value, bias)
+    func = stages.prim_func([data, weight, bias, out, *workspaces], layout)
+    if not through_memory:
+        func = _flattened(func, w, layout)
+    for name, number in problem.attributes().items():
+        func = func.with_attr(name, number)
+    return func
+
+
+def _flattened(func: tirx.PrimFunc, w: ConvWorkload, layout: str) -> tirx.PrimFunc:
+    """`func` with its block `out` over [groups, channels, pixels] for NCHW, or [groups, pixels,
+    channels] for NHWC, as the product has them, instead of the four axes of `layout`."""
+    sch, own = Schedule(func), w.oc // w.groups
+    block = sch.get_sblock("out")
+
+    def pixel(n, y, x):
+        return (n * w.oh + y) * w.ow + x
+
+    if layout == "NCHW":
+        sch.transform_block_layout(block, lambda n, c, y, x: (c // own, c % own, pixel(n, y, x)))
+    else:
+        sch.transform_block_layout(block, lambda n, y, x, c: (c // own, pixel(n, y, x), c % own))
+    return simplified(sch.mod["main"], "out")
+
+
+def simplified(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
+    """`func` with the indices of one block simplified under the ranges of its axes."""
+
+    def on_block(block: SBlock) -> SBlock:
+        if str(block.name_hint) != name:
+            return block
+        analyzer = Analyzer()
+        for axis in block.iter_vars:
+            analyzer.bind(axis.var, axis.dom)
+        rules = [(kind, analyzer.simplify) for kind in (tirx.FloorDiv, tirx.FloorMod)]
+        return tvm_ffi.structural_map(block, rules, order="post")
+
+    return tvm_ffi.structural_map(func, [(SBlock, on_block)], order="post")
+
+
+def _in_layout(sums: te.Tensor, layout: str) -> te.Tensor:
+    """The stage `parts`: the sums in memory, neighbours as in `layout`."""
+    if layout == "NHWC":
+        return te.compute(sums.shape, lambda s, b, p, c: sums[s, b, p, c], name="parts")
+    split, batch, pixels, channels = sums.shape
+    return te.compute(
+        (split, batch, channels, pixels), lambda s, b, c, p: sums[s, b, p, c], name="parts"
+    )

@@ -1,0 +1,151 @@
+"""Knobs of the matrix product of every GPU template, what may be built, and what it would cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.s_tir import Schedule
+
+from schedules.cuda.gemm import VECTOR, attribute, thread_extents
+from schedules.cuda.model import GpuModel
+from schedules.knobs import Decisions, Space
+
+COMPUTE_KNOBS = ("tile_p", "tile_c", "tile_k", "split_k")
+
+# Estimates, in cycles of a processor or words per cycle; only their ratios matter.
+_FMA_PER_CYCLE = 128.0
+_LATENCY = 700.0  # of a fetch from memory
+_WORDS_PER_CYCLE = 10.0  # that one processor gets from the L2 cache
+_LAUNCH = 4000.0  # of one more kernel
+_SPARE_REGISTERS = 40  # addresses and counters of a thread
+
+
+@dataclass(frozen=True)
+class Size:
+    """Extents of the unrounded product."""
+
+    batch: int
+    pixels: int
+    channels: int
+    depth: int
+
+    @classmethod
+    def of(cls, sch: Schedule) -> Size:
+        loops = sch.get_loops(sch.get_sblock("gemm"))
+        return cls(*(int(sch.get(loop).extent) for loop in loops[-4:]))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def registers(d: Decisions, depth_inner: bool) -> int:
+    """Estimate of a thread's registers: the sums, the operands of one step, and the rest."""
+    operands = d["thread_p"] * (VECTOR if depth_inner else 1) + d["thread_c"]
+    return d["thread_p"] * d["thread_c"] + operands + _SPARE_REGISTERS
+
+
+def shared_bytes(d: Decisions, depth_inner: bool) -> int:
+    """Bytes of shared memory of a block: every stage has its own tiles."""
+    depth = d["tile_k"] + (VECTOR if depth_inner else 0)
+    return 4 * d["stages"] * (d["tile_p"] * depth + d["tile_c"] * d["tile_k"])
+
+
+def resident(d: Decisions, gpu: GpuModel, depth_inner: bool) -> int:
+    """Blocks that fit on one processor at once."""
+    y, x = thread_extents(d, depth_inner)
+    return min(
+        gpu.threads_total // (y * x),
+        gpu.shared_total // (shared_bytes(d, depth_inner) + 1024),
+        gpu.registers // (registers(d, depth_inner) * y * x),
+    )
+
+
+def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
+    """Knobs of `gemm.multiply`, for the function whose tiles are single elements."""
+    size, depth_inner = Size.of(sch), bool(attribute(sch, "depth_inner"))
+    vector = attribute(sch, "vector")
+    tiles = (16, 32, 64, 128, 256)
+    knobs = {
+        "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t == tiles[0]),
+        "tile_c": tuple(t for t in tiles if t < 2 * size.channels or t == tiles[0]),
+        "tile_k": (8, 16, 32),
+        "thread_p": (2, 4, 8),
+        "thread_c": (4, 8),
+        # Parts of the sum that different blocks compute: small images have too few tiles.
+        "split_k": tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if s <= max_split),
+        # Steps in shared memory at once; from 2 on, copies are asynchronous.
+        "stages": (1, 2, 3, 4),
+    }
+
+    def is_valid(d: Decisions) -> bool:
+        y, x = thread_extents(d, depth_inner)
+        count = y * x
+        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+        return (
+            gpu.warp <= count <= gpu.max_threads
+            # All threads fetch, and all of them the same number of vectors.
+            and (d["tile_p"] * d["tile_k"]) % (count * vector) == 0
+            and (d["tile_c"] * d["tile_k"]) % (count * VECTOR) == 0
+            and shared_bytes(d, depth_inner) <= gpu.shared_bytes
+            and registers(d, depth_inner) <= gpu.max_registers
+            and registers(d, depth_inner) * count <= gpu.registers
+            and steps >= d["stages"]
+            and (d["split_k"] == 1 or size.batch * d["split_k"] <= 65535)
+        )
+
+    def cost(d: Decisions) -> float:
+        return sum(_cycles(size, d, gpu, depth_inner))
+
+    def is_worthwhile(d: Decisions) -> bool:
+        count = _blocks(size, d)
+        return d["split_k"] == 1 or (
+            count <= 4 * gpu.processors
+            and ceil_div(size.depth, d["tile_k"] * d["split_k"]) >= 4
+        )
+
+    def features(d: Decisions) -> dict[str, float]:
+        compute, fetch, rest = _cycles(size, d, gpu, depth_inner)
+        y, x = thread_extents(d, depth_inner)
+        return {
+            "threads": y * x,
+            "blocks": _blocks(size, d),
+            "resident": resident(d, gpu, depth_inner),
+            "shared": shared_bytes(d, depth_inner),
+            "registers": registers(d, depth_inner),
+            "compute": compute,
+            "fetch": fetch,
+            "rest": rest,
+        }
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features)
+
+
+def _blocks(size: Size, d: Decisions) -> int:
+    tiles = ceil_div(size.pixels, d["tile_p"]) * ceil_div(size.channels, d["tile_c"])
+    return size.batch * tiles * d["split_k"]
+
+
+def _cycles(
+    size: Size, d: Decisions, gpu: GpuModel, depth_inner: bool
+) -> tuple[float, float, float]:
+    """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest."""
+    depth = ceil_div(size.depth, d["tile_k"] * d["split_k"]) * d["tile_k"]
+    turns = ceil_div(_blocks(size, d), gpu.processors)  # blocks of the busiest processor
+    together = max(1, min(turns, resident(d, gpu, depth_inner)))
+    y, x = thread_extents(d, depth_inner)
+    warps = together * y * x / gpu.warp
+
+    # Reading shared memory competes with multiplying; few warps leave the units waiting.
+    reads = 1 + 0.7 * (1 / d["thread_p"] + 1 / d["thread_c"])
+    busy = min(1.0, (warps / 8) ** 0.7)
+    compute = turns * d["tile_p"] * d["tile_c"] * depth / _FMA_PER_CYCLE * reads / busy
+    words = turns * (d["tile_p"] + d["tile_c"]) * depth / _WORDS_PER_CYCLE
+    ahead = together * max(1.0, d["stages"] - 0.5)
+    waits = turns * depth / d["tile_k"] * _LATENCY / ahead / 4
+    fetch = max(0.0, words - compute) + waits
+    rest = 0.0
+    if d["split_k"] > 1:
+        parts = size.batch * size.pixels * size.channels * d["split_k"]
+        rest = _LAUNCH + 2 * parts / (_WORDS_PER_CYCLE * gpu.processors)
+    return compute, fetch, rest
