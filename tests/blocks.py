@@ -20,6 +20,8 @@ from convtvm.targets import resolve
 from convtvm.task import Task
 
 _PIPELINE = "software_pipeline_"  # annotations that reorder what only threads can overlap
+# An unrolled loop is one that nvcc can unroll; on a CPU its extent may depend on threads' loops.
+_AS_SERIAL = (ForKind.THREAD_BINDING, ForKind.UNROLLED)
 
 
 def on_cpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -38,7 +40,7 @@ def on_cpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def on_for(loop: For) -> For:
         kept = {k: v for k, v in loop.annotations.items() if not k.startswith(_PIPELINE)}
-        kind = ForKind.SERIAL if loop.kind == ForKind.THREAD_BINDING else loop.kind
+        kind = ForKind.SERIAL if loop.kind in _AS_SERIAL else loop.kind
         return For(loop.loop_var, loop.min, loop.extent, kind, loop.body, None, kept)
 
     return tvm_ffi.structural_map(func, [(For, on_for), (Var, on_var)], order="post")

@@ -146,6 +146,7 @@ OUTSIDE: dict[str | int, set[str]] = {
     "convtvm.targets": {"numpy", "tvm"},
     "convtvm.compute.*": {"numpy", "tvm"},
     "convtvm.compute.epilogue": {"tvm", "tvm_ffi"},
+    "convtvm.compute.cuda.gemm": {"tvm", "tvm_ffi"},
     "convtvm.compute.winograd_matrices": {"numpy"},  # exact rationals, no TVM
     "schedules.*": {"tvm"},
     5: {"numpy", "tvm_ffi"},  # the run time: no compiler

@@ -11,7 +11,6 @@ memory.
 
 from __future__ import annotations
 
-from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
@@ -64,7 +63,8 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
     gemm, lhs, rhs = (sch.get_sblock(name) for name in ("gemm", "lhs", "rhs"))
     depth_inner = bool(attribute(sch, "depth_inner"))
 
-    # Blocks of threads, threads along what lies together in memory, steps through the depth, and a thread's own tile.
+    # Blocks of threads, threads along what lies together in memory, steps through the depth, and
+    # a thread's own tile.
     part, batch, p, c, k = sch.get_loops(gemm)[-5:]
     p_block, p_group, p_thread, pi = _split(sch, p, d["tile_p"], d["thread_p"], not depth_inner)
     c_block, c_group, c_thread, ci = _split(sch, c, d["tile_c"], d["thread_c"], True)
@@ -137,8 +137,10 @@ def store_vectors(sch: Schedule, d: Decisions) -> bool:
     nchw = layout(sch) == "NCHW"
     inner = rows * columns if nchw else columns
     batch = sch.mod["main"].params[1].shape[0]
-    return int(inner) % VECTOR == 0 and (nchw or int(inner // batch) % VECTOR == 0) and (
-        d["thread_p" if nchw else "thread_c"] >= VECTOR
+    return (
+        int(inner) % VECTOR == 0
+        and (nchw or int(inner // batch) % VECTOR == 0)
+        and (d["thread_p" if nchw else "thread_c"] >= VECTOR)
     )
 
 

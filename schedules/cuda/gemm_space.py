@@ -100,8 +100,7 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
     def is_worthwhile(d: Decisions) -> bool:
         count = _blocks(size, d)
         return d["split_k"] == 1 or (
-            count <= 4 * gpu.processors
-            and ceil_div(size.depth, d["tile_k"] * d["split_k"]) >= 4
+            count <= 4 * gpu.processors and ceil_div(size.depth, d["tile_k"] * d["split_k"]) >= 4
         )
 
     def features(d: Decisions) -> dict[str, float]:

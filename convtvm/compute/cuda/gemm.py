@@ -5,8 +5,8 @@
 `b` counts independent products (groups, or elements of a Winograd tile), p pixels (or tiles), c
 output channels and k whatever is summed over. Sizes are rounded up to whole tiles: lhs is zero
 where k does not exist, so that tiles need no tests; what is computed for pixels and channels that
-do not exist is never stored. Operands that do not exist are read from the last ones that do. `split_k`
-parts of a sum are computed by different blocks of threads and added up by the consumer.
+do not exist is never stored. Operands that do not exist are read from the last ones that do.
+`split_k` parts of a sum are computed by different blocks of threads; the consumer adds them up.
 
 `lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
 p are neighbours in memory; `vector` neighbours can be fetched at once.
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import tvm_ffi
 from tvm import te, tirx
-from tvm.sym import Analyzer
 from tvm.s_tir import Schedule
 from tvm.s_tir.stmt import SBlock
+from tvm.sym import Analyzer
 
 from convtvm.compute import stages
 from convtvm.workload import ConvWorkload
@@ -99,9 +99,7 @@ def product(problem: Problem, weight: te.Tensor, tiling: Tiling, dtype: str) -> 
     k = te.reduce_axis((0, part), "k")
     return te.compute(
         (tiling.split_k, problem.batch, pixels, channels),
-        lambda s, b, p, c: te.sum(
-            lhs[b, s * part + k, p] * rhs[b, s * part + k, c], axis=k
-        ),
+        lambda s, b, p, c: te.sum(lhs[b, s * part + k, p] * rhs[b, s * part + k, c], axis=k),
         name="gemm",
     )
 
