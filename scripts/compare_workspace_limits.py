@@ -25,6 +25,7 @@ from convtvm.sources import read_source
 CHILD = """
 import json, os, statistics, sys, time
 sys.modules["torch"] = None
+import numpy as np
 import convtvm
 
 path, key, limit, policy, repeat = sys.argv[1:]
@@ -87,9 +88,9 @@ def main() -> None:
                 try:
                     name, stated, grown, secs = row(path, w, limit, options.policy, options.repeat)
                 except subprocess.CalledProcessError as error:
-                    reason = error.stderr.strip().splitlines()[-1]
-                    kind = NoCandidate.__name__
-                    print(f"{w.name:8}{limit:14,}  {kind if kind in reason else reason}")
+                    if NoCandidate.__name__ not in error.stderr:
+                        raise SystemExit(error.stderr) from None
+                    print(f"{w.name:8}{limit:14,}  {NoCandidate.__name__}")
                     continue
                 bad = stated > limit or grown > limit + _SLACK
                 exceeded += bad
