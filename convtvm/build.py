@@ -113,10 +113,11 @@ def _informed(choices: Sequence[Choice], history: Sequence[TuningRecord]) -> lis
     if all(c.record for c in choices):
         return list(choices)
     task = choices[0].task
+    target = task.target
     near = prediction.best_records(
-        prediction.parsable(history), task.target.name, task.target.threads, task.layout
+        prediction.parsable(history), target.name, target.threads, task.layout, target.kind
     )
-    model = prediction.TimeModel.learn(near, task.target.kind)
+    model = prediction.TimeModel.learn(near, target.kind)
     informed = []
     for choice in choices:
         if choice.record is None:

@@ -35,12 +35,15 @@ _TREES = {
 
 
 def best_records(
-    history: Iterable[TuningRecord], target: str, threads: int, layout: str
+    history: Iterable[TuningRecord], target: str, threads: int, layout: str, kind: str = "cpu"
 ) -> dict[tuple[str, str], TuningRecord]:
-    """The fastest record of each (workload key, algorithm) on a target."""
+    """The fastest record of each (workload key, algorithm) on a target, by today's templates."""
     best: dict[tuple[str, str], TuningRecord] = {}
     for r in history:
         if (r.target, r.threads, r.layout) != (target, threads, layout) or not r.run_secs:
+            continue
+        algorithm = TABLES[kind].get(r.algorithm)
+        if algorithm is None or r.template != algorithm.template.VERSION:
             continue
         key = (r.workload, r.algorithm)
         if key not in best or r.seconds < best[key].seconds:
