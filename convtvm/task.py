@@ -120,8 +120,13 @@ def tasks_of(
     layout: str = "NCHW",
     algorithms: Sequence[str] | None = None,
 ) -> list[Task]:
-    """All tasks of the workloads, in order, one per applicable algorithm."""
+    """All tasks of the workloads, in order, one per applicable algorithm.
+
+    Raises WorkloadError for a layout that a GPU's computes do not know.
+    """
     table = TABLES[target.kind]
+    if target.kind == "cuda" and layout not in ("NCHW", "NHWC"):
+        raise WorkloadError(f"layout {layout} is for CPUs; on a GPU expected NCHW or NHWC")
     return [
         Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms, table)
     ]

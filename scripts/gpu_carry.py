@@ -62,7 +62,7 @@ def _is_needed(path: Path) -> bool:
 
 def _archive(target: Path, site: Path, files: list[Path]) -> None:
     paths = "\n".join(str(p.relative_to(site)) for p in sorted(files))
-    command = ["tar", "-C", str(site), "-I", "xz -9e -T0", "-cf", str(target), "-T", "-"]
+    command = ["tar", "-C", str(site), "-I", "xz -6 -T0", "-cf", str(target), "-T", "-"]
     subprocess.run(command, input=paths, text=True, check=True)
     size = target.stat().st_size
     print(f"{target}: {size / (1 << 20):.1f} MiB")

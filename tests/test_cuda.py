@@ -19,14 +19,14 @@ from convtvm import cubin, gpu, gpu_codegen, records
 from convtvm.cuda_algorithms import CUDA_ALGORITHMS
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import check_device
-from convtvm.errors import BuildError, EnvironmentProblem, LibraryError
+from convtvm.errors import BuildError, EnvironmentProblem, LibraryError, WorkloadError
 from convtvm.gpu_verify import EXACT_FAMILIES, GpuCheck
 from convtvm.jobs import Limits
 from convtvm.manifest import Manifest, attach
 from convtvm.measure import Zygote
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
-from convtvm.task import Task
+from convtvm.task import Task, tasks_of
 from convtvm.workload import ConvWorkload
 
 make = ConvWorkload.make
@@ -266,3 +266,8 @@ def test_tuning(tmp_path: Path) -> None:
     made, problems = records.load([log])
     assert not problems and len(made) >= 2 and all(r.run_secs for r in made), made
     assert {(r.target, r.device) for r in made} == {("cuda -arch=sm_90", "emulated GPU")}
+
+
+def test_blocked_layouts_are_for_cpus() -> None:
+    with pytest.raises(WorkloadError, match="layout NCHW8c is for CPUs; on a GPU expected NCHW"):
+        tasks_of([SHAPES["3x3"]], TARGET, "NCHW8c")

@@ -29,7 +29,7 @@ _COMPILERS = {
         "install binutils-aarch64-linux-gnu, or lld for every target",
     ),
     "g++": ("extensions of your own only", "install g++ (apt install g++, dnf install gcc-c++)"),
-    "nvcc": ("CUDA, which is not supported yet", "install the CUDA toolkit"),
+    "nvcc": ("CUDA targets, unless NVRTC is there", "pip install convtvm[cuda]"),
 }
 _REQUIRED = "ld"
 # The instruction sets that decide how fast a convolution can be, weakest first.
