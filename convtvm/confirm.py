@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +33,8 @@ def doubtful(tasks: Sequence[TaskProgress]) -> list[Doubtful]:
     return [
         (p, record)
         for p in tasks
-        for record in p.unconfirmed(limits.get(p.task.workload, 0.0))[:_EACH]
+        for rank, record in enumerate(p.unconfirmed(limits.get(p.task.workload, 0.0)))
+        if rank < _EACH or record == p.default  # never slower than untuned
     ]
 
 
@@ -44,7 +44,7 @@ def _limit(leader: TaskProgress) -> float:
     if not leader.best.confirmed:
         return CLOSE * leader.best.seconds
     seconds = leader.best.seconds / _DISAPPOINTING
-    return seconds if seconds > (leader.tuned_secs or math.inf) else 0.0
+    return seconds if leader.drift and seconds > leader.drift[0] else 0.0
 
 
 def confirm(tasks: Sequence[TaskProgress], zygote: Zygote) -> Iterator[tuple[Doubtful, Trial]]:

@@ -43,16 +43,23 @@ class TaskProgress:
 
     @property
     def tuned_secs(self) -> float | None:
-        """The best candidate's time as it was taken while tuning."""
+        """The fastest time while tuning, of whichever candidate."""
+        done = [r.seconds for r in self._raw.values() if r.run_secs]
+        return min(done, default=None)
+
+    @property
+    def drift(self) -> tuple[float, float] | None:
+        """The best candidate's seconds while tuning and in the library, if both are known."""
         raw = None if self.best is None else self._raw.get(self.best.identity)
-        return None if raw is None or not raw.run_secs else raw.seconds
+        if self.best is None or not self.best.confirmed or raw is None or not raw.run_secs:
+            return None
+        return raw.seconds, self.best.seconds
 
     def unconfirmed(self, within: float) -> list[TuningRecord]:
         """Candidates of up to `within` seconds whose time was never confirmed, fastest first."""
-        found = [r for r in self._raw.values() if r.run_secs and r.seconds <= within]
-        return sorted(
-            (r for r in found if r.identity not in self._confirmed), key=lambda r: r.seconds
-        )
+        waiting = [r for r in self._raw.values() if r.identity not in self._confirmed]
+        found = [r for r in waiting if r.run_secs and r.seconds <= within]
+        return sorted(found, key=lambda r: r.seconds)
 
 
 @dataclass
@@ -94,26 +101,20 @@ class TuningSummary:
                 f"the machine was busy: {self.disturbed} of {self.measured} trials were never "
                 "alone on their cores, and their times are too long; tune on a quiet machine"
             )
-        drifted = [p for p in self.tasks if p.tuned_secs and p.best and _differ(p)]
-        if drifted:
-            worst = max(drifted, key=lambda p: abs(math.log(_ratio(p))))
+        drifts = {p.task: p.drift for p in self.tasks if p.drift and _differ(*p.drift)}
+        if drifts:
+            ratios = {task: after / before for task, (before, after) in drifts.items()}
+            worst = max(ratios, key=lambda task: abs(math.log(ratios[task])))
             found.append(
-                f"{len(drifted)} of {len(self.tasks)} best times differ by over 15 % in the "
-                f"exported library, most {worst.task.workload} by {worst.task.algorithm_name}: "
-                f"{_ratio(worst):.2f}x; the library's times count"
+                f"{len(drifts)} of {len(self.tasks)} best times differ by over 15 % in the "
+                f"exported library, most {worst.workload} by {worst.algorithm_name}: "
+                f"{ratios[worst]:.2f}x; the library's times count"
             )
         return found
 
 
-def _ratio(progress: TaskProgress) -> float:
-    assert progress.best is not None and progress.tuned_secs is not None
-    return progress.best.seconds / progress.tuned_secs
-
-
-def _differ(progress: TaskProgress) -> bool:
-    assert progress.best is not None and progress.tuned_secs is not None
-    more = progress.best.seconds - progress.tuned_secs
-    return abs(more) > _CALL and not 1 / 1.15 <= _ratio(progress) <= 1.15
+def _differ(before: float, after: float) -> bool:
+    return abs(after - before) > _CALL and not 1 / 1.15 <= after / before <= 1.15
 
 
 Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]

@@ -251,7 +251,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tune = (LINE, *options, "--trials", TRIALS, "--algorithms", "direct")
     status, out, err = separate(folder, "tune", *map(str, tune))
     assert status == 0, err
-    assert "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, 0 reused" in out
+    assert "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, " in out
+    assert ", 0 reused" in out
+        "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, " in out and ", 0 reused" in out
+    )
     assert f"[{TRIALS}/{TRIALS}] mb1ic8ih6oc8kh3ph1 direct {TRIALS}/{TRIALS}: best" in err
     best = ("--keep", "best")
     status, out, err = separate(folder, "compile", LINE, "-o", "x.so", *options, *best)
@@ -265,7 +268,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tune_resumes(convtvm: Convtvm, tuned: Path, tmp_path: Path) -> None:
     log = tmp_path / "x.jsonl"
-    log.write_bytes((tuned / "x.jsonl").read_bytes()[:-40])  # torn in the last record
+    lines = (tuned / "x.jsonl").read_bytes().splitlines(keepends=True)[:TRIALS]
+    log.write_bytes(b"".join(lines)[:-40])  # torn in the last trial
     options = ("--threads", "1", "--log", log, "--algorithms", "direct", "--quiet", "--json")
     status, out, err = convtvm("tune", LINE, *options, "--trials", TRIALS)
     assert status == 0 and f"x.jsonl:{TRIALS}: " in err, err
@@ -274,6 +278,7 @@ def test_tune_resumes(convtvm: Convtvm, tuned: Path, tmp_path: Path) -> None:
     (task,) = found["tasks"]
     assert task["workload"] == WORKLOAD.key and task["trials"] == TRIALS
     assert 0 < task["best_secs"] <= task["default_secs"] and task["max_error"] < 1e-5
+    assert task["library_secs"] > 0 and found["confirmed"] > 0 and task["ended"]
 
 
 RUN = """

@@ -318,7 +318,7 @@ def _document(
 
 def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
     task, best = progress.task, progress.best
-    secs = _secs(best)
+    secs = progress.tuned_secs
     return {
         "workload": task.workload.key,
         "name": task.workload.name,
@@ -328,8 +328,7 @@ def _entry(progress: TaskProgress, failed: Counter[Any]) -> dict[str, Any]:
         "failed": failed[task.key],
         "default_secs": _secs(progress.default),
         "best_secs": secs,
-        "tuned_secs": progress.tuned_secs,
-        "confirmed": best is not None and best.confirmed,
+        "library_secs": best.seconds if best is not None and best.confirmed else None,
         "ended": progress.ended,
         "seconds": progress.seconds,
         "gflops": gflops(task.workload, secs),
