@@ -51,8 +51,10 @@ class RunJob:
 
 @dataclass(frozen=True)
 class Limits:
-    """Workers at once, seconds a job may take, and for runs the number of threads and the
-    timing."""
+    """Workers at once, seconds a job may take, and for runs the number of threads and the timing.
+
+    With a `tracker`, HOST:PORT, runs are on the devices that it has under `key`, one a worker.
+    """
 
     workers: int = 1
     timeout: float = 20.0
@@ -60,6 +62,8 @@ class Limits:
     window: float = 0.005
     samples: int = 3
     attempts: int = 30
+    tracker: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)

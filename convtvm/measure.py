@@ -25,9 +25,10 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuild
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
 from convtvm.cpu import physical_cores
-from convtvm.errors import BuildError
+from convtvm.errors import BuildError, EnvironmentProblem
 from convtvm.jobs import STOPPED, BuildJob, Limits, Outcome, RunJob, receive, send
 from convtvm.reference import conv2d_reference, random_inputs
+from convtvm.remote import Farm
 from convtvm.task import Scratch, Task, decisions_of
 from convtvm.workload import ConvWorkload
 
@@ -54,11 +55,12 @@ class Trial:
 class Zygote:
     """Client of one zygote process; restarts it if it dies. Use as a context manager.
 
-    What is not finished at `deadline`, a time of the monotonic clock, is given up.
+    What is not finished at `deadline`, a time of the monotonic clock, is given up. Candidates run
+    on the devices of `farm`, here without one.
     """
 
-    def __init__(self, deadline: float = math.inf) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: float = math.inf, farm: Farm | None = None) -> None:
+        self.deadline, self.farm = deadline, farm
         self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
         self._count = 0
         self._closed = self._stale = False
@@ -131,6 +133,23 @@ class Zygote:
         self.folder.mkdir(exist_ok=True)
         self._start()
         self._stale = False
+
+    def probe(self) -> list[str]:
+        """The CPUs of the farm's devices, by LLVM's names, empty where a device cannot tell.
+
+        Raises EnvironmentProblem if one does not answer.
+        """
+        assert self.farm is not None
+        limits = run_limits(1, self.farm)
+        found = []
+        for _, outcome in self.call("probe", [None] * self.farm.devices, limits):
+            if outcome.kind:
+                raise EnvironmentProblem(
+                    f"a device with key {self.farm.key!r} at {self.farm.address} does not answer: "
+                    f"{outcome.message}"
+                )
+            found.append(outcome.value)
+        return found
 
     def fresh_path(self, suffix: str) -> Path:
         self._count += 1
@@ -251,9 +270,9 @@ def _builder_result(path: str, outcome: Outcome) -> BuilderResult:
 
 @derived_object
 class _Measurement(PyRunnerFuture):  # type: ignore[misc]
-    """Waits for one library's outcome; libraries are measured in the order of their futures."""
+    """Waits for one library's outcome; several devices answer in any order."""
 
-    def __init__(self, runner: Any, stream: Iterator[tuple[int, Outcome]], path: str) -> None:
+    def __init__(self, runner: Any, stream: Iterator[tuple[str, Outcome]], path: str) -> None:
         super().__init__()
         self.runner, self.stream, self.path = runner, stream, path
 
@@ -261,9 +280,9 @@ class _Measurement(PyRunnerFuture):  # type: ignore[misc]
         return self.path in self.runner.outcomes
 
     def result(self) -> RunnerResult:
-        if not self.done():
-            _, self.runner.outcomes[self.path] = next(self.stream)
-            Path(self.path).unlink(missing_ok=True)
+        while not self.done():
+            path, self.runner.outcomes[path] = next(self.stream)
+            Path(path).unlink(missing_ok=True)
         outcome = self.runner.outcomes[self.path]
         if outcome.kind:
             return RunnerResult(None, f"{outcome.kind}: {outcome.message}")
@@ -285,12 +304,20 @@ class ZygoteRunner(PyRunner):  # type: ignore[misc]
     def run(self, runner_inputs: list[RunnerInput]) -> list[PyRunnerFuture]:
         paths = [str(i.artifact_path) for i in runner_inputs]
         jobs = [replace(self.job, path=path, scratch=self.scratch[path]) for path in paths]
-        stream = self.zygote.call("run", jobs, self.limits)
+        answers = self.zygote.call("run", jobs, self.limits)
+        stream = ((jobs[index].path, outcome) for index, outcome in answers)
         return [_Measurement(self, stream, job.path) for job in jobs]
 
 
 def build_limits() -> Limits:
     return Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
+
+
+def run_limits(threads: int, farm: Farm | None) -> Limits:
+    limits = Limits(threads=threads, timeout=RUN_SECONDS)
+    if farm is None:
+        return limits
+    return replace(limits, workers=farm.devices, tracker=farm.address, key=farm.key)
 
 
 class Workbench:
@@ -299,7 +326,7 @@ class Workbench:
     def __init__(self, task: Task, zygote: Zygote) -> None:
         self.task = task
         inputs = write_problem(task.workload, task.layout, zygote)
-        run = Limits(threads=task.target.threads, timeout=RUN_SECONDS)
+        run = run_limits(task.target.threads, zygote.farm)
         self.builder = ZygoteBuilder(zygote, task, build_limits())
         self.runner = ZygoteRunner(self.builder, str(inputs), run)
 

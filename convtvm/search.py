@@ -195,6 +195,7 @@ class TaskSearch:
         self._outlook = Outlook()
         self._random = random.Random(seed)
         self._context: Any = None
+        self.given_up = ""  # why candidates were not measured
         self.is_exhausted = all(self._point(d) in self.known for d in task.space.points)
 
     def _point(self, decisions: Mapping[str, int]) -> tuple[int, ...]:
@@ -266,6 +267,7 @@ class TaskSearch:
         done, results = [], []
         for measured, (result, trial) in zip(fresh, self.bench.measure(fresh), strict=True):
             if trial.kind == STOPPED:
+                self.given_up = trial.message
                 continue
             decisions = decisions_of(measured.sch.mod)
             self.known[self._point(decisions)] = trial.seconds

@@ -72,8 +72,8 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
         timed = module.time_evaluator("main", tvm.cpu(), number=number, repeat=1)
         return float(timed(*args).results[0])
 
-    timing = partial(_time, evaluate) if job.device == "cpu" else partial(_time_gpu, module, args)
-    return _judge(job, args[3].numpy(), reference, timing, limits)
+    timing = partial(timed, evaluate) if job.device == "cpu" else partial(_time_gpu, module, args)
+    return judge(job, args[3].numpy(), reference, timing, limits)
 
 
 def _run_exported(job: RunJob, limits: Limits) -> Outcome:
@@ -102,10 +102,10 @@ def _run_exported(job: RunJob, limits: Limits) -> Outcome:
             plan(data, out=out)
         return (time.perf_counter() - started) / number
 
-    return _judge(job, out, arrays["reference"], partial(_time, evaluate), limits)
+    return judge(job, out, arrays["reference"], partial(timed, evaluate), limits)
 
 
-def _judge(
+def judge(
     job: RunJob,
     out: Any,
     reference: Any,
@@ -126,7 +126,7 @@ def _judge(
 # ---- time ----------------------------------------------------------------------------------------
 
 
-def _time(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float], bool]:
+def timed(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float], bool]:
     """Seconds a call, from timing windows that nothing else disturbed, and whether there were any.
 
     Medians of plain timings are wrong by half on a shared machine, and with several threads they
@@ -137,7 +137,10 @@ def _time(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float]
     clean: list[float] = []
     disturbed: list[float] = []
     for _ in range(limits.attempts):
-        seconds, alone = _window(lambda: evaluate(number), limits.threads)
+        if limits.tracker:  # this process only waits; what disturbs the device cannot be seen
+            seconds, alone = evaluate(number), True
+        else:
+            seconds, alone = _window(lambda: evaluate(number), limits.threads)
         (clean if alone else disturbed).append(seconds)
         if len(clean) >= limits.samples:
             break

@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convtvm import __version__, confirm, records
+from convtvm import __version__, confirm, records, remote
 from convtvm.budget import Budget, Contender
-from convtvm.errors import BuildError, ConvtvmError, WorkloadError
+from convtvm.errors import BuildError, ConvtvmError, TargetError, WorkloadError
 from convtvm.jobs import STOPPED
 from convtvm.measure import Trial, Zygote, build_ahead
 from convtvm.progress import Listener, TaskProgress, TuningSummary
 from convtvm.records import LogWriter, TuningRecord
+from convtvm.remote import Farm
 from convtvm.search import TaskSearch
 from convtvm.speed import SpeedModel
 from convtvm.targets import CompileTarget, resolve
@@ -43,6 +44,8 @@ def tune(
     total_trials: int | None = None,
     min_gain: float = 0.0,
     confirm: bool = True,
+    tracker: str | None = None,
+    key: str | None = None,
 ) -> TuningSummary:
     """Search the schedule of every workload by every applicable algorithm; append trials to `log`.
 
@@ -51,7 +54,9 @@ def tune(
     default decisions are always measured first. `total_trials` (of this call) and `time_limit`
     (seconds) are shared by all tasks: what comes next is what is expected to save the most time. A
     workload is done when the model expects less than `min_gain` per cent from more trials. With
-    `confirm`, the best candidates are measured again in an exported library, and that time counts.
+    `confirm`, the best candidates are measured again in an exported library, and that time counts;
+    not on devices of a `tracker` (HOST:PORT of TVM's RPC tracker), which measures candidates on all
+    its free devices under `key`.
 
     `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every finished
     trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
@@ -69,6 +74,9 @@ def tune(
             f"nothing to tune: none of {', '.join(algorithms or ['no algorithm'])} can compute "
             f"{', '.join(map(str, workloads)) or 'no workload'}"
         )
+    if (tracker is None) != (key is None):
+        raise ConvtvmError("tracker and key belong together, expected both or neither")
+    farm = remote.find(tracker, key) if tracker and key else None
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
@@ -78,7 +86,8 @@ def tune(
     interrupts = _Interrupts()
     try:
         with interrupts:
-            _Session(summary, writer, old, seed, budget, listener).run(confirm)
+            session = _Session(summary, writer, old, seed, budget, listener, farm)
+            session.run(confirm and farm is None)
     except KeyboardInterrupt:
         summary.stopped = "interrupted"
     except RuntimeError:
@@ -123,7 +132,9 @@ class _Session:
         seed: int,
         budget: Budget,
         listener: Listener | None,
+        farm: Farm | None,
     ) -> None:
+        self.farm = farm
         self.summary, self.writer, self.listener = summary, writer, listener
         self.budget = budget
         self.device = summary.tasks[0].task.target.device_name() if summary.tasks else ""
@@ -157,8 +168,11 @@ class _Session:
         if idle and not (confirmed and confirm.doubtful(self.summary.tasks)):
             return
         with self._timed("start"):
-            zygote = Zygote()
+            zygote = Zygote(farm=self.farm)
         with zygote:
+            if self.farm is not None:
+                with self._timed("preflight"):
+                    self._preflight(zygote)
             for contender in self.contenders:
                 contender.search.zygote = zygote
             zygote.deadline = self.budget.tuning_deadline(len(self.summary.tasks), confirmed)
@@ -167,6 +181,19 @@ class _Session:
             if confirmed:
                 with self._timed("confirm"):
                     self._confirm(zygote)
+
+    def _preflight(self, zygote: Zygote) -> None:
+        """Ask every device what it is. Raises TargetError if one lacks what the target needs."""
+        target = self.summary.tasks[0].task.target
+        cpus = zygote.probe()
+        self.device = f"{zygote.farm.key if zygote.farm else ''}: {', '.join(sorted(set(cpus)))}"
+        for cpu in set(cpus):
+            missing = remote.missing_features(cpu, target)
+            if missing:
+                raise TargetError(
+                    f"target {target.name!r}: a device is {cpu}, which lacks {', '.join(missing)}; "
+                    f"name it with --target 'llvm -mcpu={cpu}'"
+                )
 
     def _tune(self, zygote: Zygote) -> None:
         """The defaults of all tasks, then whatever promises the most."""
@@ -180,11 +207,13 @@ class _Session:
                 if time.monotonic() >= zygote.deadline:
                     self.summary.stopped = "time limit reached"
                     return
-                self._batch(chosen, zygote.deadline)
+                if not self._batch(chosen, zygote.deadline):
+                    return
         if self.budget.is_spent:
             self.summary.stopped = "all trials of the budget done"
 
-    def _batch(self, contender: Contender, deadline: float) -> None:
+    def _batch(self, contender: Contender, deadline: float) -> bool:
+        """One batch of a task; False if no device is left to measure on."""
         progress, search = contender.progress, contender.search
         started = time.monotonic()
         seeds = self.neighbours.seeds(search.task)
@@ -196,6 +225,9 @@ class _Session:
         progress.seconds += time.monotonic() - started
         if progress.best:
             self.neighbours.note(progress.best)
+        if search.given_up and time.monotonic() < deadline:
+            self.summary.stopped = search.given_up
+        return not self.summary.stopped
 
     def _confirm(self, zygote: Zygote) -> None:
         """Measure the best again in a library, as far as there is time."""

@@ -17,12 +17,16 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from convtvm import nvidia
-from convtvm.jobs import LENGTH, BuildJob, Limits, Outcome, RunJob, failure, receive, send
+from convtvm.jobs import LENGTH, STOPPED, BuildJob, Limits, Outcome, RunJob, failure, receive, send
 
+_SHARE = 8  # candidates that a device gets at once
+_TRIES = 3  # devices that a candidate may lose, and refusals in a row, before it is given up
 _MEMORY = 8 << 30  # address space that a child may grow by; a runaway fails with MemoryError
 _OUTPUT = 64 << 20  # bytes of a file that a child may write; one that prints for ever ends there
 # Lines that say only that there was an error, before the one that says which; after the first,
@@ -50,7 +54,7 @@ def serve(folder: str) -> None:
         send(answers, "ready")
         while True:
             kind, jobs, limits = receive(requests)
-            serve_one = _build_all if kind == "build" else _run_all
+            serve_one = _run_fleet if kind == "run" and limits.tracker else _SERVES[kind]
             for answer in serve_one(jobs, limits):
                 send(answers, answer)
     except (EOFError, BrokenPipeError):
@@ -96,6 +100,7 @@ class _Child:
         os.close(writer)
         self.reader, self.buffer = reader, b""
         self.results: list[Outcome] = []
+        self.connected = False  # to a device
         self.deadline = time.monotonic() + timeout
 
     def read(self) -> bool:
@@ -167,13 +172,28 @@ def _run_child(
 
 def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Build every job, up to `limits.workers` at a time."""
+    late = Outcome(None, "build_timeout", f"no library after {limits.timeout:g} s")
+    return _each_alone([partial(_report_build, job) for job in jobs], limits, late)
+
+
+def _probe_all(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]]:
+    """Ask as many devices as there are jobs, all at once, what they are."""
+    from convtvm import remote
+
+    late = Outcome(None, remote.LOST, f"no answer after {limits.timeout:g} s")
+    return _each_alone([partial(remote.probe, limits)] * len(jobs), limits, late)
+
+
+def _each_alone(
+    jobs: Sequence[Callable[[Callable[[Outcome], None]], None]], limits: Limits, late: Outcome
+) -> Iterator[tuple[int, Outcome]]:
+    """Every job in a child of its own, up to `limits.workers` at a time."""
     waiting = list(range(len(jobs)))
     running: dict[int, tuple[int, _Child]] = {}
     while waiting or running:
         while waiting and len(running) < limits.workers:
             index = waiting.pop(0)
-            job = jobs[index]
-            child = _Child(partial(_report_build, job), limits.timeout)
+            child = _Child(jobs[index], limits.timeout)
             running[child.reader] = (index, child)
         soonest = min(child.deadline for _, child in running.values())
         ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))
@@ -188,10 +208,7 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
             if time.monotonic() > child.deadline:
                 del running[reader]
                 child.finish(kill=True)
-                yield (
-                    index,
-                    Outcome(None, "build_timeout", f"no library after {limits.timeout:g} s"),
-                )
+                yield index, late
 
 
 def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
@@ -265,6 +282,54 @@ def _report_runs(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome],
     from convtvm import trial
 
     trial.run_batch(jobs, limits, report)
+
+
+def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
+    """Run the jobs on `limits.workers` devices; what a lost device leaves goes to another."""
+    from convtvm import remote
+
+    waiting = deque(range(len(jobs)))
+    losses: Counter[int] = Counter()
+    running: dict[int, tuple[deque[int], _Child]] = {}
+    refused = 0  # times in a row that no device answered
+    share = max(1, min(_SHARE, -(-len(jobs) // limits.workers)))
+    while running or (waiting and refused < _TRIES):
+        while waiting and len(running) < limits.workers and refused < _TRIES:
+            mine = deque(waiting.popleft() for _ in range(min(share, len(waiting))))
+            work = partial(remote.run_batch, [jobs[i] for i in mine], limits)
+            child = _Child(work, limits.timeout + remote.CONNECT_SECONDS)
+            running[child.reader] = (mine, child)
+        soonest = min(child.deadline for _, child in running.values())
+        ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))
+        for reader, (mine, child) in list(running.items()):
+            late = time.monotonic() > child.deadline
+            ends = not child.read() if reader in ready else late
+            for outcome in child.results:
+                refused, child.connected = 0, True
+                if outcome.kind != remote.CONNECTED:
+                    yield mine.popleft(), outcome
+            child.results.clear()
+            if not ends and mine:
+                continue
+            del running[reader]
+            ending = child.finish(kill=late or not ends)
+            if not child.connected:
+                refused += 1
+            elif mine:
+                losses[mine[0]] += 1
+                if losses[mine[0]] >= _TRIES:
+                    message = f"{_TRIES} sessions with devices were lost: {ending}"
+                    yield mine.popleft(), Outcome(None, "crash", message)
+            waiting.extendleft(reversed(mine))
+    for index in waiting:
+        yield index, Outcome(None, STOPPED, f"no device with key {limits.key!r} answers any more")
+
+
+_SERVES: dict[str, Callable[[list[Any], Limits], Iterator[tuple[int, Outcome]]]] = {
+    "build": _build_all,
+    "run": _run_all,
+    "probe": _probe_all,
+}
 
 
 if __name__ == "__main__":

@@ -253,8 +253,6 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert status == 0, err
     assert "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, " in out
     assert ", 0 reused" in out
-        "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, " in out and ", 0 reused" in out
-    )
     assert f"[{TRIALS}/{TRIALS}] mb1ic8ih6oc8kh3ph1 direct {TRIALS}/{TRIALS}: best" in err
     best = ("--keep", "best")
     status, out, err = separate(folder, "compile", LINE, "-o", "x.so", *options, *best)

@@ -109,6 +109,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
     metavar="FILE",
     help="Append what happens to FILE, one JSON object a line.",
 )
+@click.option("--tracker", metavar="HOST:PORT", help="Measure on the devices of TVM's RPC tracker.")
+@click.option("--key", metavar="K", help="The key of the devices to use at the tracker.")
 @layout_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
@@ -130,6 +132,8 @@ def tune(
     min_gain: float,
     confirm: bool,
     events: Path | None,
+    tracker: str | None,
+    key: str | None,
     layout: str,
     seed: int,
     quiet: bool,
@@ -147,7 +151,10 @@ def tune(
     from convtvm.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
-    _check_runs_here(resolved)
+    if (tracker is None) != (key is None):
+        raise click.UsageError("--tracker and --key belong together")
+    if tracker is None:
+        _check_runs_here(resolved)
     workloads = _computable(workloads, algorithms, resolved.kind)
     with monitor(quiet, labels(workloads), events) as listener:
         summary = run_tuner(
@@ -163,6 +170,8 @@ def tune(
             total_trials=total_trials,
             min_gain=min_gain,
             confirm=confirm,
+            tracker=tracker,
+            key=key,
         )
         document = _document(summary, resolved, layout, listener)
         if listener.events is not None:

@@ -1,0 +1,181 @@
+"""Devices behind TVM's RPC tracker: which answer, and candidates measured on them.
+
+Every session with a device is a child process of the zygote, so a device that hangs or dies costs
+that child; its candidates are measured on another. TVM's RPC has no authentication: whoever reaches
+a server runs code on it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from convtvm.errors import EnvironmentProblem, TargetError
+from convtvm.jobs import Limits, Outcome, RunJob, failure
+from convtvm.targets import CompileTarget
+
+_HELD = 1.0  # seconds that a probe keeps its device, so that the next probe gets another
+CONNECT_SECONDS = 10.0  # seconds to wait for a device that the tracker calls free
+_SESSION = 10  # times the time of a job that a session may last
+CONNECTED = "connected"  # the kind of the first outcome of a session
+LOST = "device"  # the kind of a job whose device went away
+
+
+@dataclass(frozen=True)
+class Farm:
+    """The devices that a tracker at `host`:`port` has under `key`."""
+
+    host: str
+    port: int
+    key: str
+    devices: int
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def find(address: str, key: str) -> Farm:
+    """The devices under `key`. Raises EnvironmentProblem if the tracker does not answer or has none
+    of them free, TargetError for an address that is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise TargetError(f"tracker {address!r} is no address, expected HOST:PORT")
+    from tvm import rpc
+
+    try:
+        # TVM's own client would go on trying for a minute.
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        summary = rpc.connect_tracker(host, int(port)).summary()
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"no tracker answers at {address} ({failure('', error).message}); start one with "
+            "`python -m tvm.exec.rpc_tracker`"
+        ) from None
+    queue = summary["queue_info"].get(key)
+    if not queue or not queue["free"]:
+        known = ", ".join(
+            f"{name} ({q['free']} free)" for name, q in sorted(summary["queue_info"].items())
+        )
+        raise EnvironmentProblem(
+            f"the tracker at {address} has no free device with key {key!r}; it has: "
+            f"{known or 'none'}; start one with `python -m tvm.exec.rpc_server --tracker {address} "
+            f"--key {key}`"
+        )
+    return Farm(host, int(port), key, int(queue["free"]))
+
+
+def missing_features(cpu: str, target: CompileTarget) -> list[str]:
+    """Features of the target that a device's CPU, by LLVM's name, lacks; none if nothing is
+    known."""
+    from tvm.target import Target, codegen
+
+    triple = target.spec["mtriple"]
+    if not cpu or not codegen.llvm_is_valid_cpu(cpu, triple):
+        return []
+    spec = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
+    offered = {str(f) for f in codegen.llvm_get_cpu_features(Target(spec))}
+    return sorted(set(target.features) - offered)
+
+
+# ---- inside a child of the zygote ----------------------------------------------------------------
+
+
+def _session(limits: Limits) -> Any:
+    from tvm import rpc
+
+    host, _, port = limits.tracker.rpartition(":")
+    tracker = rpc.connect_tracker(host, int(port))
+    # The server ends a session that lasts longer, so a hung one frees its device.
+    return tracker.request(
+        limits.key,
+        session_timeout=int(CONNECT_SECONDS) + _SESSION * int(limits.timeout),
+        max_retry=1,
+    )
+
+
+def probe(limits: Limits, report: Callable[[Outcome], None]) -> None:
+    """Report the CPU of one device, by LLVM's name, empty where the device cannot tell."""
+    session = _session(limits)
+    try:
+        cpu = str(session.get_function("target.llvm_get_system_cpu")())
+    except (AttributeError, RuntimeError, ValueError):
+        cpu = ""
+    report(Outcome(cpu))
+    time.sleep(_HELD)
+
+
+def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
+    """Measure the jobs on one device, in order; ends early, without a report, when it is lost."""
+    from tvm.error import RPCError
+
+    session = _session(limits)
+    report(Outcome(None, CONNECTED))
+    session.get_function("runtime.config_threadpool")(0, limits.threads)
+    key, arrays = ("", ""), {}
+    for job in jobs:
+        try:
+            if key != (job.inputs, job.pack):
+                key, arrays = (job.inputs, job.pack), _send_inputs(session, job)
+            report(_run(session, job, arrays, limits))
+        except (OSError, RPCError) as error:
+            raise SystemExit(failure(LOST, error).message) from None
+        except Exception as error:
+            if not _is_alive(session):
+                raise SystemExit(failure(LOST, error).message) from None
+            report(failure("runtime", error))
+
+
+def _is_alive(session: Any) -> bool:
+    try:
+        session.get_function("runtime.config_threadpool")
+    except Exception:
+        return False
+    return True
+
+
+def _load(session: Any, path: str) -> Any:
+    session.upload(path)
+    return session.load_module(Path(path).name)
+
+
+def _send_inputs(session: Any, job: RunJob) -> dict[str, Any]:
+    """The kernel's arguments on the device and the reference here."""
+    import numpy as np
+    from tvm.runtime import empty, tensor
+
+    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
+    device = session.cpu(0)
+    sent = {name: tensor(arrays[name], device) for name in ("data", "weight", "bias")}
+    packed = empty(job.packed_shape, "float32", device)
+    _load(session, job.pack)["main"](sent["weight"], packed)
+    out = empty(arrays["reference"].shape, "float32", device)
+    return {
+        "args": (sent["data"], packed, sent["bias"], out),
+        "reference": arrays["reference"],
+    }
+
+
+def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
+    """The answer first, checked here; then the time, as the device takes it."""
+    import numpy as np
+
+    from convtvm.trial import judge, timed
+
+    module = _load(session, job.path)
+    args, reference = arrays["args"], arrays["reference"]
+    args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))
+    module["main"](*args)
+
+    def evaluate(number: int) -> float:
+        calls = module.time_evaluator("main", session.cpu(0), number=number, repeat=1)
+        return float(calls(*args).results[0])
+
+    outcome = judge(job, args[3].numpy(), reference, partial(timed, evaluate), limits)
+    session.remove(Path(job.path).name)
+    return outcome

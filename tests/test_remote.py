@@ -1,0 +1,151 @@
+"""Tuning through TVM's own tracker and servers, on loopback; one of them is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from convtvm import records, remote
+from convtvm.errors import ConvtvmError, EnvironmentProblem, TargetError
+from convtvm.progress import TaskProgress, TuningSummary
+from convtvm.records import TuningRecord
+from convtvm.targets import resolve
+from convtvm.tuner import tune
+from convtvm.workload import ConvWorkload
+
+pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
+
+KEY = "desk"
+WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
+
+
+@dataclass
+class Rack:
+    """A tracker and its servers, all bound to loopback."""
+
+    port: int
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, *command: str) -> None:
+        log = subprocess.DEVNULL
+        self.processes.append(
+            subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=os.environ)
+        )
+
+    def free(self) -> int:
+        try:
+            return remote.find(self.address, KEY).devices
+        except EnvironmentProblem:
+            return 0
+
+    def kill_server(self, index: int) -> None:
+        kill(self.processes[1 + index])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """A process with all that it started, as by a power cut."""
+    if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in [psutil.Process(process.pid), *family]:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.wait()
+
+
+@pytest.fixture
+def rack() -> Iterator[Rack]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        made = Rack(found.getsockname()[1])
+    try:
+        own = ("--host", "127.0.0.1", "--port-end", str(made.port + 50), "--port")
+        made.start("-m", "tvm.exec.rpc_tracker", *own, str(made.port))
+        for _ in range(2):
+            address = ("--tracker", made.address, "--key", KEY)
+            made.start("-m", "tvm.exec.rpc_server", *own, str(made.port + 1), *address)
+        deadline = time.monotonic() + 60
+        while made.free() < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert made.free() == 2
+        yield made
+    finally:
+        for process in made.processes:
+            kill(process)
+
+
+def run(rack: Rack, log: Path, **options: object) -> TuningSummary:
+    settings = {"threads": 1, "algorithms": ["direct"], "log": log, **options}
+    return tune([WORKLOAD], tracker=rack.address, key=KEY, **settings)  # type: ignore[arg-type]
+
+
+def test_tuning_on_two_devices_one_dies(rack: Rack, tmp_path: Path) -> None:
+    """All trials are there, each once, and none is blamed for the loss."""
+    killed = False
+
+    def listener(summary: TuningSummary, _: TaskProgress, __: TuningRecord | None) -> None:
+        nonlocal killed
+        if summary.measured == 3 and not killed:
+            killed = True
+            rack.kill_server(0)
+
+    log = tmp_path / "x.jsonl"
+    summary = run(rack, log, trials=20, listener=listener)
+    assert killed and summary.stopped == "" and summary.measured == 20
+    found, problems = records.load([log])
+    assert problems == [] and len({r.identity for r in found}) == len(found) == 20
+    assert summary.failures == {} and all(r.run_secs and r.max_error is not None for r in found)
+    assert found[0].device.startswith(f"{KEY}: ")
+
+
+def test_no_device_left(rack: Rack, tmp_path: Path) -> None:
+    def listener(summary: TuningSummary, *_: object) -> None:
+        if summary.measured == 1:
+            rack.kill_server(0)
+            rack.kill_server(1)
+            kill(rack.processes[0])
+
+    log = tmp_path / "x.jsonl"
+    summary = run(rack, log, trials=20, listener=listener)
+    assert summary.stopped == f"no device with key {KEY!r} answers any more"
+    found, _ = records.load([log])
+    assert len(found) == summary.measured < 20 and all(r.run_secs for r in found)
+
+
+def test_preflight_refuses(rack: Rack, tmp_path: Path) -> None:
+    log = tmp_path / "x.jsonl"
+    with pytest.raises(EnvironmentProblem, match=r"no free device with key 'shelf'; .*desk \(2 fr"):
+        tune([WORKLOAD], threads=1, tracker=rack.address, key="shelf", log=log)
+    rack_cpu = "skylake-avx512" if resolve("native", 1).lanes != 16 else "sapphirerapids"
+    assert "avx512f" in remote.missing_features("haswell", resolve(f"llvm -mcpu={rack_cpu}", 1))
+    assert remote.missing_features("", resolve("native", 1)) == []
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tracker": "nowhere", "key": "k"}, TargetError, "expected HOST:PORT"),
+        ({"tracker": "127.0.0.1:1", "key": "k"}, EnvironmentProblem, "no tracker answers at"),
+        ({"tracker": "127.0.0.1:1"}, ConvtvmError, "tracker and key belong together"),
+    ],
+)
+def test_refused(
+    tmp_path: Path, options: dict[str, str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tune([WORKLOAD], threads=1, log=tmp_path / "x.jsonl", **options)  # type: ignore[arg-type]
