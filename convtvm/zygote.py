@@ -26,7 +26,9 @@ from convtvm import nvidia
 from convtvm.jobs import LENGTH, STOPPED, BuildJob, Limits, Outcome, RunJob, failure, receive, send
 
 _SHARE = 8  # candidates that a device gets at once
-_TRIES = 3  # devices that a candidate may lose, and refusals in a row, before it is given up
+_TRIES = 3  # devices that a candidate may lose before it is given up
+_PATIENCE = 45.0  # seconds to look for a device
+_PAUSE = 0.5  # seconds between two requests in vain: a tracker learns late of a device's death
 _MEMORY = 8 << 30  # address space that a child may grow by; a runaway fails with MemoryError
 _OUTPUT = 64 << 20  # bytes of a file that a child may write; one that prints for ever ends there
 # Lines that say only that there was an error, before the one that says which; after the first,
@@ -291,10 +293,10 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
     waiting = deque(range(len(jobs)))
     losses: Counter[int] = Counter()
     running: dict[int, tuple[deque[int], _Child]] = {}
-    refused = 0  # times in a row that no device answered
+    answered, said = time.monotonic(), ""  # when a device did for the last time, why not since
     share = max(1, min(_SHARE, -(-len(jobs) // limits.workers)))
-    while running or (waiting and refused < _TRIES):
-        while waiting and len(running) < limits.workers and refused < _TRIES:
+    while running or (waiting and time.monotonic() < answered + _PATIENCE):
+        while waiting and len(running) < limits.workers:
             mine = deque(waiting.popleft() for _ in range(min(share, len(waiting))))
             work = partial(remote.run_batch, [jobs[i] for i in mine], limits)
             child = _Child(work, limits.timeout + remote.CONNECT_SECONDS)
@@ -305,7 +307,7 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
             late = time.monotonic() > child.deadline
             ends = not child.read() if reader in ready else late
             for outcome in child.results:
-                refused, child.connected = 0, True
+                answered, child.connected = time.monotonic(), True
                 if outcome.kind != remote.CONNECTED:
                     yield mine.popleft(), outcome
             child.results.clear()
@@ -314,7 +316,8 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
             del running[reader]
             ending = child.finish(kill=late or not ends)
             if not child.connected:
-                refused += 1
+                said = ending
+                time.sleep(_PAUSE)
             elif mine:
                 losses[mine[0]] += 1
                 if losses[mine[0]] >= _TRIES:
@@ -322,7 +325,8 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
                     yield mine.popleft(), Outcome(None, "crash", message)
             waiting.extendleft(reversed(mine))
     for index in waiting:
-        yield index, Outcome(None, STOPPED, f"no device with key {limits.key!r} answers any more")
+        message = f"no device with key {limits.key!r} answers any more ({said})"
+        yield index, Outcome(None, STOPPED, message)
 
 
 _SERVES: dict[str, Callable[[list[Any], Limits], Iterator[tuple[int, Outcome]]]] = {

@@ -1,0 +1,123 @@
+"""A tuning run whose candidates crash, hang, exit, print garbage, lie and eat memory; logs of runs
+that were killed, mixed and damaged."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from support import Planted
+from test_zygote import PATH
+
+from convtvm import measure, records
+from convtvm.measure import Workbench, Zygote
+from convtvm.records import LogWriter, TuningRecord
+from convtvm.search import candidate
+from convtvm.targets import resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+TASK = Task(ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1"), "direct", resolve("native", 1))
+
+# What a candidate does while it is built -> kind of error, part of its first true line.
+FAULTS = {
+    "segfault": ("crash", "killed by SIGSEGV"),
+    "abort": ("crash", "killed by SIGABRT"),
+    "exit": ("crash", "exited with status 3"),
+    "hang": ("build_timeout", "no library after 4 s"),
+    "memory": ("instantiate", "MemoryError"),
+    "raise": ("instantiate", "ValueError: the first line"),
+    "print": ("", ""),
+    "nothing": ("", ""),
+}
+
+
+@pytest.fixture
+def zygote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zygote]:
+    monkeypatch.setenv("PYTHONPATH", PATH)
+    with Zygote() as made:
+        yield made
+
+
+def test_faults_cost_their_own_candidates(
+    zygote: Zygote, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each is named by kind and first line, nothing reaches the terminal, nothing is left."""
+    monkeypatch.setattr(measure, "BUILD_SECONDS", 4.0)
+    points = TASK.space.points
+    found = {}
+    for deed in FAULTS:
+        planted = Planted(deed, TASK)
+        bench = Workbench(TASK, zygote)
+        jobs = bench.builder.jobs([points[0]])
+        changed = [replace(j, task=planted) if j.decisions is not None else j for j in jobs]
+        monkeypatch.setattr(bench.builder, "jobs", lambda _many, made=changed: made)
+        bench.builder._ready[tuple(sorted(points[0].items()))] = changed[-1].path
+        ((_, found[deed]),) = bench.measure([candidate(TASK.space, points[0])])
+    for deed, (kind, message) in FAULTS.items():
+        trial = found[deed]
+        assert trial.kind == kind and message in trial.message, (deed, trial)
+        assert bool(trial.run_secs) == (kind == ""), (deed, trial)
+    assert capfd.readouterr() == ("", "")
+    assert psutil.Process(zygote._process.pid).children(recursive=True) == []
+
+
+# ---- logs ----------------------------------------------------------------------------------------
+
+
+def made(log: Path, count: int, seed: int) -> list[TuningRecord]:
+    """A log of `count` trials with distinct times, a third of them failures."""
+    rng = random.Random(seed)
+    writer, written = LogWriter(log), []
+    for point in rng.sample(TASK.space.points, min(count, len(TASK.space.points))):
+        failed = rng.random() < 1 / 3
+        record = TuningRecord(
+            *TASK.key,
+            device="a CPU",
+            decisions=point,
+            template=TASK.template_version,
+            run_secs=[] if failed else [rng.uniform(1e-6, 1e-3)],
+            error={"kind": "crash", "message": "planted"} if failed else {},
+        )
+        writer.append(record)
+        written.append(record)
+    writer.close()
+    return written
+
+
+def test_damaged_logs_have_the_winners_of_clean_ones(tmp_path: Path) -> None:
+    """Three logs concatenated in any order, one torn, with binary garbage in the middle."""
+    logs = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    clean = [record for i, log in enumerate(logs) for record in made(log, 10, i)]
+    winner = records.best(clean)
+    torn = logs[0].read_bytes().splitlines(keepends=True)[0][:-30]
+    for order in itertools.permutations(logs):
+        mixed = tmp_path / "mixed.jsonl"
+        parts = [log.read_bytes() for log in order]
+        mixed.write_bytes(parts[0] + b"\xff\xfe\x00garbage\n" + parts[1] + parts[2] + torn)
+        found, problems = records.load([mixed])
+        assert len(problems) == 2 and len(found) == len(clean)
+        assert records.best(found) == winner
+        writer = LogWriter(mixed)  # goes on after the torn line
+        writer.append(clean[0])
+        writer.close()
+        assert len(records.load([mixed])[0]) == len(clean) + 1
+
+
+def test_a_writer_killed_anywhere_loses_its_last_line_only(tmp_path: Path) -> None:
+    """Every possible length of a log that was being written."""
+    log = tmp_path / "x.jsonl"
+    clean = made(log, 5, 1)
+    content = log.read_bytes()
+    for length in range(0, len(content), 7):
+        os.truncate(log, 0)
+        log.write_bytes(content[:length])
+        found, problems = records.load([log])
+        assert found == clean[: len(found)] and len(problems) <= 1
+        assert len(found) >= content[:length].count(b"\n")
