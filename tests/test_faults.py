@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from support import Planted
-from test_zygote import PATH
+from test_zygote import PATH, children, eventually
 
 from convtvm import measure, records
 from convtvm.measure import Workbench, Zygote
@@ -57,7 +56,7 @@ def test_faults_cost_their_own_candidates(
         bench = Workbench(TASK, zygote)
         jobs = bench.builder.jobs([points[0]])
         changed = [replace(j, task=planted) if j.decisions is not None else j for j in jobs]
-        monkeypatch.setattr(bench.builder, "jobs", lambda _many, made=changed: made)
+        bench.builder.jobs = lambda _many, made=changed: made  # type: ignore[method-assign,misc]
         bench.builder._ready[tuple(sorted(points[0].items()))] = changed[-1].path
         ((_, found[deed]),) = bench.measure([candidate(TASK.space, points[0])])
     for deed, (kind, message) in FAULTS.items():
@@ -65,7 +64,7 @@ def test_faults_cost_their_own_candidates(
         assert trial.kind == kind and message in trial.message, (deed, trial)
         assert bool(trial.run_secs) == (kind == ""), (deed, trial)
     assert capfd.readouterr() == ("", "")
-    assert psutil.Process(zygote._process.pid).children(recursive=True) == []
+    assert eventually(lambda: children(zygote) == [])
 
 
 # ---- logs ----------------------------------------------------------------------------------------
