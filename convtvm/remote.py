@@ -7,7 +7,10 @@ a server runs code on it.
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +111,7 @@ def probe(limits: Limits, report: Callable[[Outcome], None]) -> None:
         cpu = ""
     report(Outcome(cpu))
     time.sleep(_HELD)
+    _close(session)
 
 
 def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
@@ -123,12 +127,19 @@ def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], No
             if key != (job.inputs, job.pack):
                 key, arrays = (job.inputs, job.pack), _send_inputs(session, job)
             report(_run(session, job, arrays, limits))
-        except (OSError, RPCError) as error:
-            raise SystemExit(failure(LOST, error).message) from None
         except Exception as error:
-            if not _is_alive(session):
-                raise SystemExit(failure(LOST, error).message) from None
+            if isinstance(error, (OSError, RPCError)) or not _is_alive(session):
+                print(failure(LOST, error).message, file=sys.stderr, flush=True)
+                os._exit(1)  # without a report: nothing is known of the candidate
             report(failure("runtime", error))
+    arrays.clear()
+    _close(session)
+
+
+def _close(session: Any) -> None:
+    """Say goodbye: TVM's server does not survive a session that just breaks off."""
+    del session._sess  # its last reference ends it
+    gc.collect()
 
 
 def _is_alive(session: Any) -> bool:

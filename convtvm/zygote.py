@@ -311,10 +311,10 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
                 if outcome.kind != remote.CONNECTED:
                     yield mine.popleft(), outcome
             child.results.clear()
-            if not ends and mine:
+            if not ends:
                 continue
             del running[reader]
-            ending = child.finish(kill=late or not ends)
+            ending = child.finish(kill=late)
             if not child.connected:
                 said = ending
                 time.sleep(_PAUSE)

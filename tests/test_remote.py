@@ -115,6 +115,7 @@ def test_tuning_on_two_devices_one_dies(rack: Rack, tmp_path: Path) -> None:
     assert found[0].device.startswith(f"{KEY}: ")
 
 
+@pytest.mark.slow
 def test_no_device_left(rack: Rack, tmp_path: Path) -> None:
     def listener(summary: TuningSummary, *_: object) -> None:
         if summary.measured == 1:
