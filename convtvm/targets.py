@@ -144,9 +144,31 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
         raise TargetError(
             f"target {text!r}: unknown CPU {processor!r} for {triple}; `llc -mcpu=help` lists them"
         )
-    features = tuple(sorted(str(f) for f in codegen.llvm_get_cpu_features(Target(spec))))
+    _check_attributes(text, spec)
+    features = _features(spec)
     lanes, registers = _vector_unit(features, triple)
     return CompileTarget(_name_of_spec(spec), threads, lanes, registers, features)
+
+
+def _features(spec: dict[str, Any]) -> tuple[str, ...]:
+    """The CPU features of a target in LLVM's names."""
+    return tuple(sorted(str(f) for f in codegen.llvm_get_cpu_features(Target(spec))))
+
+
+def _check_attributes(text: str, spec: dict[str, Any]) -> None:
+    """Refuse features that LLVM does not know: it would ignore them with a warning."""
+    attributes = spec.get("mattr", [])
+    if not attributes:
+        return
+    signed = [a for a in attributes if a[:1] not in "+-" or len(a) < 2]
+    names = [a[1:] for a in attributes]
+    bare = {"kind": "llvm", "mtriple": spec["mtriple"], "mattr": [f"+{n}" for n in names]}
+    unknown = signed or sorted(set(names) - set(_features(bare)))
+    if unknown:
+        raise TargetError(
+            f"target {text!r}: unknown feature {unknown[0]!r} for {spec['mtriple']}, expected "
+            "+name or -name; `llc -mattr=help` lists them"
+        )
 
 
 def _cuda_arches(text: str) -> list[str]:
