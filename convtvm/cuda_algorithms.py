@@ -1,17 +1,22 @@
 """The table of algorithms on NVIDIA GPUs, under the same names as on the CPU.
 
 What an algorithm is, where it applies and what it costs in multiplications comes from the CPU's
-row; compute, packing, template and workspace are the GPU's own.
+row; compute, packing, template and workspace are the GPU's own. Workspaces are parameters of the
+computes, whose bytes these formulas give.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from convtvm.algorithms import ALGORITHMS, Algorithm
-from convtvm.compute.cuda import direct, gemm
+from convtvm.compute.cuda import direct, gemm, im2col, mec
+from convtvm.compute.im2col import has_columns
+from convtvm.compute.mec import lowered_bytes
 from convtvm.workload import ConvWorkload
 from schedules.cuda import direct as cuda_direct
+from schedules.cuda import lowered as cuda_lowered
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions
 
@@ -25,6 +30,23 @@ def _direct_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions)
     return gemm.parts_bytes(w.groups, w.n * w.oh * w.ow, w.oc // w.groups, _tiling(d))
 
 
+def _im2col_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
+    """The columns, and the partial sums."""
+    columns = 4 * math.prod(im2col.columns_shape(w, layout)) if has_columns(w) else 0
+    return columns + _direct_workspace(w, layout, gpu, d)
+
+
+def _mec_a_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
+    """L and the sums, in whole tiles."""
+    sums = gemm.sums_bytes(w.groups, w.n * w.oh * w.ow, w.oc // w.groups, _tiling(d))
+    return lowered_bytes(w) + sums
+
+
+def _mec_b_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
+    """L, and the partial sums."""
+    return lowered_bytes(w) + _direct_workspace(w, layout, gpu, d)
+
+
 _TABLE = (
     replace(
         ALGORITHMS["direct"],
@@ -32,6 +54,27 @@ _TABLE = (
         compute=direct.conv2d,
         pack=lambda w, lanes, layout: direct.pack_weight(w),
         workspace_bytes=_direct_workspace,
+    ),
+    replace(
+        ALGORITHMS["im2col"],
+        template=cuda_lowered,
+        compute=im2col.conv2d,
+        pack=lambda w, lanes, layout: im2col.pack_weight(w),
+        workspace_bytes=_im2col_workspace,
+    ),
+    replace(
+        ALGORITHMS["mec:a"],
+        template=cuda_lowered,
+        compute=mec.conv2d_a,
+        pack=lambda w, lanes, layout: mec.pack_weight(w),
+        workspace_bytes=_mec_a_workspace,
+    ),
+    replace(
+        ALGORITHMS["mec:b"],
+        template=cuda_lowered,
+        compute=mec.conv2d_b,
+        pack=lambda w, lanes, layout: mec.pack_weight(w),
+        workspace_bytes=_mec_b_workspace,
     ),
 )
 CUDA_ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}

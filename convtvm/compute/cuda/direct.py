@@ -48,7 +48,7 @@ def conv2d(
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(packed_weight_shape(w), w.dtype, name="weight")
     tiling = gemm.Tiling(tile_p, tile_c, tile_k, split_k)
-    return gemm.convolution(w, layout, implicit(w, data, layout), weight, bias, tiling, [data])
+    return gemm.convolution(w, layout, implicit(w, data, layout), [data], weight, bias, tiling)
 
 
 def implicit(w: ConvWorkload, data: te.Tensor, layout: str) -> gemm.Problem:

@@ -44,7 +44,8 @@ class Problem:
     """`batch` products of [pixels, depth] by [depth, channels].
 
     `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
-    instead (it is read under no other, nor for k beyond `depth`).
+    instead (it is read under no other, nor for k beyond `depth`). It is defined for p up to
+    `stored` pixels, by default as many as there are.
     """
 
     batch: int
@@ -54,10 +55,7 @@ class Problem:
     read: Callable[..., tuple[list[tirx.PrimExpr], tirx.PrimExpr]]
     depth_inner: bool
     vector: int
-
-    def attributes(self) -> dict[str, int]:
-        """What a template has to know beside the loops."""
-        return {"depth_inner": int(self.depth_inner), "vector": self.vector}
+    stored: int = 0
 
 
 def padded_channels(channels: int) -> int:
@@ -79,10 +77,11 @@ def product(problem: Problem, weight: te.Tensor, tiling: Tiling, dtype: str) -> 
     depth = stages.ceil_div(problem.depth, step) * step
     pixels = stages.ceil_div(problem.pixels, tiling.tile_p) * tiling.tile_p
     channels = stages.ceil_div(problem.channels, tiling.tile_c) * tiling.tile_c
+    stored = problem.stored or problem.pixels
     pixel_vector = 1 if problem.depth_inner else problem.vector
 
     def left(b, k, p):
-        conditions, value = problem.read(b, k, clamped(p, pixels, problem.pixels, pixel_vector))
+        conditions, value = problem.read(b, k, clamped(p, pixels, stored, pixel_vector))
         # One condition, not one inside another: so it can become that of an asynchronous copy.
         inside = [k < problem.depth] * (depth > problem.depth) + conditions
         if not inside:
@@ -114,6 +113,11 @@ def parts_bytes(batch: int, pixels: int, channels: int, tiling: Tiling) -> int:
     """Bytes of the sums in memory, if they are there."""
     if not in_memory(pixels, channels, tiling):
         return 0
+    return sums_bytes(batch, pixels, channels, tiling)
+
+
+def sums_bytes(batch: int, pixels: int, channels: int, tiling: Tiling) -> int:
+    """Bytes of all sums, in whole tiles."""
     rows = stages.ceil_div(pixels, tiling.tile_p) * tiling.tile_p
     columns = stages.ceil_div(channels, tiling.tile_c) * tiling.tile_c
     return 4 * tiling.split_k * batch * rows * columns
@@ -132,39 +136,61 @@ def convolution(
     w: ConvWorkload,
     layout: str,
     problem: Problem,
+    args: list[te.Tensor],
     weight: te.Tensor,
     bias: te.Tensor,
     tiling: Tiling,
-    args: list[te.Tensor],
+    pixel: Callable[..., tirx.PrimExpr] | None = None,
 ) -> tirx.PrimFunc:
-    """The function over (data, weight, bias, out, workspaces) whose product is over pixels n, y, x.
+    """The function over (data, weight, bias, out, workspaces).
 
     `args` are the data and the workspaces that the problem reads. Sums that go through memory are
     one more: [split_k, groups, channels, pixels] for NCHW, pixels before channels for NHWC.
+    `pixel(n, y, x)` numbers the pixels of the product in another order than this one; then sums
+    always go through memory.
     """
     sums = product(problem, weight, tiling, w.dtype)
     data, *workspaces = args
-    through_memory = in_memory(problem.pixels, problem.channels, tiling)
+    through_memory = bool(pixel) or in_memory(problem.pixels, problem.channels, tiling)
+    number = pixel or (lambda n, y, x: (n * w.oh + y) * w.ow + x)
     if through_memory:
-        sums = _in_layout(sums, layout)
+        sums = in_layout(sums, layout)
         workspaces.append(sums)
-    own, pixel = w.oc // w.groups, lambda n, y, x: (n * w.oh + y) * w.ow + x
+    own = w.oc // w.groups
 
     def value(n, c, y, x):
-        g, p, c = c // own, pixel(n, y, x), c % own
-        if not through_memory:
-            return sums[0, g, p, c]
-        parts = [sums[(s, g, c, p) if layout == "NCHW" else (s, g, p, c)] for s in split]
-        return sum(parts[1:], parts[0])
+        g, p, c = c // own, number(n, y, x), c % own
+        return total(sums, layout, g, p, c) if through_memory else sums[0, g, p, c]
 
-    split = range(tiling.split_k)
     out = stages.output(w, layout, value, bias)
     func = stages.prim_func([data, weight, bias, out, *workspaces], layout)
     if not through_memory:
         func = _flattened(func, w, layout)
-    for name, number in problem.attributes().items():
-        func = func.with_attr(name, number)
-    return func
+    return with_attributes(func, problem)
+
+
+def with_attributes(func: tirx.PrimFunc, problem: Problem) -> tirx.PrimFunc:
+    """`func` with what a template has to know beside its loops."""
+    return func.with_attr("depth_inner", int(problem.depth_inner)).with_attr(
+        "vector", problem.vector
+    )
+
+
+def in_layout(sums: te.Tensor, layout: str) -> te.Tensor:
+    """The stage `parts`: the sums in memory, neighbours as in `layout`."""
+    if layout == "NHWC":
+        return te.compute(sums.shape, lambda s, b, p, c: sums[s, b, p, c], name="parts")
+    split, batch, pixels, channels = sums.shape
+    return te.compute(
+        (split, batch, channels, pixels), lambda s, b, c, p: sums[s, b, p, c], name="parts"
+    )
+
+
+def total(parts: te.Tensor, layout: str, b, p, c) -> tirx.PrimExpr:
+    """The sum of the parts of an element."""
+    at = (b, c, p) if layout == "NCHW" else (b, p, c)
+    terms = [parts[(s, *at)] for s in range(int(parts.shape[0]))]
+    return sum(terms[1:], terms[0])
 
 
 def _flattened(func: tirx.PrimFunc, w: ConvWorkload, layout: str) -> tirx.PrimFunc:
@@ -196,13 +222,3 @@ def simplified(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
         return tvm_ffi.structural_map(block, rules, order="post")
 
     return tvm_ffi.structural_map(func, [(SBlock, on_block)], order="post")
-
-
-def _in_layout(sums: te.Tensor, layout: str) -> te.Tensor:
-    """The stage `parts`: the sums in memory, neighbours as in `layout`."""
-    if layout == "NHWC":
-        return te.compute(sums.shape, lambda s, b, p, c: sums[s, b, p, c], name="parts")
-    split, batch, pixels, channels = sums.shape
-    return te.compute(
-        (split, batch, channels, pixels), lambda s, b, c, p: sums[s, b, p, c], name="parts"
-    )
