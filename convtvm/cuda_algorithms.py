@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from convtvm.algorithms import ALGORITHMS, Algorithm
-from convtvm.compute.cuda import direct, gemm, im2col, mec
+from convtvm.compute.cuda import depthwise, direct, gemm, im2col, mec, winograd
 from convtvm.compute.im2col import has_columns
 from convtvm.compute.mec import lowered_bytes
 from convtvm.workload import ConvWorkload
+from schedules.cuda import depthwise as cuda_depthwise
 from schedules.cuda import direct as cuda_direct
 from schedules.cuda import lowered as cuda_lowered
+from schedules.cuda import winograd as cuda_winograd
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions
 
@@ -47,6 +50,23 @@ def _mec_b_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) 
     return lowered_bytes(w) + _direct_workspace(w, layout, gpu, d)
 
 
+def _winograd_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions, m: int) -> int:
+    """V and M."""
+    batch, _, _ = winograd.packed_weight_shape(w, m)
+    products = gemm.sums_bytes(batch, winograd.tile_count(w, m), w.oc, _tiling(d))
+    return 4 * math.prod(winograd.input_shape(w, m, layout)) + products
+
+
+def _winograd(m: int) -> Algorithm:
+    return replace(
+        ALGORITHMS[f"winograd:{m}"],
+        template=cuda_winograd,
+        compute=partial(winograd.conv2d, m=m),
+        pack=lambda w, lanes, layout: winograd.pack_weight(w, m),
+        workspace_bytes=partial(_winograd_workspace, m=m),
+    )
+
+
 _TABLE = (
     replace(
         ALGORITHMS["direct"],
@@ -54,6 +74,13 @@ _TABLE = (
         compute=direct.conv2d,
         pack=lambda w, lanes, layout: direct.pack_weight(w),
         workspace_bytes=_direct_workspace,
+    ),
+    replace(
+        ALGORITHMS["direct:depthwise"],
+        template=cuda_depthwise,
+        compute=depthwise.conv2d,
+        pack=lambda w, lanes, layout: depthwise.pack_weight(w),
+        workspace_bytes=lambda w, layout, gpu, d: 0,
     ),
     replace(
         ALGORITHMS["im2col"],
@@ -76,5 +103,6 @@ _TABLE = (
         pack=lambda w, lanes, layout: mec.pack_weight(w),
         workspace_bytes=_mec_b_workspace,
     ),
+    *(_winograd(m) for m in (2, 4, 6)),
 )
 CUDA_ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}

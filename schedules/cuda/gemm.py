@@ -90,7 +90,7 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
     *_, outer, inner = sch.get_loops(store)
     if vectors:
         sch.vectorize(inner)
-    _unroll(sch, outer, *([] if vectors else [inner]))
+    unroll(sch, outer, *([] if vectors else [inner]))
 
     # Operands: into shared memory once a step, from there into registers.
     for index, operand in enumerate((lhs, rhs)):
@@ -112,8 +112,8 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         sch.storage_align(lhs, 0, -2, 2 * VECTOR, VECTOR)
 
     init = sch.decompose_reduction(gemm, step)
-    _unroll(sch, *sch.get_loops(init)[-2:])
-    _unroll(sch, ki, kv, *own)
+    unroll(sch, *sch.get_loops(init)[-2:])
+    unroll(sch, ki, kv, *own)
     if d["stages"] > 1:
         sch.annotate(step, "software_pipeline_stage", [0, 0, d["stages"] - 1])
         sch.annotate(step, "software_pipeline_order", [0, 1, 2])
@@ -127,8 +127,14 @@ def multiply_to_out(sch: Schedule, d: Decisions) -> None:
     if parts is None:
         multiply(sch, d, out, store_vectors(sch, d))
     else:
-        multiply(sch, d, parts, d["thread_p"] >= VECTOR or layout(sch) == "NHWC")
+        multiply_to_parts(sch, d)
         spread_block(sch, out)
+
+
+def multiply_to_parts(sch: Schedule, d: Decisions) -> None:
+    """`multiply` whose sums go through memory, where tiles are whole."""
+    vectors = d["thread_c" if layout(sch) == "NHWC" else "thread_p"] >= VECTOR
+    multiply(sch, d, sch.get_sblock("parts"), vectors)
 
 
 def store_vectors(sch: Schedule, d: Decisions) -> bool:
@@ -159,14 +165,14 @@ def _fetch(
         sch.reorder(other, k)
     fused = sch.fuse(batch, *((other, k) if depth_inner else (k, other)))
     turns, y, x, lanes = sch.split(fused, [None, *extents, vector])
-    _unroll(sch, turns)
+    unroll(sch, turns)
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")
     if vector > 1:
         sch.vectorize(lanes)
 
 
-def _unroll(sch: Schedule, *loops: LoopRV) -> None:
+def unroll(sch: Schedule, *loops: LoopRV) -> None:
     """Have nvcc unroll nested loops, outermost first: to it a register tile is an array, which is
     in registers only if every index is a constant."""
     for loop in loops:

@@ -12,11 +12,14 @@ from schedules.knobs import Decisions, Space
 
 COMPUTE_KNOBS = ("tile_p", "tile_c", "tile_k", "split_k")
 
-# Estimates, in cycles of a processor or words per cycle; only their ratios matter.
-_FMA_PER_CYCLE = 128.0
+# Estimates in cycles of a processor, from published figures of Hopper; their ratios matter.
+_ISSUED = 4.0  # instructions of warps a cycle, as many as multiply-adds of 32 threads
+_READ = 2.0  # one vector for each thread of a warp, from shared memory
+_COPY = 8.0  # instructions of one copy to shared memory, its address included
+_STEP = 150.0  # of a step that nothing hides: barrier, first reads
 _LATENCY = 700.0  # of a fetch from memory
-_WORDS_PER_CYCLE = 10.0  # that one processor gets from the L2 cache
-_LAUNCH = 4000.0  # of one more kernel
+_WORDS = 6.0  # that a processor gets from the L2 cache in one cycle
+_LAUNCH = 3500.0  # of one more kernel
 _SPARE_REGISTERS = 40  # addresses and counters of a thread
 
 
@@ -65,10 +68,11 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
     """Knobs of `gemm.multiply`, for the function whose tiles are single elements."""
     size, depth_inner = Size.of(sch), bool(attribute(sch, "depth_inner"))
     vector = attribute(sch, "vector")
-    tiles = (16, 32, 64, 128, 256)
+    tiles = (8, 16, 32, 64, 128, 256)
     knobs = {
-        "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t == tiles[0]),
-        "tile_c": tuple(t for t in tiles if t < 2 * size.channels or t == tiles[0]),
+        # The first tile that has all of an axis is the last one of use.
+        "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t <= 16),
+        "tile_c": tuple(t for t in tiles[1:] if t < 2 * size.channels or t <= 16),
         "tile_k": (8, 16, 32),
         "thread_p": (2, 4, 8),
         "thread_c": (4, 8),
@@ -98,7 +102,7 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
         return sum(_cycles(size, d, gpu, depth_inner))
 
     def is_worthwhile(d: Decisions) -> bool:
-        count = _blocks(size, d)
+        count = blocks(size, d)
         return d["split_k"] == 1 or (
             count <= 4 * gpu.processors and ceil_div(size.depth, d["tile_k"] * d["split_k"]) >= 4
         )
@@ -108,7 +112,7 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
         y, x = thread_extents(d, depth_inner)
         return {
             "threads": y * x,
-            "blocks": _blocks(size, d),
+            "blocks": blocks(size, d),
             "resident": resident(d, gpu, depth_inner),
             "shared": shared_bytes(d, depth_inner),
             "registers": registers(d, depth_inner),
@@ -120,7 +124,8 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
     return Space(knobs, is_valid, is_worthwhile, cost, features)
 
 
-def _blocks(size: Size, d: Decisions) -> int:
+def blocks(size: Size, d: Decisions) -> int:
+    """Blocks of threads of the product."""
     tiles = ceil_div(size.pixels, d["tile_p"]) * ceil_div(size.channels, d["tile_c"])
     return size.batch * tiles * d["split_k"]
 
@@ -129,22 +134,27 @@ def _cycles(
     size: Size, d: Decisions, gpu: GpuModel, depth_inner: bool
 ) -> tuple[float, float, float]:
     """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest."""
-    depth = ceil_div(size.depth, d["tile_k"] * d["split_k"]) * d["tile_k"]
-    turns = ceil_div(_blocks(size, d), gpu.processors)  # blocks of the busiest processor
-    together = max(1, min(turns, resident(d, gpu, depth_inner)))
     y, x = thread_extents(d, depth_inner)
-    warps = together * y * x / gpu.warp
+    warps = ceil_div(y * x, gpu.warp)
+    turns = ceil_div(blocks(size, d), gpu.processors)  # blocks of the busiest processor
+    together = max(1, min(turns, resident(d, gpu, depth_inner)))
+    steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
 
-    # Reading shared memory competes with multiplying; few warps leave the units waiting.
-    reads = 1 + 0.7 * (1 / d["thread_p"] + 1 / d["thread_c"])
-    busy = min(1.0, (warps / 8) ** 0.7)
-    compute = turns * d["tile_p"] * d["tile_c"] * depth / _FMA_PER_CYCLE * reads / busy
-    words = turns * (d["tile_p"] + d["tile_c"]) * depth / _WORDS_PER_CYCLE
-    ahead = together * max(1.0, d["stages"] - 0.5)
-    waits = turns * depth / d["tile_k"] * _LATENCY / ahead / 4
-    fetch = max(0.0, words - compute) + waits
-    rest = 0.0
+    # A warp's step when the processor is full, and a block's when it is alone there.
+    products = d["thread_p"] * d["thread_c"] * d["tile_k"]
+    reads = (ceil_div(d["thread_p"], VECTOR) + ceil_div(d["thread_c"], VECTOR)) * d["tile_k"]
+    copied = (d["tile_p"] * (1 if depth_inner else VECTOR) + d["tile_c"]) / VECTOR * d["tile_k"]
+    issue = (products + reads + _COPY * copied / (y * x)) / _ISSUED
+    warp = max(issue, _READ * reads) + 0.2 * min(issue, _READ * reads)
+    alone = _ISSUED * warp * ceil_div(warps, 4) + _STEP
+    compute = max(together * warps * warp, alone)
+
+    words = together * (d["tile_p"] + d["tile_c"]) * d["tile_k"] / _WORDS
+    ahead = _LATENCY / (d["stages"] - 1) if d["stages"] > 1 else compute + _LATENCY / together
+    wait = max(0.0, max(words, ahead) - compute)
+    rounds = ceil_div(turns, together) * steps
+    rest = _LATENCY
     if d["split_k"] > 1:
         parts = size.batch * size.pixels * size.channels * d["split_k"]
-        rest = _LAUNCH + 2 * parts / (_WORDS_PER_CYCLE * gpu.processors)
-    return compute, fetch, rest
+        rest += _LAUNCH + 2 * parts / (_WORDS * gpu.processors)
+    return rounds * compute, rounds * wait, rest

@@ -48,9 +48,7 @@ def conv2d_b(
     return _conv2d(w, layout, gemm.Tiling(tile_p, tile_c, tile_k, split_k), rows_first=False)
 
 
-def _conv2d(
-    w: ConvWorkload, layout: str, tiling: gemm.Tiling, rows_first: bool
-) -> tirx.PrimFunc:
+def _conv2d(w: ConvWorkload, layout: str, tiling: gemm.Tiling, rows_first: bool) -> tirx.PrimFunc:
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w), w.dtype, name="weight")
     icg, nhwc = w.ic // w.groups, layout == "NHWC"
@@ -91,17 +89,11 @@ def _lower(w: ConvWorkload, data: te.Tensor, layout: str, rows_first: bool) -> t
 
     images = (rows, w.n) if rows_first else (w.n, rows)
 
-    def swap(a, b):
-        return (b, a) if rows_first else (a, b)
+    def at(kx, i, outer, inner, x):
+        n, r = (inner, outer) if rows_first else (outer, inner)
+        return element(kx, i, n, r, x)
 
     if layout == "NHWC":
-        return te.compute(
-            (*images, w.ow, w.kw, w.ic),
-            lambda a, b, x, kx, i: element(kx, i, *swap(a, b), x),
-            name="mec_lower",
-        )
-    return te.compute(
-        (w.kw, w.ic, *images, w.ow),
-        lambda kx, i, a, b, x: element(kx, i, *swap(a, b), x),
-        name="mec_lower",
-    )
+        shape = (*images, w.ow, w.kw, w.ic)
+        return te.compute(shape, lambda a, b, x, kx, i: at(kx, i, a, b, x), name="mec_lower")
+    return te.compute((w.kw, w.ic, *images, w.ow), at, name="mec_lower")
