@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     "[default: the logs that came with convtvm]",
 )
 @click.option(
-    "--peers", default="", help="Libraries to compare with: torch,onnxruntime,openvino or some."
+    "--peers",
+    default="",
+    help="Libraries to compare with: torch,onnxruntime,openvino,ncnn,mnn or some.",
 )
 @layout_option
 @click.option("--repeat", type=click.IntRange(min=3), default=25, help="Timed calls of each.")
