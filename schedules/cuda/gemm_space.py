@@ -20,6 +20,7 @@ _STEP = 150.0  # of a step that nothing hides: barrier, first reads
 _LATENCY = 700.0  # of a fetch from memory
 _WORDS = 6.0  # that a processor gets from the L2 cache in one cycle
 _LAUNCH = 3500.0  # of one more kernel
+_STAGED = 32  # floats of a thread on their way to shared memory, if it fetches them itself
 _SPARE_REGISTERS = 40  # addresses and counters of a thread
 
 
@@ -102,10 +103,12 @@ def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
         return sum(_cycles(size, d, gpu, depth_inner))
 
     def is_worthwhile(d: Decisions) -> bool:
-        count = blocks(size, d)
-        return d["split_k"] == 1 or (
-            count <= 4 * gpu.processors and ceil_div(size.depth, d["tile_k"] * d["split_k"]) >= 4
-        )
+        y, x = thread_extents(d, depth_inner)
+        # Copies that are not asynchronous pass through registers, which nvcc may then lack.
+        staged = (d["tile_p"] + d["tile_c"]) * d["tile_k"] / (y * x)
+        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+        shared_out = blocks(size, d) <= 4 * gpu.processors and steps >= 4
+        return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
 
     def features(d: Decisions) -> dict[str, float]:
         compute, fetch, rest = _cycles(size, d, gpu, depth_inner)
