@@ -33,7 +33,12 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'convtvm' has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise EnvironmentProblem("convtvm.torch needs PyTorch: pip install torch") from None
     value = module if name == "torch" else getattr(module, name)
     globals()[name] = value
     return value
