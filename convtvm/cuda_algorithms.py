@@ -11,6 +11,8 @@ import math
 from dataclasses import replace
 from functools import partial
 
+from tvm import tirx
+
 from convtvm.algorithms import ALGORITHMS, Algorithm
 from convtvm.compute.cuda import depthwise, direct, gemm, im2col, mec, winograd
 from convtvm.compute.im2col import has_columns
@@ -67,12 +69,17 @@ def _winograd(m: int) -> Algorithm:
     )
 
 
+def _pack_matrix(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
+    """The weight as the right operand of a product, the same for direct, im2col and MEC."""
+    return direct.pack_weight(w)
+
+
 _TABLE = (
     replace(
         ALGORITHMS["direct"],
         template=cuda_direct,
         compute=direct.conv2d,
-        pack=lambda w, lanes, layout: direct.pack_weight(w),
+        pack=_pack_matrix,
         workspace_bytes=_direct_workspace,
     ),
     replace(
@@ -86,21 +93,21 @@ _TABLE = (
         ALGORITHMS["im2col"],
         template=cuda_lowered,
         compute=im2col.conv2d,
-        pack=lambda w, lanes, layout: im2col.pack_weight(w),
+        pack=_pack_matrix,
         workspace_bytes=_im2col_workspace,
     ),
     replace(
         ALGORITHMS["mec:a"],
         template=cuda_lowered,
         compute=mec.conv2d_a,
-        pack=lambda w, lanes, layout: mec.pack_weight(w),
+        pack=_pack_matrix,
         workspace_bytes=_mec_a_workspace,
     ),
     replace(
         ALGORITHMS["mec:b"],
         template=cuda_lowered,
         compute=mec.conv2d_b,
-        pack=lambda w, lanes, layout: mec.pack_weight(w),
+        pack=_pack_matrix,
         workspace_bytes=_mec_b_workspace,
     ),
     *(_winograd(m) for m in (2, 4, 6)),

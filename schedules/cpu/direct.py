@@ -20,6 +20,7 @@ from schedules.cpu.registers import (
     number_pixels,
     oc_block,
     tile_cost,
+    tile_ic_values,
     waste,
 )
 from schedules.knobs import Decisions, Space
@@ -27,8 +28,6 @@ from schedules.knobs import Decisions, Space
 VERSION = 2
 COMPUTE_KNOBS = ("tile_ic", "flat")
 
-# Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
-_MAX_TERMS = 768
 _MAX_UNROLLED_ROWS = 4
 
 
@@ -43,11 +42,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "tile_ow": rows,
         "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
-        "tile_ic": tuple(
-            t
-            for t in range(1, chunks_in + 1)
-            if chunks_in % t == 0 and (t == 1 or t * terms <= _MAX_TERMS)
-        ),
+        "tile_ic": tile_ic_values(chunks_in, terms),
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic_block % u == 0),
         "rows_outer": (0, 1),
         # 1: pixels are numbered through, a tile may go from the end of a row into the next
@@ -56,8 +51,12 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
     def is_valid(d: Decisions) -> bool:
         pixels = d["tile_ow"] * d["tile_oh"]
-        rows = d["tile_oh"] * (1 + d["rows_outer"]) if d["flat"] else 1
-        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0 and rows == 1
+        return (
+            fits(pixels, d["tile_oc"], cpu)
+            and chunks_out % d["tile_oc"] == 0
+            # Numbered through, there is a single row.
+            and not (d["flat"] and (d["tile_oh"] > 1 or d["rows_outer"]))
+        )
 
     def is_worthwhile(d: Decisions) -> bool:
         return (

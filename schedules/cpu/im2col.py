@@ -24,6 +24,7 @@ from schedules.cpu.registers import (
     number_pixels,
     oc_block,
     tile_cost,
+    tile_ic_values,
     waste,
 )
 from schedules.knobs import Decisions, Space
@@ -31,8 +32,6 @@ from schedules.knobs import Decisions, Space
 VERSION = 2
 COMPUTE_KNOBS = ("tile_ic", "tile_ow", "panel", "pack")
 
-# Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
-_MAX_TERMS = 768
 _MAX_ROUNDING = 0.2  # share of pixels computed only to fill the last tile or panel
 
 
@@ -45,11 +44,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     knobs = {
         "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= pixels),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
-        "tile_ic": tuple(
-            t
-            for t in range(1, chunks_in + 1)
-            if chunks_in % t == 0 and (t == 1 or t * terms <= _MAX_TERMS)
-        ),
+        "tile_ic": tile_ic_values(chunks_in, terms),
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic % u == 0),
         "panel": (1, 2, 4, 8, 16, 32),
         "pack": (1,) if copies else (0, 1),

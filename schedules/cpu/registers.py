@@ -11,6 +11,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from schedules.knobs import Decisions
 
+_MAX_TERMS = 768  # of one partial sum
+
 
 @dataclass(frozen=True)
 class CpuModel:
@@ -120,15 +122,25 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     vectorize_innermost(sch, sch.decompose_reduction(conv, k), unroll=3)
 
 
+def tile_ic_values(chunks_in: int, terms: int) -> tuple[int, ...]:
+    """Channel blocks, of `terms` products each, that one partial sum may take: divisors of
+    `chunks_in`. Longer sums lose accuracy, shorter ones speed."""
+    return tuple(
+        t
+        for t in range(1, chunks_in + 1)
+        if chunks_in % t == 0 and (t == 1 or t * terms <= _MAX_TERMS)
+    )
+
+
 def number_pixels(sch: Schedule, order: Callable[..., tuple]) -> None:
     """Let `out` count pixels as the products do: `order(n, c, y, x, ow)` gives its three axes, of
     which the second is the channel and the third the pixel."""
     out = sch.get_sblock("out")
     if layout(sch) == "NHWC":
         ow = extents(sch, "out")[2]
-        first, channel, pixel = 0, 1, 2
+        pixel_before_channel = (0, 2, 1)
         sch.transform_block_layout(
-            out, lambda n, y, x, c: [order(n, c, y, x, ow)[i] for i in (first, pixel, channel)]
+            out, lambda n, y, x, c: [order(n, c, y, x, ow)[i] for i in pixel_before_channel]
         )
     else:
         ow = extents(sch, "out")[3]

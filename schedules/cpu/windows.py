@@ -16,6 +16,7 @@ from schedules.cpu.registers import (
     layout,
     oc_block,
     tile_cost,
+    tile_ic_values,
     waste,
 )
 from schedules.knobs import Decisions, Space
@@ -25,8 +26,6 @@ from schedules.knobs import Decisions, Space
 # the L1 cache, blocks of channels are neighbours. Pixels innermost is what NCHW copies fastest.
 WINDOWS, BLOCKS, PIXELS = 0, 1, 2
 
-# Terms summed before they are added to the total: longer sums lose accuracy, shorter ones speed.
-_MAX_TERMS = 768
 _MAX_UNROLLED_ROWS = 4
 
 
@@ -39,11 +38,7 @@ def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space
         "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= ow),
         "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
-        "tile_ic": tuple(
-            t
-            for t in range(1, chunks_in + 1)
-            if chunks_in % t == 0 and (t == 1 or t * terms <= _MAX_TERMS)
-        ),
+        "tile_ic": tile_ic_values(chunks_in, terms),
         "rows_outer": (0, 1),
         "order": orders,
     }
