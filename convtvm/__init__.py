@@ -22,7 +22,7 @@ check_pins_or_exit()
 __version__ = "0.1.0"
 
 _LAZY = {
-    "tune": "convtvm.tuner",
+    "tune": "convtvm.tuning.tuner",
     "compile": "convtvm.build",
     "load": "convtvm.dispatch",
     "KernelLibrary": "convtvm.dispatch",

@@ -12,9 +12,9 @@ from convtvm.compute.epilogue import EPILOGUES
 from convtvm.cpu import physical_cores
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, WorkloadError
-from convtvm.jobs import BuildJob, Limits
 from convtvm.manifest import Kernel, Manifest
-from convtvm.measure import BUILD_SECONDS, Zygote
+from convtvm.measure.client import BUILD_SECONDS, Zygote
+from convtvm.measure.jobs import BuildJob, Limits
 from convtvm.records import TuningRecord
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of

@@ -23,7 +23,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
-from convtvm import device_code
+from convtvm.cuda import device_code
 from convtvm.errors import BuildError
 from convtvm.targets import CompileTarget
 

@@ -38,11 +38,13 @@ COLUMNS = (
 _MODULES = (
     "__init__",
     "cpu",
+    "cuda/__init__",
+    "cuda/gpu",
+    "cuda/nvidia",
+    "descriptor",
     "errors",
     "files",
-    "gpu",
     "manifest",
-    "nvidia",
     "pins",
     "reference",
     "similarity",
@@ -141,7 +143,7 @@ def _copy_run_time(folder: Path) -> None:
 
 def _copy_package(folder: Path) -> None:
     here = Path(__file__).parent
-    folder.mkdir()
+    (folder / "cuda").mkdir(parents=True)
     for name in _MODULES:
         shutil.copyfile(here / f"{name}.py", folder / f"{name}.py")
     ignore = shutil.ignore_patterns("__pycache__")

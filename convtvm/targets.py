@@ -9,8 +9,9 @@ from typing import Any
 
 from tvm.target import Target, codegen
 
-from convtvm import cpu, gpu
+from convtvm import cpu
 from convtvm.cpu import host_features, physical_cores
+from convtvm.cuda import gpu
 from convtvm.errors import TargetError
 
 # Short name -> TVM target, for machines other than this one.

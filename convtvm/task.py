@@ -14,7 +14,7 @@ from tvm.s_tir import Schedule
 from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
 from convtvm.compute.epilogue import with_epilogue
-from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm.cuda.algorithms import CUDA_ALGORITHMS
 from convtvm.errors import WorkloadError
 from convtvm.targets import CompileTarget, CudaTarget
 from convtvm.workload import ConvWorkload, channel_block

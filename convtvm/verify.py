@@ -20,8 +20,8 @@ from tvm import tirx
 from tvm.target import Target
 
 from convtvm import codegen
-from convtvm.jobs import Limits
-from convtvm.measure import Zygote, shared_memory
+from convtvm.measure.client import Zygote, shared_memory
+from convtvm.measure.jobs import Limits
 from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
 from convtvm.targets import CompileTarget
 from convtvm.task import Task

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from convtvm.cpu import physical_cores
 from convtvm.errors import ConvtvmError
-from convtvm.measure import Zygote
+from convtvm.measure.client import Zygote
 from convtvm.sources import read_source
 from convtvm.targets import resolve
 from convtvm.task import tasks_of

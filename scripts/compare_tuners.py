@@ -21,10 +21,10 @@ from tvm.s_tir import meta_schedule as ms
 
 from convtvm import codegen
 from convtvm.cpu import physical_cores
-from convtvm.search import ValidKnobs
 from convtvm.targets import resolve
 from convtvm.task import Task, annotate_knobs, decisions_of
-from convtvm.tuner import tune
+from convtvm.tuning.search import ValidKnobs
+from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
 
 

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from convtvm import gpu  # noqa: E402
+from convtvm.cuda import gpu  # noqa: E402
 from convtvm.workload import ConvWorkload  # noqa: E402
 
 TINY = 'mb1ic5ih9oc8oh9kh3ph1n"tiny"'
@@ -65,7 +65,7 @@ def main() -> None:
 
 def facts() -> dict[str, str]:
     """1. What is here."""
-    from convtvm.cubin import find_compiler
+    from convtvm.cuda.cubin import find_compiler
 
     device = gpu.devices()[0]
     found = {"GPU": device.name, "architecture": device.arch, "compiler": find_compiler().name}
@@ -84,10 +84,10 @@ def facts() -> dict[str, str]:
 
 def numerics(shapes: int) -> dict[str, dict[str, Any]]:
     """2. Every template: default and random decisions over random shapes, both layouts."""
-    from convtvm.cuda_algorithms import CUDA_ALGORITHMS
-    from convtvm.gpu_verify import GpuCheck
-    from convtvm.jobs import Limits
-    from convtvm.measure import Zygote
+    from convtvm.cuda.algorithms import CUDA_ALGORITHMS
+    from convtvm.cuda.verify import GpuCheck
+    from convtvm.measure.client import Zygote
+    from convtvm.measure.jobs import Limits
     from convtvm.targets import resolve
     from convtvm.task import Task
     from convtvm.verify import random_workload

@@ -14,8 +14,8 @@ from convtvm import __version__, build, codegen
 from convtvm.build import compile
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
-from convtvm.jobs import BuildJob, Limits, Outcome
 from convtvm.manifest import Kernel
+from convtvm.measure.jobs import BuildJob, Limits, Outcome
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload

@@ -182,7 +182,7 @@ sys.exit(main(["tune", "mb1ic8ih6oc8oh6kh3ph1"]))
 
 def test_missing_package_is_named(tmp_path: Path) -> None:
     refused(separate(tmp_path, "tvm", code=MISSING), "pip install apache-tvm,")
-    status, _, err = separate(tmp_path, "convtvm.tuner", code=MISSING)
+    status, _, err = separate(tmp_path, "convtvm.tuning.tuner", code=MISSING)
     assert status == 1 and "Traceback" in err  # a module of our own: our bug
 
 
@@ -217,8 +217,8 @@ def test_bytes(text: str, size: int) -> None:
 
 
 def test_interrupt_prints_what_there_is(convtvm: Convtvm, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convtvm import tuner
     from convtvm.task import tasks_of
+    from convtvm.tuning import tuner
 
     def stopped(workloads: Sequence[ConvWorkload], target: Any, **options: Any) -> Any:
         tasks = [tuner.TaskProgress(t, 2) for t in tasks_of(workloads, target)]

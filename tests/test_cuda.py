@@ -15,15 +15,17 @@ from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
 from emulator.plain import PlainTask
 
-from convtvm import cubin, gpu, gpu_codegen, records
-from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm import records
+from convtvm.cuda import codegen as gpu_codegen
+from convtvm.cuda import cubin, gpu
+from convtvm.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.cuda.verify import EXACT_FAMILIES, GpuCheck
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import check_device
 from convtvm.errors import BuildError, EnvironmentProblem, LibraryError, WorkloadError
-from convtvm.gpu_verify import EXACT_FAMILIES, GpuCheck
-from convtvm.jobs import Limits
 from convtvm.manifest import Manifest, attach
-from convtvm.measure import Zygote
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import Limits
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
 from convtvm.task import Task, tasks_of

@@ -14,11 +14,12 @@ from blocks import run_blocks
 from emulator import emulated, problems
 from tvm.s_tir import Schedule
 
-from convtvm import cubin, gpu_codegen
-from convtvm.cuda_algorithms import CUDA_ALGORITHMS
+from convtvm.cuda import codegen as gpu_codegen
+from convtvm.cuda import cubin
+from convtvm.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.cuda.verify import EXACT_FAMILIES, GpuCheck
 from convtvm.errors import EnvironmentProblem
-from convtvm.gpu_verify import EXACT_FAMILIES, GpuCheck
-from convtvm.measure import Zygote
+from convtvm.measure.client import Zygote
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.sources import read_source
 from convtvm.targets import resolve

@@ -600,7 +600,7 @@ for w in library.workloads[:1]:
     for c in library.candidates(w):
         plan = library.plan(w, arrays["weight"], arrays["bias"], algorithm=c.algorithm)
         np.save(c.algorithm, plan(arrays["data"]))
-compiler = ("tvm", "xgboost", "convtvm.task", "convtvm.targets", "convtvm.zygote", "convtvm.build")
+compiler = ("tvm", "xgboost", "convtvm.task", "convtvm.targets", "convtvm.measure", "convtvm.build")
 print(sorted(set(compiler) & set(sys.modules)))
 """
 

@@ -14,12 +14,14 @@ import pytest
 from support import Planted
 from test_zygote import PATH, children, eventually
 
-from convtvm import measure, records
-from convtvm.measure import Workbench, Zygote
+from convtvm import records
+from convtvm.measure import workbench as measure
+from convtvm.measure.client import Zygote
+from convtvm.measure.workbench import Workbench
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.search import candidate
 from convtvm.targets import resolve
 from convtvm.task import Task
+from convtvm.tuning.search import candidate
 from convtvm.workload import ConvWorkload
 
 TASK = Task(ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1"), "direct", resolve("native", 1))

@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convtvm import records, remote
+from convtvm import records
 from convtvm.errors import ConvtvmError, EnvironmentProblem, TargetError
-from convtvm.progress import TaskProgress, TuningSummary
+from convtvm.measure import remote
 from convtvm.records import TuningRecord
 from convtvm.targets import resolve
-from convtvm.tuner import tune
+from convtvm.tuning.progress import TaskProgress, TuningSummary
+from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
 
 pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")

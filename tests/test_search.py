@@ -15,16 +15,17 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
-from convtvm import records, search
+from convtvm import records
 from convtvm.errors import ConvtvmError, LogError, WorkloadError
-from convtvm.measure import Trial
-from convtvm.progress import TaskProgress, TuningSummary
+from convtvm.measure.workbench import Trial
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.search import TaskSearch, candidate, make_context
-from convtvm.speed import KnobCostModel, SpeedModel, workload_features
 from convtvm.targets import resolve
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
-from convtvm.tuner import tune
+from convtvm.tuning import search
+from convtvm.tuning.progress import TaskProgress, TuningSummary
+from convtvm.tuning.search import TaskSearch, candidate, make_context
+from convtvm.tuning.speed import KnobCostModel, SpeedModel, workload_features
+from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
 
 TARGET = resolve("avx2", 1)
@@ -95,8 +96,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
         interrupt_after = math.inf
 
     monkeypatch.setattr(search, "Workbench", Bench)
-    monkeypatch.setattr("convtvm.tuner.Zygote", lambda farm: contextlib.nullcontext())
-    monkeypatch.setattr("convtvm.tuner.build_ahead", lambda benches, zygote: None)
+    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda farm: contextlib.nullcontext())
+    monkeypatch.setattr("convtvm.tuning.tuner.build_ahead", lambda benches, zygote: None)
     return Bench
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from convtvm.algorithms import ALGORITHMS
-from convtvm.measure import Zygote
+from convtvm.measure.client import Zygote
 from convtvm.sources import read_source
 from convtvm.targets import resolve
 from convtvm.task import Task, tasks_of

@@ -11,7 +11,8 @@ import sys
 import pytest
 from tvm.target import Target
 
-from convtvm import gpu, targets
+from convtvm import targets
+from convtvm.cuda import gpu
 from convtvm.errors import TargetError
 from convtvm.targets import NAMED, CompileTarget, CudaTarget, resolve
 

@@ -18,10 +18,10 @@ from convtvm import __version__, records
 from convtvm.build import compile
 from convtvm.cpu import device_name
 from convtvm.errors import WorkloadError
-from convtvm.progress import TuningSummary
 from convtvm.records import TuningRecord
 from convtvm.targets import resolve
-from convtvm.tuner import tune
+from convtvm.tuning.progress import TuningSummary
+from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def test_budget_of_trials(tmp_path: Path) -> None:
 def test_no_helper_without_work(
     tuned: tuple[TuningSummary, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convtvm.tuner.Zygote", None)
+    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", None)
     summary = tune([WORKLOAD], threads=1, trials=TRIALS, algorithms=ALGORITHMS, log=tuned[0].log)
     assert summary.measured == 0 and all(p.ended == "all its trials" for p in summary.tasks)
 
@@ -165,7 +165,7 @@ sys.modules["torch"] = None  # tvm_ffi would import it
 from convtvm.tuner import tune
 from convtvm.workload import ConvWorkload
 import convtvm.budget
-convtvm.budget._BATCH = 4  # so that the first records come soon
+convtvm.tuning.budget._BATCH = 4  # so that the first records come soon
 print("started", flush=True)
 workload = ConvWorkload.parse(sys.argv[1])
 summary = tune([workload], threads=1, trials=1000, log=sys.argv[2], algorithms=["direct"])
@@ -195,7 +195,7 @@ class Tuning:
 
         def started() -> bool:
             children = psutil.Process(self.process.pid).children()
-            found.extend(c for c in children if "convtvm.zygote" in c.cmdline())
+            found.extend(c for c in children if "convtvm.measure.zygote" in c.cmdline())
             return bool(found)
 
         assert eventually(started)

@@ -18,10 +18,11 @@ import psutil
 import pytest
 from support import Planted
 
-from convtvm import measure
 from convtvm.errors import BuildError
-from convtvm.jobs import BuildJob, Limits, Outcome, RunJob
-from convtvm.measure import Zygote, write_problem
+from convtvm.measure import workbench as measure
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
+from convtvm.measure.workbench import write_problem
 from convtvm.targets import resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload

@@ -12,8 +12,8 @@ from convtvm.errors import LogError
 
 if TYPE_CHECKING:
     from convtvm.cli.monitor import Monitor
-    from convtvm.progress import TaskProgress, TuningSummary
     from convtvm.records import TuningRecord
+    from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 
 class Events:

@@ -19,8 +19,8 @@ from convtvm.cli.output import gflops, ms, text_of
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.progress import TaskProgress, TuningSummary
     from convtvm.records import TuningRecord
+    from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 _LINE_EVERY = 16  # trials of one task in a row, the tuner's batch
 

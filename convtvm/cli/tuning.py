@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convtvm import gpu
 from convtvm.cli.monitor import Monitor, monitor
 from convtvm.cli.output import (
     gflops,
@@ -28,14 +27,15 @@ from convtvm.cli.output import (
     without_torch,
 )
 from convtvm.cpu import missing_features
+from convtvm.cuda import gpu
 from convtvm.errors import TargetError, WorkloadError
 from convtvm.sources import merge_duplicates, read_source
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.progress import TaskProgress, TuningSummary
     from convtvm.records import TuningRecord
     from convtvm.targets import CompileTarget
+    from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 _INTERRUPTED = 130
 
@@ -148,7 +148,7 @@ def tune(
     workloads = merge_duplicates(read_source(source))
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.targets import resolve
-    from convtvm.tuner import tune as run_tuner
+    from convtvm.tuning.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
     if (tracker is None) != (key is None):

@@ -16,7 +16,7 @@ from typing import Any
 
 import tvm_ffi
 
-from convtvm import gpu, nvidia
+from convtvm.cuda import gpu, nvidia
 from convtvm.dispatch import runtime, tensors
 from convtvm.dispatch.plan import Plan
 from convtvm.errors import ArrayError, EnvironmentProblem, LibraryError, NoCandidate

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
-from convtvm.gpu_verify import GpuCheck
-from convtvm.jobs import Limits
-from convtvm.measure import Zygote
+from convtvm.cuda.verify import GpuCheck
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import Limits
 
 HOME = Path(__file__).resolve().parent
 ORDERS = ("forward", "reverse", "random")

@@ -12,8 +12,9 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from convtvm import codegen, gpu_codegen
-from convtvm.gpu_verify import GpuCheck
+from convtvm import codegen
+from convtvm.cuda import codegen as gpu_codegen
+from convtvm.cuda.verify import GpuCheck
 from convtvm.targets import resolve
 
 

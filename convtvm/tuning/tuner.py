@@ -12,19 +12,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convtvm import __version__, confirm, records, remote
-from convtvm.budget import Budget, Contender
+from convtvm import __version__, records
 from convtvm.errors import BuildError, ConvtvmError, TargetError, WorkloadError
-from convtvm.jobs import STOPPED
-from convtvm.measure import Trial, Zygote, build_ahead
-from convtvm.progress import Listener, TaskProgress, TuningSummary
+from convtvm.measure import remote
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import STOPPED
+from convtvm.measure.remote import Farm
+from convtvm.measure.workbench import Trial, build_ahead
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.remote import Farm
-from convtvm.search import TaskSearch
-from convtvm.speed import SpeedModel
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of
-from convtvm.transfer import Neighbours
+from convtvm.tuning import confirm
+from convtvm.tuning.budget import Budget, Contender
+from convtvm.tuning.progress import Listener, TaskProgress, TuningSummary
+from convtvm.tuning.search import TaskSearch
+from convtvm.tuning.speed import SpeedModel
+from convtvm.tuning.transfer import Neighbours
 from convtvm.workload import ConvWorkload
 
 _BUILT_AHEAD = 16  # default candidates built together

@@ -2,7 +2,8 @@
 
 The zygote imports TVM once and stays single-threaded, so forking is cheap (TVM takes over a second
 to import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. Run as
-`python -m convtvm.zygote`; it speaks length-prefixed pickles with its parent over stdin and stdout.
+`python -m convtvm.measure.zygote`; it speaks length-prefixed pickles with its parent over stdin and
+stdout.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from convtvm import nvidia
-from convtvm.jobs import LENGTH, STOPPED, BuildJob, Limits, Outcome, RunJob, failure, receive, send
+from convtvm.cuda import nvidia
+from convtvm.measure.jobs import (
+    LENGTH,
+    STOPPED,
+    BuildJob,
+    Limits,
+    Outcome,
+    RunJob,
+    failure,
+    receive,
+    send,
+)
 
 _SHARE = 8  # candidates that a device gets at once
 _TRIES = 3  # devices that a candidate may lose before it is given up
@@ -81,7 +92,7 @@ def _warm_up() -> None:
     """Import and build once before the first fork, so that no child pays for it."""
     from tvm import te
 
-    from convtvm import codegen, targets, task, trial  # noqa: F401
+    from convtvm import codegen, targets
 
     target = targets.resolve("native", 1)
     func = te.create_prim_func([te.compute((4,), lambda i: te.const(1.0, "float32"), name="one")])
@@ -180,7 +191,7 @@ def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outc
 
 def _probe_all(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Ask as many devices as there are jobs, all at once, what they are."""
-    from convtvm import remote
+    from convtvm.measure import remote
 
     late = Outcome(None, remote.LOST, f"no answer after {limits.timeout:g} s")
     return _each_alone([partial(remote.probe, limits)] * len(jobs), limits, late)
@@ -220,7 +231,8 @@ def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
 
 def _build(job: BuildJob) -> Outcome:
     """Instantiate, lower, compile and link; the value is the workspace in bytes."""
-    from convtvm import codegen, gpu_codegen
+    from convtvm import codegen
+    from convtvm.cuda import codegen as gpu_codegen
 
     kind = "instantiate"
     try:
@@ -281,14 +293,14 @@ def _report_runs(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome],
     # A GPU's driver reserves address space for all memory that there is.
     if all(getattr(job, "device", "cpu") == "cpu" for job in jobs):
         _limit_memory()
-    from convtvm import trial
+    from convtvm.measure import trial
 
     trial.run_batch(jobs, limits, report)
 
 
 def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Run the jobs on `limits.workers` devices; what a lost device leaves goes to another."""
-    from convtvm import remote
+    from convtvm.measure import remote
 
     waiting = deque(range(len(jobs)))
     losses: Counter[int] = Counter()
@@ -338,6 +350,6 @@ _SERVES: dict[str, Callable[[list[Any], Limits], Iterator[tuple[int, Outcome]]]]
 
 if __name__ == "__main__":
     # As a module of its own name, so that both sides of the pipe pickle the same classes.
-    from convtvm import zygote
+    from convtvm.measure import zygote
 
     zygote.serve(sys.argv[1])

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convtvm import build
-from convtvm.jobs import Limits, RunJob
-from convtvm.measure import RUN_SECONDS, Trial, Zygote, trial_of, write_problem
-from convtvm.progress import TaskProgress
+from convtvm.measure.client import RUN_SECONDS, Zygote
+from convtvm.measure.jobs import Limits, RunJob
+from convtvm.measure.workbench import Trial, trial_of, write_problem
 from convtvm.records import TuningRecord
 from convtvm.task import Task
+from convtvm.tuning.progress import TaskProgress
 from convtvm.workload import ConvWorkload
 
 CLOSE = 1.1  # times the workload's best: candidates that may turn out to be faster

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tvm
 
-from convtvm import codegen, gpu_codegen
+from convtvm import codegen
+from convtvm.cuda import codegen as gpu_codegen
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import CudaTarget
 from convtvm.task import Task

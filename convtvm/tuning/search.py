@@ -25,11 +25,12 @@ from tvm.s_tir.meta_schedule.mutator import PyMutator
 from tvm.s_tir.meta_schedule.postproc import PyPostproc
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
-from convtvm.jobs import STOPPED
-from convtvm.measure import Trial, Workbench, Zygote
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import STOPPED
+from convtvm.measure.workbench import Trial, Workbench
 from convtvm.records import TuningRecord
-from convtvm.speed import WARM_UP, KnobCostModel, Outlook, SpeedModel, median_seconds
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
+from convtvm.tuning.speed import WARM_UP, KnobCostModel, Outlook, SpeedModel, median_seconds
 from schedules.knobs import Space
 
 ENUMERATE_UP_TO = 200_000  # combinations; above, MetaSchedule's evolutionary search takes over
@@ -164,7 +165,7 @@ def make_context(task: Task, speed: SpeedModel, known: set[tuple[int, ...]], see
         postprocs=[ValidKnobs(space, frozenset(known))],
         mutator_probs={MutateKnob(seed): 1.0},
     )
-    logger = get_logging_func(logging.getLogger("convtvm.search"))
+    logger = get_logging_func(logging.getLogger("convtvm.tuning.search"))
     context = _ffi_api.TuneContext(
         carrier_module(), task.target.tvm, generator, strategy, "convtvm", 1, seed, logger
     )

@@ -24,10 +24,10 @@ from tvm.tirx.stmt import AllocBuffer
 
 from convtvm import codegen
 from convtvm.codegen import Built
-from convtvm.cubin import compile_source
-from convtvm.device_code import DeviceCode
+from convtvm.cuda.cubin import compile_source
+from convtvm.cuda.device_code import DeviceCode
+from convtvm.cuda.gpu import Architecture
 from convtvm.errors import BuildError
-from convtvm.gpu import Architecture
 from convtvm.targets import CudaTarget
 
 # Annotation of a blockIdx loop: the number of blocks that a processor should hold at once, which

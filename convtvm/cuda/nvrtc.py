@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from convtvm import nvidia
+from convtvm.cuda import nvidia
 from convtvm.errors import BuildError
 
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.errors import EnvironmentProblem, TargetError
-from convtvm.jobs import Limits, Outcome, RunJob, failure
+from convtvm.measure.jobs import Limits, Outcome, RunJob, failure
 from convtvm.targets import CompileTarget
 
 _HELD = 1.0  # seconds that a probe keeps its device, so that the next probe gets another
@@ -176,7 +176,7 @@ def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> O
     """The answer first, checked here; then the time, as the device takes it."""
     import numpy as np
 
-    from convtvm.trial import judge, timed
+    from convtvm.measure.trial import judge, timed
 
     module = _load(session, job.path)
     args, reference = arrays["args"], arrays["reference"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from convtvm import nvrtc
+from convtvm.cuda import nvrtc
 from convtvm.errors import BuildError, EnvironmentProblem
 
 # Exact division and square roots, denormals kept: an answer means the same as on a CPU. ptxas fuses

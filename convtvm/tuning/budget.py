@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convtvm.cpu import physical_cores
-from convtvm.progress import TaskProgress, fastest
-from convtvm.search import TaskSearch
+from convtvm.tuning.progress import TaskProgress, fastest
+from convtvm.tuning.search import TaskSearch
 
 _BATCH = 16  # candidates built together at least; the cost model learns after each batch
 _FAIR = 24  # trials that an algorithm gets before it may be dropped

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convtvm.jobs import Limits, Outcome, RunJob, failure
+from convtvm.measure.jobs import Limits, Outcome, RunJob, failure
 
 _WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
 

@@ -3,37 +3,23 @@ on."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import select
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
-from convtvm.cpu import physical_cores
-from convtvm.errors import BuildError, EnvironmentProblem
-from convtvm.jobs import STOPPED, BuildJob, Limits, Outcome, RunJob, receive, send
+from convtvm.measure.client import Zygote, build_limits, run_limits
+from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.remote import Farm
 from convtvm.task import Scratch, Task, decisions_of
 from convtvm.workload import ConvWorkload
-
-BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
-RUN_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,148 +36,6 @@ class Trial:
     @property
     def seconds(self) -> float:
         return statistics.median(self.run_secs) if self.run_secs else math.inf
-
-
-class Zygote:
-    """Client of one zygote process; restarts it if it dies. Use as a context manager.
-
-    What is not finished at `deadline`, a time of the monotonic clock, is given up. Candidates run
-    on the devices of `farm`, here without one.
-    """
-
-    def __init__(self, deadline: float = math.inf, farm: Farm | None = None) -> None:
-        self.deadline, self.farm = deadline, farm
-        self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
-        self._count = 0
-        self._closed = self._stale = False
-        try:
-            self._start()
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
-    def _start(self) -> None:
-        # numpy's BLAS would start threads, and forking is safe only without any.
-        env = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-        home = str(Path(__file__).parents[1])  # the helper runs the code that runs here
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "convtvm.zygote", str(self.folder)]
-        self._process = subprocess.Popen(
-            command,
-            bufsize=0,  # so that select sees all there is to read
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            receive(_pipe(self._process.stdout))
-        except EOFError:
-            raise BuildError("the build helper did not start; see its message above") from None
-
-    def call(self, kind: str, jobs: Sequence[Any], limits: Limits) -> Iterator[tuple[int, Outcome]]:
-        """(index, outcome) of every job, as each is finished.
-
-        The kind is `stopped` for those that were not finished when the time was over.
-        """
-        if not jobs:
-            return
-        missing = set(range(len(jobs)))
-        lost = Outcome(None, "crash", "the build helper died")
-        if self._is_needed():
-            self._restart()
-        try:
-            send(_pipe(self._process.stdin), (kind, list(jobs), limits))
-            while missing:
-                if not self._answers():
-                    lost = Outcome(None, STOPPED, "the time was over")
-                    break
-                index, outcome = receive(_pipe(self._process.stdout))
-                missing.discard(index)
-                yield index, outcome
-        except (EOFError, OSError, ValueError):  # dead, or closed by another thread
-            pass
-        finally:
-            self._stale = bool(missing)  # dead, or busy with what nobody waits for
-            if self._is_needed():
-                self._restart()
-        for index in sorted(missing):
-            yield index, lost
-
-    def _answers(self) -> bool:
-        """Whether there is an answer to read before the time is over."""
-        wait = None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
-        return bool(select.select([_pipe(self._process.stdout)], [], [], wait)[0])
-
-    def _is_needed(self) -> bool:
-        """Whether to start a new helper in the place of a useless one."""
-        return self._stale and not self._closed and time.monotonic() < self.deadline
-
-    def _restart(self) -> None:
-        self._process.kill()  # not asked to end: the files that it built are still needed
-        self._stop()
-        self.folder.mkdir(exist_ok=True)
-        self._start()
-        self._stale = False
-
-    def probe(self) -> list[str]:
-        """The CPUs of the farm's devices, by LLVM's names, empty where a device cannot tell.
-
-        Raises EnvironmentProblem if one does not answer.
-        """
-        assert self.farm is not None
-        limits = run_limits(1, self.farm)
-        found = []
-        for _, outcome in self.call("probe", [None] * self.farm.devices, limits):
-            if outcome.kind:
-                raise EnvironmentProblem(
-                    f"a device with key {self.farm.key!r} at {self.farm.address} does not answer: "
-                    f"{outcome.message}"
-                )
-            found.append(outcome.value)
-        return found
-
-    def fresh_path(self, suffix: str) -> Path:
-        self._count += 1
-        return self.folder / f"{self._count}{suffix}"
-
-    def _stop(self) -> None:
-        with contextlib.suppress(OSError):
-            _pipe(self._process.stdin).close()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        _pipe(self._process.stdout).close()
-
-    def close(self) -> None:
-        self._closed = True
-        self._stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Zygote:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def shared_memory() -> Path | None:
-    """A folder that lives in memory, if this machine has one."""
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) else None
-
-
-def _pipe(stream: IO[bytes] | None) -> BinaryIO:
-    assert stream is not None
-    return cast(BinaryIO, stream)
 
 
 def write_problem(
@@ -307,17 +151,6 @@ class ZygoteRunner(PyRunner):  # type: ignore[misc]
         answers = self.zygote.call("run", jobs, self.limits)
         stream = ((jobs[index].path, outcome) for index, outcome in answers)
         return [_Measurement(self, stream, job.path) for job in jobs]
-
-
-def build_limits() -> Limits:
-    return Limits(workers=physical_cores(), timeout=BUILD_SECONDS)
-
-
-def run_limits(threads: int, farm: Farm | None) -> Limits:
-    limits = Limits(threads=threads, timeout=RUN_SECONDS)
-    if farm is None:
-        return limits
-    return replace(limits, workers=farm.devices, tracker=farm.address, key=farm.key)
 
 
 class Workbench:

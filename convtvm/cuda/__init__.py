@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: algorithms, code generation and machine code, with no GPU and no driver needed."""

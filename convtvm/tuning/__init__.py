@@ -1,0 +1,1 @@
+"""The search: what to measure next, when to stop, and the last word on the best."""
