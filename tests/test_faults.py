@@ -15,7 +15,7 @@ from support import Planted
 from test_zygote import PATH, children, eventually
 
 from convtvm import records
-from convtvm.measure import workbench as measure
+from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.workbench import Workbench
 from convtvm.records import LogWriter, TuningRecord
@@ -50,7 +50,7 @@ def test_faults_cost_their_own_candidates(
     zygote: Zygote, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each is named by kind and first line, nothing reaches the terminal, nothing is left."""
-    monkeypatch.setattr(measure, "BUILD_SECONDS", 4.0)
+    monkeypatch.setattr(client, "BUILD_SECONDS", 4.0)
     points = TASK.space.points
     found = {}
     for deed in FAULTS:

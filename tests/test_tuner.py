@@ -162,9 +162,9 @@ def test_nothing_applicable_is_refused(tmp_path: Path) -> None:
 TUNE = """
 import sys
 sys.modules["torch"] = None  # tvm_ffi would import it
-from convtvm.tuner import tune
+from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
-import convtvm.budget
+import convtvm.tuning.budget
 convtvm.tuning.budget._BATCH = 4  # so that the first records come soon
 print("started", flush=True)
 workload = ConvWorkload.parse(sys.argv[1])

@@ -19,7 +19,7 @@ import pytest
 from support import Planted
 
 from convtvm.errors import BuildError
-from convtvm.measure import workbench as measure
+from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.workbench import write_problem
@@ -345,7 +345,7 @@ def test_ctrl_c_is_the_parents_to_handle(own: Zygote) -> None:
 
 def test_helper_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    monkeypatch.setattr(measure.tempfile, "mkdtemp", lambda **_: str(tmp_path / "folder"))
+    monkeypatch.setattr(client.tempfile, "mkdtemp", lambda **_: str(tmp_path / "folder"))
     (tmp_path / "folder").mkdir()
     with pytest.raises(BuildError, match="the build helper did not start"):
         Zygote()
@@ -356,8 +356,8 @@ PARENT = """
 import sys, time
 sys.modules["torch"] = None  # tvm_ffi would import it
 from test_zygote import LONG, build_jobs
-from convtvm.measure import Zygote
-from convtvm.jobs import Limits
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import Limits
 zygote = Zygote()
 print(zygote._process.pid, zygote.folder, flush=True)
 if sys.argv[1] == "busy":
