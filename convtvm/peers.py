@@ -1,8 +1,9 @@
 """Other libraries' convolutions, set up as their authors would: fp32, weights packed beforehand.
 
 A peer is a function (workload, data, weight, bias, threads) -> callables without arguments by
-name, one for each setting worth trying. Data and result are NCHW, but for PyTorch's channels-last
-setting, which is spared the conversion. Each is an optional extra: `pip install convtvm[bench]`.
+name, one for each setting worth trying. Data and result are NCHW: who computes in another layout
+converts, as a caller with NCHW data would have to. Each is an optional extra:
+`pip install convtvm[bench]`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Peer = Callable[[ConvWorkload, np.ndarray, np.ndarray, np.ndarray, int], dict[st
 def torch_peer(
     w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
 ) -> dict[str, Run]:
-    """PyTorch (oneDNN), in NCHW and in channels-last memory format."""
+    """PyTorch (oneDNN), in NCHW and by way of its channels-last memory format."""
     import torch
 
     torch.set_num_threads(threads)
@@ -45,11 +46,11 @@ def torch_peer(
         else:
             before = torch.nn.ZeroPad2d((w.pw, w.pw_r, w.ph, w.ph_r))
         module = torch.nn.Sequential(before, layer).to(memory_format=memory_format)
-        tensor = torch.from_numpy(data.copy()).to(memory_format=memory_format)
+        tensor = torch.from_numpy(data.copy())
 
-        def run(module: Any = module, tensor: Any = tensor) -> Any:
-            with torch.inference_mode():
-                return module(tensor)
+        def run(module: Any = module, memory_format: Any = memory_format) -> Any:
+            with torch.inference_mode():  # the conversions do nothing in NCHW
+                return module(tensor.contiguous(memory_format=memory_format)).contiguous()
 
         runs[name] = run
     return runs
