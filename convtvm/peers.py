@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def torch_peer(
     import torch
 
     torch.set_num_threads(threads)
+    tensor = torch.from_numpy(data.copy())
+
+    def convolve(module: Any, memory_format: Any) -> Any:
+        with torch.inference_mode():  # the conversions do nothing in NCHW
+            return module(tensor.contiguous(memory_format=memory_format)).contiguous()
+
     runs: dict[str, Run] = {}
     formats = {"torch": torch.contiguous_format, "torch-nhwc": torch.channels_last}
     for name, memory_format in formats.items():
@@ -46,13 +53,7 @@ def torch_peer(
         else:
             before = torch.nn.ZeroPad2d((w.pw, w.pw_r, w.ph, w.ph_r))
         module = torch.nn.Sequential(before, layer).to(memory_format=memory_format)
-        tensor = torch.from_numpy(data.copy())
-
-        def run(module: Any = module, memory_format: Any = memory_format) -> Any:
-            with torch.inference_mode():  # the conversions do nothing in NCHW
-                return module(tensor.contiguous(memory_format=memory_format)).contiguous()
-
-        runs[name] = run
+        runs[name] = partial(convolve, module, memory_format)
     return runs
 
 

@@ -155,7 +155,7 @@ def test_fresh_paths_are_fresh(zygote: Zygote) -> None:
 
 # ---- runs ----------------------------------------------------------------------------------------
 
-QUICK = Limits(samples=1, attempts=1, timeout=LONG)
+QUICK = Limits(samples=1, patience=0, timeout=LONG)
 
 # What a library does with its arguments instead of a convolution.
 C_BODY = {
@@ -208,7 +208,7 @@ def run(zygote: Zygote, *jobs: RunJob, limits: Limits = QUICK) -> list[Outcome]:
 def test_good_run(zygote: Zygote, good_run: RunJob) -> None:
     for outcome in run(zygote, good_run, good_run, limits=Limits(timeout=LONG)):
         run_secs, error, clean = outcome.value
-        assert outcome.kind == "" and 1 <= len(run_secs) <= 3 and type(clean) is bool
+        assert outcome.kind == "" and 1 <= len(run_secs) <= 5 and type(clean) is bool
         assert all(0 < s < 10 for s in run_secs) and 0 <= error < 1e-5
 
 

@@ -53,15 +53,17 @@ class RunJob:
 class Limits:
     """Workers at once, seconds a job may take, and for runs the number of threads and the timing.
 
+    A candidate is timed in windows of at least `window` seconds, until there are `samples` times or
+    `patience` seconds are over.
     With a `tracker`, HOST:PORT, runs are on the devices that it has under `key`, one a worker.
     """
 
     workers: int = 1
     timeout: float = 20.0
     threads: int = 1
-    window: float = 0.005
-    samples: int = 3
-    attempts: int = 30
+    window: float = 0.0005
+    samples: int = 5
+    patience: float = 0.5
     tracker: str = ""
     key: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import statistics
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.measure.jobs import Limits, Outcome, RunJob, failure
+from convtvm.measure.pace import Pace, pace
 
+_PATIENCE = 0.02  # seconds to wait for full speed before a window
 _WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
 
 
@@ -66,13 +69,10 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     args, reference = arrays["args"], arrays["reference"]
     args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))  # an unwritten element shows
     args += tuple(tvm.runtime.empty(s, dtype, args[3].device) for dtype, *s in job.scratch)
-    module["main"](*args)
-
-    def evaluate(number: int) -> float:
-        timed = module.time_evaluator("main", tvm.cpu(), number=number, repeat=1)
-        return float(timed(*args).results[0])
-
-    timing = partial(timed, evaluate) if job.device == "cpu" else partial(_time_gpu, module, args)
+    kernel = module["main"]
+    kernel(*args)
+    on_cpu = partial(timed, partial(_seconds, lambda: kernel(*args)))
+    timing = on_cpu if job.device == "cpu" else partial(_time_gpu, module, args)
     return judge(job, args[3].numpy(), reference, timing, limits)
 
 
@@ -96,13 +96,8 @@ def _run_exported(job: RunJob, limits: Limits) -> Outcome:
     out.fill(np.nan)
     plan(data, out=out)
 
-    def evaluate(number: int) -> float:
-        started = time.perf_counter()
-        for _ in range(number):
-            plan(data, out=out)
-        return (time.perf_counter() - started) / number
-
-    return judge(job, out, arrays["reference"], partial(timed, evaluate), limits)
+    timing = partial(timed, partial(_seconds, lambda: plan(data, out=out)))
+    return judge(job, out, arrays["reference"], timing, limits)
 
 
 def judge(
@@ -127,24 +122,37 @@ def judge(
 
 
 def timed(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float], bool]:
-    """Seconds a call, from timing windows that nothing else disturbed, and whether there were any.
+    """Seconds a call in the fastest third of the windows at full speed that nothing disturbed;
+    whether there were enough.
 
     Medians of plain timings are wrong by half on a shared machine, and with several threads they
-    do not even look noisy. If no window is clean, the fastest ones are used and marked.
+    do not even look noisy. What disturbs only ever slows down, and some of it, such as strangers in
+    the shared cache, cannot be seen: hence the fastest. With too few clean windows the fastest
+    of all are used and marked.
     """
     once = evaluate(1)
     number = max(1, int(limits.window / max(once, 1e-7)))
+    if limits.tracker:  # this process only waits; what disturbs the device cannot be seen
+        return [evaluate(number) for _ in range(limits.samples)], True
     clean: list[float] = []
     disturbed: list[float] = []
-    for _ in range(limits.attempts):
-        if limits.tracker:  # this process only waits; what disturbs the device cannot be seen
-            seconds, alone = evaluate(number), True
-        else:
-            seconds, alone = _window(lambda: evaluate(number), limits.threads)
-        (clean if alone else disturbed).append(seconds)
-        if len(clean) >= limits.samples:
+    deadline = time.monotonic() + limits.patience
+    while len(clean) < 3 * limits.samples:
+        if time.monotonic() >= deadline and len(clean) + len(disturbed) >= limits.samples:
             break
-    return clean or sorted(disturbed)[: limits.samples], bool(clean)
+        seconds, alone = _window(lambda: evaluate(number), pace(limits.threads), limits.threads)
+        (clean if alone else disturbed).append(seconds)
+    enough = len(clean) >= limits.samples
+    fastest = sorted(clean if enough else clean + disturbed)
+    return fastest[: min(limits.samples, math.ceil(len(fastest) / 3))], enough
+
+
+def _seconds(call: Callable[[], Any], number: int) -> float:
+    """Seconds of a call, the mean of `number` in a row."""
+    started = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - started) / number
 
 
 def _time_gpu(module: Any, args: Any, limits: Limits) -> tuple[list[float], bool]:
@@ -161,21 +169,24 @@ def _time_gpu(module: Any, args: Any, limits: Limits) -> tuple[list[float], bool
     return [statistics.median(map(float, results)) for results in many], True
 
 
-def _window(timed: Callable[[], float], threads: int) -> tuple[float, bool]:
-    """The result of `timed`, and whether this process had the cores that it wanted meanwhile.
+def _window(run: Callable[[], float], cores: Pace, threads: int) -> tuple[float, bool]:
+    """The result of `run`, and whether this process had the cores that it wanted meanwhile.
 
-    It had not if it was preempted, if its threads waited in line for a core while runnable, or if a
-    single thread got less processor time than time passed.
+    It had not if they were slower than they can be before or after, if it was preempted, if its
+    threads waited in line for a core while runnable, or if a single thread got less processor time
+    than time passed.
     """
+    full = cores.wait(_PATIENCE)
     preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     waited = _waited()
     cpu, wall = time.process_time(), time.perf_counter()
-    result = timed()
+    result = run()
+    full = full and (cores.is_full() or cores.is_full())  # its operands may have left the cache
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     waited = _waited() - waited
     preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
     busy = threads > 1 or cpu >= (1 - _WAIT_SHARE) * wall
-    return result, not preempted and busy and waited <= _WAIT_SHARE * wall
+    return result, full and not preempted and busy and waited <= _WAIT_SHARE * wall
 
 
 def _waited() -> float:

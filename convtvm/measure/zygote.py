@@ -267,6 +267,10 @@ def _limit_memory() -> None:
 
 def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Run every job in order; a crash or hang costs one candidate and one more fork."""
+    if limits.samples and any(getattr(job, "device", "") == "cpu" for job in jobs):
+        from convtvm.measure.pace import known_work
+
+        known_work(limits.threads)  # compiled once, for all children
     done = 0
     while done < len(jobs):
         rest = jobs[done:]

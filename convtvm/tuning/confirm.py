@@ -70,7 +70,9 @@ def _measure(found: Sequence[Doubtful], zygote: Zygote) -> Iterator[tuple[Doubtf
     path = zygote.fresh_path("-exported.so")
     path.write_bytes(content)
     jobs = [_job(path, index, choice.task, zygote) for index, choice in enumerate(choices)]
-    limits = Limits(threads=choices[0].task.target.threads, timeout=RUN_SECONDS, samples=5)
+    limits = Limits(
+        threads=choices[0].task.target.threads, timeout=RUN_SECONDS, samples=9, patience=1.0
+    )
     for index, outcome in zygote.call("run", jobs, limits):
         yield found[index], trial_of(outcome, found[index][1].workspace_bytes)
     path.unlink(missing_ok=True)
