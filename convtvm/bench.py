@@ -12,18 +12,27 @@ import numpy as np
 
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
+from convtvm.measure.pace import pace
 from convtvm.peers import Peer, Run
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.workload import ConvWorkload
 
+_ROUNDS = 6  # times the number of calls that are to count
+_PATIENCE = 0.02  # seconds to wait for full speed
+_PAUSE = 0.005  # seconds
+
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds a call, error relative to the largest output, workspace if known."""
+    """Median seconds a call, error relative to the largest output, workspace if known.
+
+    `disturbed`: too few calls ran at full speed, and the median is that of all.
+    """
 
     seconds: float
     max_error: float
     workspace_bytes: int | None = None
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,8 @@ def bench(
 ) -> Iterator[BenchRow]:
     """Measure every workload of `library`, whose layout must be NCHW if there are peers.
 
-    All contestants of a workload run in turn, `repeat` times, so that a slow moment of the machine
-    hits all of them; each starts with a warm-up and is checked against float64.
+    All contestants of a workload run in turn, until each has `repeat` calls that count, so that a
+    slow moment of the machine hits all of them; each is checked against float64.
     """
     if peers and library.layout != "NCHW":
         raise ConvtvmError(f"peers run NCHW, the library is {library.layout}")
@@ -72,9 +81,9 @@ def bench(
         for peer in peers.values():
             runs.update(peer(w, data, weight, bias, library.threads))
         errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
-        seconds = _interleave(runs, repeat)
         measured = {
-            name: Measured(seconds[name], errors[name], workspace.get(name)) for name in runs
+            name: Measured(seconds, errors[name], workspace.get(name), disturbed)
+            for name, (seconds, disturbed) in _interleave(runs, repeat, library.threads).items()
         }
         yield BenchRow(
             workload=w,
@@ -88,13 +97,48 @@ def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
     return lambda: plan(data, out=out)
 
 
-def _interleave(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
-    """Median seconds of each, one call of each in turn; two calls in a row, the second counts."""
-    samples: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(repeat):
+def _interleave(
+    runs: Mapping[str, Callable[[], Any]], repeat: int, threads: int
+) -> dict[str, tuple[float, bool]]:
+    """Median seconds of each and whether too many calls were disturbed: in rounds, one call each.
+
+    A single thread's calls count if the core was at full speed before and after, as far as there
+    are enough of them. The threads of a pool wait for work by spinning, which would look like that,
+    so with several there is a pause instead, for the last contestant's threads to fall asleep.
+    """
+    clean: dict[str, list[float]] = {key: [] for key in runs}
+    every: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(_ROUNDS * repeat):
         for key, run in runs.items():
-            run()  # brings its own weights and code back into the caches
-            started = time.perf_counter()
-            run()
-            samples[key].append(time.perf_counter() - started)
-    return {key: statistics.median(values) for key, values in samples.items()}
+            if len(clean[key]) < repeat:
+                seconds, alone = _alone(run) if threads == 1 else (_after_pause(run), True)
+                every[key].append(seconds)
+                if alone:
+                    clean[key].append(seconds)
+    return {
+        key: (statistics.median(clean[key] if enough else every[key]), not enough)
+        for key in runs
+        for enough in [len(clean[key]) >= repeat // 2]
+    }
+
+
+def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
+    """Seconds of a call, and whether this core was at full speed around it."""
+    run()  # brings its own weights and code back into the caches
+    core = pace(1)
+    full = core.wait(_PATIENCE)
+    seconds = _seconds(run)
+    return seconds, full and (core.is_full() or core.is_full())
+
+
+def _after_pause(run: Callable[[], Any]) -> float:
+    time.sleep(_PAUSE)
+    run()
+    run()  # now its own threads are awake
+    return _seconds(run)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -113,6 +113,9 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
             ]
         )
     print_table(title, columns, lines)
+    figures = [m for row in rows for m in (*row.algorithms.values(), *row.peers.values())]
+    if disturbed := sum(m.disturbed for m in figures):
+        warn(f"{disturbed} of {len(figures)} figures are from a machine that was never at rest")
     speedups = [row.speedup for row in rows if row.speedup]
     if speedups:
         worst = min(rows, key=lambda row: row.speedup or math.inf)
