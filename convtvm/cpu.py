@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,8 @@ _SAME_NAME = [
     "avx512ifma",
 ]
 
+_KNOWN = {**{name: name for name in _SAME_NAME}, **_KERNEL_NAMES}
+
 
 @cache
 def _cpuinfo() -> dict[str, str]:
@@ -68,14 +71,19 @@ def host_features() -> dict[str, bool]:
     flags = set(_cpuinfo().get("flags", "").split())
     if not flags:
         return {}
-    known = {**{name: name for name in _SAME_NAME}, **_KERNEL_NAMES}
-    return {llvm: kernel in flags for llvm, kernel in known.items()}
+    return {llvm: kernel in flags for llvm, kernel in _KNOWN.items()}
 
 
 def missing_features(required: tuple[str, ...] | list[str]) -> list[str]:
     """Those of `required` (LLVM names) that this CPU is known to lack."""
     offered = host_features()
     return [name for name in required if offered.get(name) is False]
+
+
+def required_flags(required: Iterable[str]) -> list[str]:
+    """The flags of /proc/cpuinfo by which a CPU shows those of `required` (LLVM names) that it can
+    show."""
+    return [_KNOWN[name] for name in required if name in _KNOWN]
 
 
 def device_name() -> str:

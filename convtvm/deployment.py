@@ -16,9 +16,11 @@ import importlib.util
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from convtvm import manifest as manifests
+from convtvm.cpu import required_flags
 from convtvm.errors import ConvtvmError, EnvironmentProblem
 from convtvm.workload import ConvWorkload
 
@@ -33,6 +35,8 @@ COLUMNS = (
     "out",
     "workspace_bytes",
     "threads",
+    "target",
+    "cpu_flags",
 )
 
 _MODULES = (
@@ -97,13 +101,13 @@ def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
     ConvtvmError for a folder in use, EnvironmentProblem where the run time is not installed.
     """
     library, folder = Path(library), Path(folder)
-    _, manifest = manifests.read(library)
+    _, targets = manifests.read(library)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConvtvmError(f"{folder} is not empty; deploy to a new folder")
         shutil.copyfile(library, folder / library.name)
-        (folder / "kernels.tsv").write_text(_table(manifest), encoding="utf8")
+        (folder / "kernels.tsv").write_text(_table(targets), encoding="utf8")
         (folder / "example.py").write_text(_EXAMPLE.format(name=library.name), encoding="utf8")
         _copy_run_time(folder)
         _copy_package(folder / "convtvm")
@@ -112,17 +116,20 @@ def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
     return {p.name: _bytes(p) for p in sorted(folder.iterdir())}
 
 
-def _table(manifest: manifests.Manifest) -> str:
-    """`COLUMNS` separated by tabs, a kernel a line, best first; shapes as 1x64x56x56."""
+def _table(targets: Sequence[manifests.Manifest]) -> str:
+    """`COLUMNS` separated by tabs, a kernel a line, best target and kernel first; shapes as
+    1x64x56x56, CPU flags with commas, as /proc/cpuinfo calls them."""
     lines = ["\t".join(COLUMNS)]
-    for kernel in manifest.kernels:
-        w = ConvWorkload.parse(kernel.workload)
-        data, out = w.data_shape(manifest.layout), w.out_shape(manifest.layout)
-        shapes = (data, w.weight_shape, kernel.packed_shape, out)
-        texts = ["x".join(map(str, shape)) for shape in shapes]
-        names = [kernel.workload, kernel.algorithm, kernel.function, kernel.pack]
-        ends = [str(kernel.workspace_bytes), str(manifest.threads)]
-        lines.append("\t".join(names + texts + ends))
+    for manifest in targets:
+        flags = ",".join(required_flags(manifest.features))
+        for kernel in manifest.kernels:
+            w = ConvWorkload.parse(kernel.workload)
+            data, out = w.data_shape(manifest.layout), w.out_shape(manifest.layout)
+            shapes = (data, w.weight_shape, kernel.packed_shape, out)
+            texts = ["x".join(map(str, shape)) for shape in shapes]
+            names = [kernel.workload, kernel.algorithm, kernel.function, kernel.pack]
+            ends = [str(kernel.workspace_bytes), str(manifest.threads), manifest.target, flags]
+            lines.append("\t".join(names + texts + ends))
     return "\n".join(lines) + "\n"
 
 

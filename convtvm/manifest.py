@@ -1,8 +1,8 @@
 """The manifest of a kernel library: what it holds, appended to the .so and checked before it loads.
 
-Layout of a library file: ELF shared object | manifest (JSON) | SHA-256 of all that precedes |
-length of the JSON (8 bytes, little-endian) | magic. Loaders of shared objects ignore what follows
-the ELF image.
+Layout of a library file: ELF shared object | JSON | SHA-256 of all that precedes | length of the
+JSON (8 bytes, little-endian) | magic. The JSON has one manifest for each target. Loaders of shared
+objects ignore what follows the ELF image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from convtvm.errors import LibraryError, WorkloadError
 from convtvm.workload import ConvWorkload
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"convtvm-library\x01"
 _TAIL = 32 + 8 + len(_MAGIC)
 
@@ -28,11 +28,12 @@ class Kernel:
     """One compiled candidate of a workload.
 
     `function` takes (data, packed weight, bias, out), `pack` takes (weight, packed weight);
-    `run_secs` and `max_error` are what tuning measured, None for a kernel that was never measured;
-    then `predicted_secs` is what a model of the log expects, if there is one. `decisions` is
-    `tuned`, `transferred` from another workload or `default`. `epilogues` maps the epilogues that
-    were compiled besides, `clip` or `add`, to the functions that have them. `scratch` are the
-    buffers (dtype, *shape) that a GPU's kernel takes after `out`.
+    `run_secs` is what tuning measured, None for a kernel that was never measured; then
+    `predicted_secs` is what the log makes expect, if anything. `max_error` was measured by the same
+    decisions, here or where they come from. `decisions` is `tuned`, `transferred` from the task
+    that `source` names, or `default`. `epilogues` maps the epilogues that were compiled besides,
+    `clip` or `add`, to the functions that have them. `scratch` are the buffers (dtype, *shape) that
+    a GPU's kernel takes after `out`.
     """
 
     workload: str
@@ -44,6 +45,7 @@ class Kernel:
     run_secs: float | None
     max_error: float | None
     decisions: str
+    source: str = ""
     predicted_secs: float | None = None
     epilogues: Mapping[str, str] = field(default_factory=dict)
     scratch: tuple[tuple[Any, ...], ...] = ()
@@ -51,7 +53,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the run time knows of a library; `workloads` maps keys to names."""
+    """Everything the run time knows of a library's kernels for one target; `workloads` maps keys to
+    names."""
 
     target: str
     features: tuple[str, ...]
@@ -60,26 +63,24 @@ class Manifest:
     workloads: Mapping[str, str]
     kernels: Sequence[Kernel]
     versions: Mapping[str, str] = field(default_factory=dict)
-    format: int = FORMAT
 
     @property
     def on_gpu(self) -> bool:
         """Whether the kernels are for an NVIDIA GPU."""
         return self.target.split(" ")[0] == "cuda"
 
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode("utf8")
 
-
-def attach(image: bytes, manifest: Manifest) -> bytes:
-    """The library file of an ELF image and its manifest."""
-    text = manifest.to_json()
+def attach(image: bytes, manifests: Sequence[Manifest]) -> bytes:
+    """The library file of an ELF image and the manifests of its targets, the best target first."""
+    entry = {"format": FORMAT, "targets": [asdict(m) for m in manifests]}
+    text = json.dumps(entry, separators=(",", ":")).encode("utf8")
     body = image + text
     return body + hashlib.sha256(body).digest() + len(text).to_bytes(8, "little") + _MAGIC
 
 
-def read(path: str | Path) -> tuple[bytes, Manifest]:
-    """The whole file and its manifest. Raises LibraryError for anything but an intact library."""
+def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
+    """The whole file and its manifests, one or more. Raises LibraryError for anything but an intact
+    library."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -97,20 +98,18 @@ def read(path: str | Path) -> tuple[bytes, Manifest]:
     return content, _parse(body[len(body) - length :], path)
 
 
-def _parse(text: bytes, path: str | Path) -> Manifest:
+def _parse(text: bytes, path: str | Path) -> list[Manifest]:
     try:
         entry: dict[str, Any] = json.loads(text)
         found = entry.get("format")
         if found != FORMAT:
-            raise LibraryError(f"{path} has manifest format {found!r}, this version reads {FORMAT}")
-        kernels = []
-        for kernel in entry.pop("kernels"):
-            scratch = tuple(map(tuple, kernel.pop("scratch", ())))
-            shape = tuple(kernel.pop("packed_shape"))
-            kernels.append(Kernel(**kernel, packed_shape=shape, scratch=scratch))
-        features = tuple(entry.pop("features"))
-        manifest = Manifest(**entry, features=features, kernels=kernels)
-        _check(manifest)
+            raise LibraryError(
+                f"{path} has manifest format {found!r}, this version reads {FORMAT}; "
+                "compile it again, or load it with the convtvm that made it"
+            )
+        manifests = [_manifest(section) for section in entry["targets"]]
+        if not manifests:
+            raise ValueError("there is no target")
     except (
         ValueError,
         TypeError,
@@ -121,6 +120,18 @@ def _parse(text: bytes, path: str | Path) -> Manifest:
         IndexError,
     ) as error:
         raise LibraryError(f"{path} has an unreadable manifest: {error}") from None
+    return manifests
+
+
+def _manifest(entry: dict[str, Any]) -> Manifest:
+    kernels = []
+    for kernel in entry.pop("kernels"):
+        scratch = tuple(map(tuple, kernel.pop("scratch", ())))
+        shape = tuple(kernel.pop("packed_shape"))
+        kernels.append(Kernel(**kernel, packed_shape=shape, scratch=scratch))
+    features = tuple(entry.pop("features"))
+    manifest = Manifest(**entry, features=features, kernels=kernels)
+    _check(manifest)
     return manifest
 
 
@@ -153,7 +164,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "versions": _is_texts,
 }
 _KERNEL_FIELDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("workload", "algorithm", "function", "pack", "decisions"), _is_text),
+    **dict.fromkeys(("workload", "algorithm", "function", "pack", "decisions", "source"), _is_text),
     "packed_shape": _is_shape,
     "workspace_bytes": _is_count,
     **dict.fromkeys(("run_secs", "max_error", "predicted_secs"), _is_number),

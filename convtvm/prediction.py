@@ -1,128 +1,181 @@
-"""What a log says about workloads that it does not hold: decisions to try, and times to expect.
+"""What a log says about tasks that it does not hold: decisions to take, and times to expect.
 
-Decisions come from the nearest tuned workload of the same algorithm whose decisions are valid here.
-Times come from boosted trees on features of workload and algorithm, which learn the seconds of a
-multiply-add from the best record of every task on the same target.
+Decisions come from the nearest record of the same algorithm that is valid here: of the same
+workload if there is one, tuned for a near target or another number of threads, else of the most
+similar workload. Times come from the record itself if it is of the same workload, else from a model
+of all records.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from convtvm import records
+from convtvm.algorithms import Algorithm
 from convtvm.errors import WorkloadError
 from convtvm.records import TuningRecord
 from convtvm.similarity import distance
+from convtvm.targets import CompileTarget, is_near
 from convtvm.task import TABLES, Task
 from convtvm.workload import ConvWorkload
 
 MIN_TASKS = 24  # a model of fewer tasks would be a guess
 _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel and a little more
 
-_ROUNDS = 200
-_TREES = {
-    "objective": "reg:squarederror",
-    "max_depth": 4,
-    "eta": 0.08,
-    "min_child_weight": 2,
-    "subsample": 0.8,
-    "nthread": 1,
-    "seed": 0,
-}
+# Of the Gaussian process; results hardly change between half and twice of each.
+_LENGTH = 8.0  # over which workloads resemble each other, in doublings of sizes
+_SPREAD = 0.5  # of the logarithm of a rate, for all algorithms, a family's own and an algorithm's
+_NOISE = 0.2  # of the logarithm of a best time: few trials, other shapes of caches
+
+Sample = tuple[ConvWorkload, str, float]  # workload, algorithm, seconds
+_Task = tuple[ConvWorkload, str]
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What is known of a task without records: whose decisions to take, seconds to expect."""
+
+    source: TuningRecord | None = None
+    seconds: float | None = None
+
+
+class Hints:
+    """What the records of a target and of near ones, in one layout, say of further tasks."""
+
+    def __init__(
+        self, history: Iterable[TuningRecord], target: CompileTarget, layout: str = "NCHW"
+    ) -> None:
+        self._target = target
+        self._known: dict[str, list[tuple[ConvWorkload, TuningRecord]]] = defaultdict(list)
+        near = [r for r in history if r.layout == layout and is_near(r.target, target)]
+        for workload, record in best_records(near, target.kind):
+            self._known[record.algorithm].append((workload, record))
+        self._model = self._learn(layout)
+
+    def of(self, task: Task, failed: Collection[Mapping[str, int]] = ()) -> Hint:
+        """The hint for a task; decisions that `failed` on it are not taken."""
+        source = self._source(task, failed)
+        if source is not None and source.workload == task.workload.key:
+            return Hint(source, self._expected(source))
+        if self._model is None:
+            return Hint(source)
+        name = task.algorithm_name
+        return Hint(source, self._model.seconds(task.workload, [name]).get(name))
+
+    def _source(self, task: Task, failed: Collection[Mapping[str, int]]) -> TuningRecord | None:
+        """The nearest workload's record; of several the one of the nearest threads and target."""
+
+        def rank(known: tuple[ConvWorkload, TuningRecord]) -> tuple[float | str, ...]:
+            workload, r = known
+            threads = abs(math.log2(r.threads / self._target.threads))
+            other = r.target != self._target.name
+            return distance(workload, task.workload), threads, other, r.workload, r.target
+
+        for workload, record in sorted(self._known[task.algorithm_name], key=rank):
+            if distance(workload, task.workload) > _MAX_DISTANCE:
+                break
+            if record.decisions not in failed and task.space.contains(record.decisions):
+                return record
+        return None
+
+    def _expected(self, record: TuningRecord) -> float:
+        """Seconds on as many threads as the target has, if all of them are of use."""
+        return record.seconds * record.threads / self._target.threads
+
+    def _learn(self, layout: str) -> TimeModel | None:
+        """A model of the target itself, else of near ones, else of other numbers of threads."""
+        every = [(w, r) for known in self._known.values() for w, r in known if not r.disturbed]
+        own = [(w, r) for w, r in every if r.threads == self._target.threads]
+        exact = [(w, r) for w, r in own if r.target == self._target.name]
+        for chosen in (exact, own, every):
+            if len(chosen) >= MIN_TASKS:
+                samples = [(w, r.algorithm, self._expected(r)) for w, r in chosen]
+                return TimeModel(samples, self._target, layout)
+        return None
 
 
 def best_records(
-    history: Iterable[TuningRecord], target: str, threads: int, layout: str, kind: str = "cpu"
-) -> dict[tuple[str, str], TuningRecord]:
-    """The fastest record of each (workload key, algorithm) on a target, by today's templates."""
-    best: dict[tuple[str, str], TuningRecord] = {}
+    history: Iterable[TuningRecord], kind: str = "cpu"
+) -> list[tuple[ConvWorkload, TuningRecord]]:
+    """The best record of every task by today's templates, with its workload."""
+    made: dict[tuple[object, ...], list[TuningRecord]] = defaultdict(list)
     for r in history:
-        if (r.target, r.threads, r.layout) != (target, threads, layout) or not r.run_secs:
-            continue
         algorithm = TABLES[kind].get(r.algorithm)
-        if algorithm is None or r.template != algorithm.template.VERSION:
+        if algorithm is not None and r.template == algorithm.template.VERSION:
+            made[r.task_key].append(r)
+    found = []
+    for tried in made.values():
+        best = records.best(tried)
+        try:
+            if best is not None:
+                found.append((ConvWorkload.parse(best.workload), best))
+        except WorkloadError:
             continue
-        key = (r.workload, r.algorithm)
-        if key not in best or r.seconds < best[key].seconds:
-            best[key] = r
-    return best
-
-
-def transferred(task: Task, records: Iterable[TuningRecord]) -> dict[str, int] | None:
-    """The decisions of the nearest of `records` (one a workload) that are valid for `task`."""
-    near = []
-    for r in records:
-        if (r.algorithm, r.template) == (task.algorithm_name, task.template_version):
-            gap = distance(ConvWorkload.parse(r.workload), task.workload)
-            if gap <= _MAX_DISTANCE:
-                near.append((gap, r.workload, dict(r.decisions)))
-    valid = (d for _, _, d in sorted(near, key=lambda n: n[:2]) if task.space.contains(d))
-    return next(valid, None)
+    return found
 
 
 class TimeModel:
-    """Seconds of a workload by an algorithm, learned from the best records of one target."""
+    """Seconds of a workload by an algorithm: a Gaussian process (kriging) on what was measured.
 
-    def __init__(self, best: Mapping[tuple[str, str], TuningRecord], kind: str = "cpu") -> None:
-        import xgboost
+    It learns the logarithm of the seconds that a vector operation takes. How far two tasks inform
+    each other falls with the distance of their workloads, and is greatest within an algorithm, less
+    within a family and least between families. So an algorithm that was never measured is expected
+    to do as well as its family.
+    """
 
-        self._xgboost = xgboost
-        self._table = TABLES[kind]
-        self._known = sorted({name for _, name in best if name in self._table})
-        rows, rates = [], []
-        for (key, name), record in best.items():
-            if name in self._table:
-                w = ConvWorkload.parse(key)
-                rows.append(self._features(w, name))
-                rates.append(math.log(record.seconds / w.macs))
-        data = xgboost.DMatrix(np.array(rows), label=np.array(rates))
-        self._trees = xgboost.train(_TREES, data, num_boost_round=_ROUNDS)
-
-    @classmethod
-    def learn(
-        cls, best: Mapping[tuple[str, str], TuningRecord], kind: str = "cpu"
-    ) -> TimeModel | None:
-        """The model of these records, None if they are fewer than MIN_TASKS."""
-        return cls(best, kind) if len(best) >= MIN_TASKS else None
+    def __init__(
+        self, samples: Sequence[Sample], target: CompileTarget, layout: str = "NCHW"
+    ) -> None:
+        self._table, self._layout = TABLES[target.kind], layout
+        self._lanes = target.lanes if target.kind == "cpu" else 1
+        self._tasks = [(w, name) for w, name, _ in samples]
+        self._families = {name.partition(":")[0] for _, name in self._tasks}
+        rates = np.log([secs / self._operations(w, name) for w, name, secs in samples])
+        self._mean = float(rates.mean())
+        likeness = self._likeness(self._tasks) + _NOISE**2 * np.eye(len(samples))
+        self._weights = np.linalg.solve(likeness, rates - self._mean)
 
     def seconds(self, w: ConvWorkload, names: Sequence[str]) -> dict[str, float]:
-        """Expected seconds by algorithm, for those of `names` that the log knows."""
-        known = [name for name in names if name in self._known]
+        """Expected seconds by algorithm, for those of `names` whose family was measured."""
+        known = [name for name in names if name.partition(":")[0] in self._families]
         if not known:
             return {}
-        data = self._xgboost.DMatrix(np.array([self._features(w, name) for name in known]))
-        rates = self._trees.predict(data)
-        return {
-            name: math.exp(float(rate)) * w.macs for name, rate in zip(known, rates, strict=True)
-        }
+        rates = self._mean + self._likeness([(w, name) for name in known]) @ self._weights
+        operations = [self._operations(w, name) for name in known]
+        return dict(zip(known, map(float, np.exp(rates) * operations), strict=True))
 
-    def _features(self, w: ConvWorkload, name: str) -> list[float]:
-        algorithm: Any = self._table[name]
-        sizes = (w.n, w.ic, w.oc, w.oh, w.ow, w.ih * w.iw, w.kh, w.kw, w.groups)
-        moved = w.data_bytes + w.weight_bytes + w.out_bytes
-        return [
-            *(math.log2(size) for size in sizes),
-            w.sh * w.sw,
-            w.dh * w.dw,
-            w.ph + w.pw,
-            math.log2(w.macs),
-            math.log2(algorithm.multiplications(w) / w.macs),
-            math.log2(w.macs / moved),
-            w.ic // w.groups,
-            *(float(name == other) for other in self._known),
-        ]
+    def _likeness(self, tasks: Sequence[_Task]) -> NDArray[np.float64]:
+        """The covariance of each of `tasks` with each task learned (Matérn, 3/2)."""
+        here, there = (np.array([_position(w) for w, _ in ts]) for ts in (tasks, self._tasks))
+        squares = (here**2).sum(1)[:, None] + (there**2).sum(1) - 2 * here @ there.T
+        gap = np.sqrt(3 * np.maximum(squares, 0)) / _LENGTH
+        names, learned = (np.array([name for _, name in ts]) for ts in (tasks, self._tasks))
+        families, others = (np.array([n.partition(":")[0] for n in ns]) for ns in (names, learned))
+        shared = 1 + (families[:, None] == others) + 1 * (names[:, None] == learned)
+        return _SPREAD**2 * shared * (1 + gap) * np.exp(-gap)
+
+    def _operations(self, w: ConvWorkload, name: str) -> float:
+        """Lanes that vectors compute, useful or not: a product for each weight and output, and the
+        additions of transforms, which run along the input channels."""
+        algorithm: Algorithm = self._table[name]
+        products = algorithm.multiplications(w)
+        along_row = name == "direct:depthwise" and self._layout == "NCHW"
+        extent = w.ow if along_row else w.oc if name == "direct:depthwise" else w.oc // w.groups
+        transforms = algorithm.additions(w) - products
+        return products * self._waste(extent) + transforms * self._waste(w.ic)
+
+    def _waste(self, extent: int) -> float:
+        """Lanes of whole vectors over an extent, for each useful one."""
+        return -(-extent // self._lanes) * self._lanes / extent
 
 
-def parsable(history: Iterable[TuningRecord]) -> list[TuningRecord]:
-    """Those records whose workload is one."""
-    found = []
-    for r in history:
-        try:
-            ConvWorkload.parse(r.workload)
-        except WorkloadError:
-            continue
-        found.append(r)
-    return found
+def _position(w: ConvWorkload) -> list[float]:
+    """Where a workload lies among others, in doublings."""
+    sizes = (w.n, w.ic // w.groups, w.oc // w.groups, w.groups, w.oh, w.ow)
+    return [math.log2(s) for s in (*sizes, w.kh * w.kw, w.sh * w.sw, w.dh * w.dw)]

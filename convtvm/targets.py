@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tvm.target import Target, codegen
@@ -149,6 +151,45 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
     features = _features(spec)
     lanes, registers = _vector_unit(features, triple)
     return CompileTarget(_name_of_spec(spec), threads, lanes, registers, features)
+
+
+def resolve_several(
+    wanted: str | CompileTarget | Sequence[str | CompileTarget], threads: int | None = None
+) -> list[CompileTarget]:
+    """The targets of one library, the widest vectors first; as text, short names with commas.
+
+    Raises TargetError as `resolve` does, and if they are not CPUs of one kind of machine.
+    """
+    if isinstance(wanted, str):
+        names = [name.strip() for name in wanted.split(",")]
+        wanted = names if {*names} <= {"native", *NAMED} else [wanted]
+    elif isinstance(wanted, CompileTarget):
+        wanted = [wanted]
+    found = [t if isinstance(t, CompileTarget) else resolve(t, threads) for t in wanted]
+    found = list({t.name: t for t in found}.values())
+    machines = {(t.kind, t.spec.get("mtriple"), t.threads) for t in found}
+    if not found or len(machines) > 1 or (len(found) > 1 and found[0].kind != "cpu"):
+        listed = "; ".join(f"{t.name} with {t.threads} threads" for t in found) or "none"
+        raise TargetError(
+            f"targets of one library: found {listed}; expected CPUs of one kind of machine with "
+            "one number of threads, such as avx2,avx512"
+        )
+    return sorted(found, key=lambda t: (t.lanes, t.registers, len(t.features)), reverse=True)
+
+
+def is_near(name: str, target: CompileTarget) -> bool:
+    """Whether decisions tuned for the target called `name` suit `target`: both are of one kind,
+    with vectors as wide and as many registers. What is no target here is not near."""
+    return _family(name) == (target.kind, target.lanes, target.registers)
+
+
+@cache
+def _family(name: str) -> tuple[str, int, int] | None:
+    try:
+        found = resolve(name, threads=1)
+    except TargetError:
+        return None
+    return found.kind, found.lanes, found.registers
 
 
 def _features(spec: dict[str, Any]) -> tuple[str, ...]:

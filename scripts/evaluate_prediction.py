@@ -22,41 +22,43 @@ from pathlib import Path
 from convtvm import prediction, records
 from convtvm.similarity import distance
 from convtvm.sources import read_source
+from convtvm.targets import CompileTarget, resolve
 from convtvm.workload import ConvWorkload
 
 NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2")
-Best = Mapping[tuple[str, str], records.TuningRecord]
+Best = Mapping[tuple[ConvWorkload, str], records.TuningRecord]
+Times = Mapping[ConvWorkload, Mapping[str, float]]
 
 
-def by_workload(best: Best) -> dict[str, dict[str, float]]:
+def by_workload(best: Best) -> dict[ConvWorkload, dict[str, float]]:
     """Seconds by algorithm of every workload with a choice."""
-    found: dict[str, dict[str, float]] = {}
-    for (key, name), record in best.items():
-        found.setdefault(key, {})[name] = record.seconds
-    return {key: secs for key, secs in found.items() if len(secs) > 1}
+    found: dict[ConvWorkload, dict[str, float]] = {}
+    for (w, name), record in best.items():
+        found.setdefault(w, {})[name] = record.seconds
+    return {w: secs for w, secs in found.items() if len(secs) > 1}
 
 
-def nearest_choice(w: ConvWorkload, known: dict[str, dict[str, float]], names: set[str]) -> str:
+def nearest_choice(w: ConvWorkload, known: Times, names: set[str]) -> str:
     """The fastest algorithm of the most similar workload, among `names`."""
-    near = min(known, key=lambda key: distance(ConvWorkload.parse(key), w))
+    near = min(known, key=lambda other: distance(other, w))
     ranked = sorted(known[near], key=known[near].__getitem__)
     return next((name for name in ranked if name in names), "direct")
 
 
-def evaluate(name: str, best: Best) -> None:
+def evaluate(name: str, best: Best, target: CompileTarget, layout: str) -> None:
     measured = by_workload(best)
-    inside = {w.key for w in read_source(name)} & set(measured)
-    train = {task: r for task, r in best.items() if task[0] not in inside}
-    model = prediction.TimeModel.learn(train)
-    if not inside or model is None:
+    inside = set(read_source(name)) & set(measured)
+    train = [(*task, r.seconds) for task, r in best.items() if task[0] not in inside]
+    if not inside or len(train) < prediction.MIN_TASKS:
         why = "no record of it" if not inside else f"fewer than {prediction.MIN_TASKS} tasks remain"
         print(f"{name:14}{why}")
         return
-    known = {key: secs for key, secs in measured.items() if key not in inside}
+    model = prediction.TimeModel(train, target, layout)
+    known = {w: secs for w, secs in measured.items() if w not in inside}
     ratios: dict[str, list[float]] = {"model": [], "nearest": [], "direct": []}
     errors = []
-    for key in sorted(inside):
-        w, secs = ConvWorkload.parse(key), measured[key]
+    for w in inside:
+        secs = measured[w]
         expected = model.seconds(w, list(secs))
         errors += [abs(math.log(expected[a] / secs[a])) for a in expected]
         fallback = "direct" if "direct" in secs else min(secs)
@@ -91,7 +93,6 @@ def main() -> None:
     history, problems = records.load(options.logs)
     for problem in problems:
         print(problem)
-    history = prediction.parsable(history)
     # The commonest target, threads and layout, unless told otherwise.
     counts = Counter(
         (r.target, r.threads, r.layout)
@@ -103,14 +104,17 @@ def main() -> None:
     if not counts:
         raise SystemExit("no usable record for this target, thread count and layout")
     (target, threads, layout), number = counts.most_common(1)[0]
-    best = prediction.best_records(history, target, threads, layout)
+    found = prediction.best_records(
+        r for r in history if (r.target, r.threads, r.layout) == (target, threads, layout)
+    )
+    best = {(w, r.algorithm): r for w, r in found if not r.disturbed}
     print(f"{target}, {threads} threads, {layout}: {number} trials, {len(best)} tasks")
     print(
         f"{'left out':14}{'rule':9}{'workloads':>9}{'right':>8}{'within 5%':>10}"
         f"{'mean':>10}{'geomean':>10}{'worst':>8}{'time error':>12}"
     )
     for name in NETWORKS:
-        evaluate(name, best)
+        evaluate(name, best, resolve(target, threads), layout)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,9 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StubZygote:
         path.write_text("\n".join(objects), encoding="utf8")
 
     class Library:
-        def __init__(self, content: bytes, manifest: Any) -> None:
-            self.content, self.manifest, self.problems = content, manifest, []
+        def __init__(self, content: bytes, manifests: Any) -> None:
+            self.content, self.manifests, self.problems = content, manifests, []
+            self.manifest = manifests[0]
 
     monkeypatch.setattr(build, "Zygote", lambda: made)
     monkeypatch.setattr(build.codegen, "link_objects", link)
@@ -257,7 +258,6 @@ def changed_log(path: Path, **changes: Any) -> Path:
     ("changes", "named"),
     [
         ({"target": "llvm -mcpu=other"}, "llvm -mcpu=other with 1 threads, NCHW"),
-        ({"threads": 64}, f"{NATIVE.name} with 64 threads, NCHW"),
         ({"layout": "NHWC"}, f"{NATIVE.name} with 1 threads, NHWC"),
     ],
 )

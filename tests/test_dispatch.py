@@ -677,7 +677,11 @@ def test_export_to_a_relative_path(
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "missing", "newer"])
 def test_what_is_no_library_is_refused(
-    path: Path, library: KernelLibrary, tmp_path: Path, damage: str
+    path: Path,
+    library: KernelLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
 ) -> None:
     file = tmp_path / "x.so"
     content = bytearray(path.read_bytes())
@@ -688,7 +692,9 @@ def test_what_is_no_library_is_refused(
     elif damage == "foreign":
         content = bytearray(Path(tvm_ffi.core.__file__).read_bytes())
     elif damage == "newer":
-        content = bytearray(manifest.attach(b"ELF", replace(library.manifest, format=99)))
+        monkeypatch.setattr(manifest, "FORMAT", 99)
+        content = bytearray(manifest.attach(b"ELF", library.manifests))
+        monkeypatch.undo()
     if damage != "missing":
         file.write_bytes(content)
     message = {
@@ -696,7 +702,7 @@ def test_what_is_no_library_is_refused(
         "flipped": "checksum",
         "foreign": "is not a convtvm library",
         "missing": "cannot read library .*No such file",
-        "newer": "manifest format 99, this version reads 1",
+        "newer": "manifest format 99, this version reads 2; compile it again",
     }[damage]
     with pytest.raises(LibraryError, match=message):
         load(file)
@@ -704,10 +710,9 @@ def test_what_is_no_library_is_refused(
 
 def resealed(path: Path, library: KernelLibrary, file: Path, **changes: Any) -> Path:
     """The library with a changed manifest."""
-    length = len(library.manifest.to_json())
-    tail = 32 + 8 + len(b"convtvm-library\x01")
-    image = path.read_bytes()[: -length - tail]
-    file.write_bytes(manifest.attach(image, replace(library.manifest, **changes)))
+    length = len(manifest.attach(b"", library.manifests))
+    image = path.read_bytes()[:-length]
+    file.write_bytes(manifest.attach(image, [replace(library.manifest, **changes)]))
     return file
 
 
@@ -739,7 +744,7 @@ def test_library_of_another_machine(library: KernelLibrary, tmp_path: Path) -> N
     image = bytearray(b"\x7fELF\x02\x01\x01" + bytes(200))
     image[16:24] = b"\x03\0" + (b"\xb7\0" if NATIVE.is_x86 else b"\x3e\0") + b"\x01\0\0\0"
     foreign = replace(library.manifest, target=resolve(other, 1).name, features=("neon",))
-    (tmp_path / "x.so").write_bytes(manifest.attach(bytes(image), foreign))
+    (tmp_path / "x.so").write_bytes(manifest.attach(bytes(image), [foreign]))
     with pytest.raises(LibraryError, match=f"is compiled for .*{other}"):
         load(tmp_path / "x.so")
 

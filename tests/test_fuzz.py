@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from convtvm import manifest, records
 from convtvm.dispatch import load
 from convtvm.errors import LibraryError
-from convtvm.manifest import Kernel, Manifest
+from convtvm.manifest import FORMAT, Kernel, Manifest
 
 FAST = settings(
     max_examples=200,
@@ -46,7 +46,7 @@ def sealed(text: bytes, image: bytes = b"\x7fELF") -> bytes:
 def refused_or_read(path: Path, content: bytes) -> Manifest | None:
     path.write_bytes(content)
     try:
-        return manifest.read(path)[1]
+        return manifest.read(path)[1][0]
     except LibraryError as error:
         assert "\n" not in str(error)
         return None
@@ -64,7 +64,7 @@ def test_any_bytes_as_a_library(tmp_path: Path, content: bytes) -> None:
 @given(st.data())
 def test_damaged_libraries(tmp_path: Path, data: st.DataObject) -> None:
     """A flipped, missing or added byte anywhere is noticed."""
-    good = manifest.attach(b"\x7fELF" + bytes(40), MANIFEST)
+    good = manifest.attach(b"\x7fELF" + bytes(40), [MANIFEST])
     place = data.draw(st.integers(0, len(good) - 1))
     deed = data.draw(st.sampled_from(["flip", "cut", "drop", "add"]))
     byte = bytes([good[place] ^ data.draw(st.integers(1, 255))])
@@ -82,8 +82,12 @@ def test_damaged_libraries(tmp_path: Path, data: st.DataObject) -> None:
 @given(st.data())
 def test_any_manifest(tmp_path: Path, data: st.DataObject) -> None:
     """One field of a sealed manifest or of its kernel is something else: refused, never run."""
-    entry: dict[str, Any] = json.loads(json.dumps(asdict(MANIFEST)))
-    where = data.draw(st.sampled_from([entry, entry["kernels"][0]]))
+    entry: dict[str, Any] = {
+        "format": FORMAT,
+        "targets": [json.loads(json.dumps(asdict(MANIFEST)))],
+    }
+    (target,) = entry["targets"]
+    where = data.draw(st.sampled_from([entry, target, target["kernels"][0]]))
     where[data.draw(st.sampled_from(sorted(where)) | st.text(max_size=5))] = data.draw(values)
     file = tmp_path / "x.so"
     file.write_bytes(sealed(json.dumps(entry).encode()))

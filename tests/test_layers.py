@@ -50,6 +50,7 @@ LAYERS = {
     "convtvm.peak": 4,
     "convtvm.tuning.*": 4,
     "convtvm.prediction": 4,
+    "convtvm.choices": 4,
     "convtvm.build": 4,
     "convtvm.dispatch.*": 5,
     "convtvm.cli.*": 6,
@@ -103,14 +104,15 @@ ALSO = {
     },
     "convtvm.records": {"convtvm.task"},
     "convtvm.tuning.search": {"schedules.knobs"},
-    "convtvm.tuning.confirm": {"convtvm.build"},
+    "convtvm.tuning.confirm": {"convtvm.build", "convtvm.choices"},
     # `compile` returns the library that it made, opened by the run time as in any later process.
     "convtvm.build": {
         "convtvm.compute.epilogue",
         "convtvm.dispatch",
         "convtvm.dispatch.library",
-        "convtvm.prediction",
+        "convtvm.choices",
     },
+    "convtvm.choices": {"convtvm.prediction"},
 }
 
 # Module or layer -> the packages from outside it may import, besides the standard library.

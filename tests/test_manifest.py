@@ -35,8 +35,10 @@ def sealed(text: bytes, image: bytes = IMAGE) -> bytes:
     return image + text + hashlib.sha256(image + text).digest() + length + b"convtvm-library\x01"
 
 
-def edited(**changes: Any) -> bytes:
-    return json.dumps({**asdict(MANIFEST), **changes}).encode("utf8")
+def edited(format: Any = FORMAT, **changes: Any) -> bytes:
+    """The JSON with other fields of its first target."""
+    entry = {"format": format, "targets": [{**asdict(MANIFEST), **changes}, asdict(MANIFEST)]}
+    return json.dumps(entry).encode("utf8")
 
 
 def refused(path: Path, content: bytes) -> str:
@@ -50,20 +52,21 @@ def refused(path: Path, content: bytes) -> str:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    content = manifest.attach(IMAGE, MANIFEST)
-    assert content.startswith(IMAGE) and content == sealed(MANIFEST.to_json())
+    other = replace(MANIFEST, target="llvm -mcpu=other", kernels=[])
+    content = manifest.attach(IMAGE, [MANIFEST, other])
+    assert content.startswith(IMAGE)
     (tmp_path / "x.so").write_bytes(content)
-    whole, found = manifest.read(tmp_path / "x.so")
-    assert whole == content
+    whole, (found, second) = manifest.read(tmp_path / "x.so")
+    assert whole == content and second == other
     assert (asdict(found), type(found.features)) == (asdict(MANIFEST), tuple)
     assert [type(k.packed_shape) for k in found.kernels] == [tuple, tuple]
-    assert manifest.attach(IMAGE, found) == content
+    assert manifest.attach(IMAGE, [found, second]) == content
 
 
 def test_empty_library(tmp_path: Path) -> None:
     empty = replace(MANIFEST, workloads={}, kernels=[], features=())
-    (tmp_path / "x.so").write_bytes(manifest.attach(b"", empty))
-    assert manifest.read(tmp_path / "x.so") == (manifest.attach(b"", empty), empty)
+    (tmp_path / "x.so").write_bytes(manifest.attach(b"", [empty]))
+    assert manifest.read(tmp_path / "x.so") == (manifest.attach(b"", [empty]), [empty])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_empty_library(tmp_path: Path) -> None:
         b"text",
         b"\x7fELF" * 100,
         b"convtvm-library\x01",
-        manifest.attach(IMAGE, MANIFEST) + b"\n",
+        manifest.attach(IMAGE, [MANIFEST]) + b"\n",
     ],
     ids=["empty", "text", "another library", "magic only", "something appended"],
 )
@@ -82,14 +85,14 @@ def test_foreign_file(tmp_path: Path, content: bytes) -> None:
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
-    content = manifest.attach(IMAGE, MANIFEST)
+    content = manifest.attach(IMAGE, [MANIFEST])
     for length in range(0, len(content), 7):
         refused(tmp_path / "x.so", content[:length])
         refused(tmp_path / "x.so", content[length + 1 :])
 
 
 def test_every_change_is_noticed(tmp_path: Path) -> None:
-    content = manifest.attach(IMAGE, MANIFEST)
+    content = manifest.attach(IMAGE, [MANIFEST])
     checked = len(content) - len(b"convtvm-library\x01") - 8  # the length follows
     for at in [*range(0, checked, 11), *range(checked - 32, checked + 8)]:
         changed = bytearray(content)
@@ -114,7 +117,10 @@ def test_every_change_is_noticed(tmp_path: Path) -> None:
         (edited(kernels=None), "unreadable manifest"),
         (edited(features=None), "unreadable manifest"),
         (edited(workloads={"nonsense": ""}), "unreadable manifest"),
-        (b'{"format": 1}', "unreadable manifest"),
+        (b'{"format": 1, "target": "llvm"}', "manifest format 1, this version reads 2; compile it"),
+        (b'{"format": 2}', "unreadable manifest"),
+        (b'{"format": 2, "targets": []}', "there is no target"),
+        (b'{"format": 2, "targets": {"llvm": 1}}', "unreadable manifest"),
     ],
 )
 def test_unreadable_manifest(tmp_path: Path, text: bytes, reason: str) -> None:
@@ -123,7 +129,7 @@ def test_unreadable_manifest(tmp_path: Path, text: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize("length", [0, 2**63, len(IMAGE) + 10_000])
 def test_length_that_does_not_fit(tmp_path: Path, length: int) -> None:
-    body = IMAGE + MANIFEST.to_json()
+    body = IMAGE + edited()
     tail = hashlib.sha256(body).digest() + length.to_bytes(8, "little") + b"convtvm-library\x01"
     refused(tmp_path / "x.so", body + tail)
 

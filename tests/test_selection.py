@@ -84,7 +84,7 @@ def test_choice_in_words() -> None:
     lonely = choose(ONE, [replace(kernels[1], run_secs=None, decisions="default")], Wish())
     assert lonely.explain() == (
         "direct, the only candidate: none was measured or predicted, so the first by cost, "
-        "workspace 0 B. Its decisions are default, not tuned for this workload."
+        "workspace 0 B. Its decisions are default, not tuned here."
     )
     guess = choose(ONE, [kernel("direct", None, 0, 3e-3)], Wish(policy="predicted")).explain()
     assert "direct, the fastest, the only candidate: 3 ms predicted" in guess
@@ -216,5 +216,7 @@ def test_transfer(tmp_path: Any) -> None:
     assert all(c.run_secs is None and c.predicted_secs is None for c in found.values())
     data, weight, bias = random_inputs(ONE, 1, "NCHW", "integer")
     plan = lib.plan(ONE, weight, bias, algorithm="direct")
-    assert isinstance(plan, Plan) and "decisions are transferred" in plan.explain()
+    assert isinstance(plan, Plan) and plan.decisions == f"transferred from {near.key}"
+    assert f"Its decisions are {plan.decisions}, not tuned here." in plan.explain()
+    assert str(found["direct"]).endswith(f"error unknown, transferred from {near.key})")
     assert np.array_equal(plan(data), conv2d_reference(ONE, data, weight, bias, "NCHW"))

@@ -28,6 +28,7 @@ from convtvm.sources import merge_duplicates, read_source
 
 if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary
+    from convtvm.manifest import Kernel, Manifest
 
 
 @click.command("compile")
@@ -59,6 +60,13 @@ if TYPE_CHECKING:
     help="Candidates of a workload: the fastest, those that some limit on workspace or error "
     "could make the choice, or all.",
 )
+@click.option(
+    "--epilogues",
+    metavar="A,B",
+    default="",
+    help="Endings to compile into kernels besides the plain ones: clip (ReLU and other bounds), "
+    "add (a residual, then bounds).  [default: none; a plan then applies them afterwards]",
+)
 @json_option
 @without_torch()
 def compile_(
@@ -69,11 +77,13 @@ def compile_(
     logs: Sequence[Path],
     layout: str,
     keep: str,
+    epilogues: str,
     as_json: bool,
 ) -> None:
     """Compile the convolutions of a SOURCE into one library.
 
-    Workloads without records in the logs get their templates' default decisions.
+    What the logs hold no records of takes the decisions of its nearest like, or the default ones.
+    --target avx2,avx512 makes one library with kernels of both; the CPU that loads it decides.
     """
     workloads = merge_duplicates(read_source(source))
     check_writable(out)
@@ -81,7 +91,13 @@ def compile_(
 
     started = time.monotonic()
     lib = build_library(
-        workloads, target=target, threads=threads, logs=list(logs) or None, layout=layout, keep=keep
+        workloads,
+        target=target,
+        threads=threads,
+        logs=list(logs) or None,
+        layout=layout,
+        keep=keep,
+        epilogues=[name.strip() for name in epilogues.split(",") if name.strip()],
     )
     lib.export(out)
     seconds = time.monotonic() - started
@@ -91,39 +107,70 @@ def compile_(
         print_json(_document(lib, out, seconds))
     else:
         _print(lib, out, seconds)
-    untuned = [w for w in lib.workloads if all(c.run_secs is None for c in lib.candidates(w))]
+    untuned = [
+        w
+        for made in lib.manifests
+        for w in made.workloads
+        if all(k.run_secs is None for k in made.kernels if k.workload == w)
+    ]
     if untuned:
+        count = len(lib.workloads) * len(lib.manifests)
         options = [source, "--threads", str(lib.threads)]
         options += [] if target == "native" else ["--target", target]
         options += [] if layout == "NCHW" else ["--layout", layout]
         warn(
-            f"{len(untuned)} of {plural(len(lib.workloads), 'workload')} untuned; to tune: "
+            f"{len(untuned)} of {plural(count, 'workload')} untuned; to tune: "
             f"`convtvm tune {shlex.join(options)} --log FILE`"
         )
 
 
 def _print(lib: KernelLibrary, out: Path, seconds: float) -> None:
-    label = labels(lib.workloads)
-    rows = [
-        [
-            label[w],
-            c.algorithm,
-            ms(c.run_secs, "untuned"),
-            text_of(c.workspace_bytes),
-            text_of(c.max_error, "{:.1e}"),
-        ]
-        for w in lib.workloads
-        for c in lib.candidates(w)
-    ]
-    columns = ["workload", "algorithm", ">ms", ">workspace bytes", ">max error"]
-    print_table(f"{lib.target}, threads {lib.threads}, {lib.layout}", columns, rows)
+    columns = ["workload", "algorithm", ">ms", ">workspace bytes", ">max error", "decisions"]
+    label = {w.key: text for w, text in labels(lib.workloads).items()}
+    for made in lib.manifests:
+        rows = [[label[k.workload], *_cells(k)] for w in made.workloads for k in _of(made, w)]
+        print_table(f"{made.target}, threads {made.threads}, {made.layout}", columns, rows)
+    count = sum(len(made.kernels) for made in lib.manifests)
     click.echo(
-        f"{out}: {plural(len(lib.workloads), 'workload')}, {plural(len(rows), 'kernel')}, "
+        f"{out}: {plural(len(lib.workloads), 'workload')}, {plural(count, 'kernel')}, "
         f"{out.stat().st_size:,} bytes, {seconds:.1f} s"
     )
 
 
+def _of(made: Manifest, workload: str) -> list[Kernel]:
+    return [k for k in made.kernels if k.workload == workload]
+
+
+def _cells(k: Kernel) -> list[str]:
+    """All columns but the first; a predicted time has a tilde."""
+    from convtvm.dispatch import Candidate
+
+    expected = "untuned" if k.predicted_secs is None else f"~{ms(k.predicted_secs)}"
+    return [
+        k.algorithm,
+        ms(k.run_secs, expected),
+        text_of(k.workspace_bytes),
+        text_of(k.max_error, "{:.1e}"),
+        Candidate.of(k).origin,
+    ]
+
+
 def _document(lib: KernelLibrary, out: Path, seconds: float) -> dict[str, Any]:
+    """What is in the library; at the top level, of the target that this machine would run."""
+    from convtvm.dispatch import Candidate
+
+    names = {w.key: w.name for w in lib.workloads}
+
+    def workloads(made: Manifest) -> list[dict[str, Any]]:
+        return [
+            {
+                "workload": key,
+                "name": names[key],
+                "candidates": [vars(Candidate.of(k)) for k in _of(made, key)],
+            }
+            for key in made.workloads
+        ]
+
     return {
         "library": str(out),
         "bytes": out.stat().st_size,
@@ -131,21 +178,7 @@ def _document(lib: KernelLibrary, out: Path, seconds: float) -> dict[str, Any]:
         "threads": lib.threads,
         "layout": lib.layout,
         "seconds": seconds,
-        "workloads": [
-            {
-                "workload": w.key,
-                "name": w.name,
-                "candidates": [
-                    {
-                        "algorithm": c.algorithm,
-                        "run_secs": c.run_secs,
-                        "workspace_bytes": c.workspace_bytes,
-                        "max_error": c.max_error,
-                    }
-                    for c in lib.candidates(w)
-                ],
-            }
-            for w in lib.workloads
-        ],
+        "workloads": workloads(lib.manifest),
+        "targets": [{"target": m.target, "workloads": workloads(m)} for m in lib.manifests],
         "problems": list(lib.problems),
     }

@@ -66,6 +66,8 @@ class _Result:
     algorithm: str
     workspace_bytes: int
     tuned_secs: float | None
+    decisions: str
+    why: str
     out: Array | None
     secs: Sequence[float]
     error: float | None
@@ -105,6 +107,13 @@ class _Result:
     metavar="E",
     help="Only kernels with at most this measured error, relative to the largest output.",
 )
+@click.option(
+    "--policy",
+    type=click.Choice(["logged", "predicted", "measure"]),
+    default="logged",
+    help="Whose times count: those measured while tuning, predictions too where nothing was "
+    "measured, or the leading kernels timed here and now.",
+)
 @click.option("--print-time", is_flag=True, help="Time calls after a warm-up.")
 @click.option(
     "--repeat",
@@ -129,6 +138,7 @@ def run(
     algorithm: str | None,
     workspace_limit: int | None,
     max_error: float | None,
+    policy: str,
     print_time: bool,
     repeat: int | None,
     check: bool,
@@ -150,11 +160,12 @@ def run(
     results = []
     for w in workloads:
         data, weight, bias = _inputs(w, lib.layout, inputs)
-        plan = lib.plan(w, weight, bias, algorithm, workspace_limit, max_error)
+        plan = lib.plan(w, weight, bias, algorithm, workspace_limit, max_error, policy=policy)
         out, secs = _run(plan, data, w.out_shape(lib.layout), timed)
         error = _error(w, (data, weight, bias), lib.layout, out) if check else None
-        facts = (plan.algorithm, plan.workspace_bytes, plan.run_secs)
-        results.append(_Result(w, *facts, out if outputs else None, secs, error))
+        facts = (plan.algorithm, plan.workspace_bytes, plan.run_secs, plan.decisions)
+        kept = out if outputs else None
+        results.append(_Result(w, *facts, plan.explain(), kept, secs, error))
     if outputs is not None:
         _save(outputs, [r.out for r in results if r.out is not None])
     (_print_json if as_json else _print)(lib, library, results)
@@ -292,6 +303,7 @@ def _print(lib: KernelLibrary, library: Path, results: Sequence[_Result]) -> Non
     timed, checked = bool(results[0].secs), results[0].error is not None
     columns += [">median ms", ">min ms", ">mean ms", ">GFLOP/s"] if timed else []
     columns += [">error"] if checked else []
+    columns += ["decisions"]
     rows = []
     for r in results:
         row = [label[r.workload], r.algorithm, text_of(r.workspace_bytes)]
@@ -301,6 +313,7 @@ def _print(lib: KernelLibrary, library: Path, results: Sequence[_Result]) -> Non
             row.append(text_of(gflops(r.workload, median), "{:.1f}"))
         if checked:
             row.append(text_of(r.error, "{:.1e}"))
+        row.append(r.decisions)
         rows.append(row)
     print_table(f"{library}, threads {lib.threads}, {lib.layout}", columns, rows)
 
@@ -324,6 +337,8 @@ def _entry(r: _Result) -> dict[str, Any]:
         "algorithm": r.algorithm,
         "workspace_bytes": r.workspace_bytes,
         "tuned_secs": r.tuned_secs,
+        "decisions": r.decisions,
+        "why": r.why,
     }
     if r.secs:
         median = statistics.median(r.secs)

@@ -19,27 +19,28 @@ import tvm_ffi
 from convtvm.cuda import gpu, nvidia
 from convtvm.dispatch import runtime, tensors
 from convtvm.dispatch.plan import Plan
-from convtvm.errors import ArrayError, EnvironmentProblem, LibraryError, NoCandidate
+from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate
 from convtvm.manifest import Manifest
 
 _CUDA = 2  # DLPack's number of the kind of device
 _ALIGNMENT = 16  # bytes of the widest load
 
 
-def check_device(manifest: Manifest, path: str | Path) -> None:
-    """Raise LibraryError if this machine has no GPU that runs the library's kernels."""
+def objection(manifest: Manifest, path: str | Path) -> str:
+    """Why this machine has no GPU that runs the library's kernels; empty if it has."""
     built = manifest.target.partition("-arch=")[2]
     found = gpu.devices()
     if not found:
-        raise LibraryError(
+        return (
             f"{path} is compiled for NVIDIA GPUs ({built}); this machine has none, or no driver "
             "for it (libcuda.so.1)"
         )
-    if not any(gpu.runs(arch, found[0].arch) for arch in built.split(",")):
-        raise LibraryError(
-            f"{path} is compiled for {built}; this GPU, {found[0].name}, is {found[0].arch}; "
-            f"compile it with --target cuda:{found[0].arch}"
-        )
+    if any(gpu.runs(arch, found[0].arch) for arch in built.split(",")):
+        return ""
+    return (
+        f"{path} is compiled for {built}; this GPU, {found[0].name}, is {found[0].arch}; "
+        f"compile it with --target cuda:{found[0].arch}"
+    )
 
 
 @cache

@@ -7,6 +7,7 @@ import math
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,45 +30,54 @@ _MEASURED = 4  # candidates that policy `measure` times
 def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     """Open the library at `path`; `threads` defaults to the number it was compiled for.
 
-    Raises LibraryError for a file that is not an intact library or needs CPU features that this
-    machine lacks, before any of its code runs.
+    Of several targets the first that this machine can run counts. Raises LibraryError for a file
+    that is not an intact library or needs CPU features that this machine lacks, before any of its
+    code runs.
     """
-    content, manifest = manifests.read(path)
+    content, targets = manifests.read(path)
     if threads is not None and (type(threads) is not int or threads < 1):
         raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
-    _check_machine(manifest, path)
-    library = KernelLibrary(content, manifest, threads)
+    _check_machine(targets, path)
+    library = KernelLibrary(content, targets, threads)
     library.open()
     return library
 
 
-def _check_machine(manifest: Manifest, path: str | Path) -> None:
-    """Raise LibraryError if this machine cannot run the library's code."""
+def _check_machine(targets: Sequence[Manifest], path: str | Path) -> None:
+    """Raise LibraryError if this machine can run the library's code for none of its targets."""
+    objections = [_objection(manifest, path) for manifest in targets]
+    if all(objections):
+        raise LibraryError("; ".join(filter(None, objections)))
+
+
+def _objection(manifest: Manifest, path: str | Path = "the library") -> str:
+    """Why this machine cannot run the code for one target; empty if it can."""
     if manifest.on_gpu:
-        gpu.check_device(manifest, path)
-        return
+        return gpu.objection(manifest, path)
     machine = platform.machine()
+    advice = "compile it here with --target native"
     if f"-mtriple={machine}" not in manifest.target:
-        raise LibraryError(
-            f"{path} is compiled for {manifest.target!r}; this machine is {machine}; "
-            "compile it here with --target native"
-        )
+        return f"{path} is compiled for {manifest.target!r}; this machine is {machine}; {advice}"
     missing = missing_features(manifest.features)
-    if missing:
-        raise LibraryError(
-            f"{path} is compiled for {manifest.target!r}; this CPU lacks {', '.join(missing)}; "
-            "compile it here with --target native"
-        )
+    if not missing:
+        return ""
+    lacks = f"this CPU lacks {', '.join(missing)}"
+    return f"{path} is compiled for {manifest.target!r}; {lacks}; {advice}"
 
 
 class KernelLibrary:
-    """Compiled kernels of several workloads in one file.
+    """Compiled kernels of several workloads in one file, for one target or several.
 
-    Its code is opened when first needed, so one for another machine can be made and exported.
+    `manifests` are those of the targets, the best first; `manifest` is the first that this machine
+    can run. The code is opened when first needed, so a library for another machine can be made and
+    exported.
     """
 
-    def __init__(self, content: bytes, manifest: Manifest, threads: int | None = None) -> None:
-        self._content, self.manifest = content, manifest
+    def __init__(
+        self, content: bytes, targets: Sequence[Manifest], threads: int | None = None
+    ) -> None:
+        self._content, self.manifests = content, list(targets)
+        self.manifest = manifest = next((m for m in targets if not _objection(m)), targets[0])
         self.threads = threads or manifest.threads
         self.problems: list[str] = []
         self._measured: dict[str, float] = {}  # function -> seconds, by policy `measure`
@@ -82,7 +92,7 @@ class KernelLibrary:
 
     @cached_property
     def _image(self) -> runtime.Image:
-        _check_machine(self.manifest, "the library")
+        _check_machine(self.manifests, "the library")
         runtime.start(self.threads)
         if self.manifest.on_gpu:
             gpu.start()
@@ -99,6 +109,7 @@ class KernelLibrary:
 
     @property
     def target(self) -> str:
+        """The one whose kernels run here, the first if none does."""
         return self.manifest.target
 
     @property

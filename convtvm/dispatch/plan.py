@@ -11,7 +11,7 @@ import tvm_ffi
 
 from convtvm.dispatch import tensors
 from convtvm.dispatch.runtime import pool
-from convtvm.dispatch.selection import Choice
+from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Port
 from convtvm.errors import ArrayError
 from convtvm.reference import aligned_empty
@@ -88,6 +88,11 @@ class Plan:
     def max_error(self) -> float | None:
         return self.choice.kernel.max_error
 
+    @property
+    def decisions(self) -> str:
+        """In words, where the kernel's decisions come from: tuned, default or transferred from."""
+        return Candidate.of(self.choice.kernel).origin
+
     def explain(self) -> str:
         """In words, why this kernel."""
         text = self.choice.explain()
@@ -157,6 +162,11 @@ class SlicedPlan:
     def algorithm(self) -> str:
         """Of the first, largest slice."""
         return self.parts[0].algorithm
+
+    @property
+    def decisions(self) -> str:
+        """As of Plan, of the first slice."""
+        return self.parts[0].decisions
 
     @property
     def workspace_bytes(self) -> int:

@@ -20,7 +20,7 @@ class Candidate:
 
     Times in seconds: `run_secs` measured while tuning, `predicted_secs` by a model of the log;
     `max_error` is relative to the largest output. None stands for never measured or predicted.
-    `decisions` is `tuned`, `transferred` from another workload, or `default`.
+    `decisions` is `tuned`, `transferred` from the task that `source` names, or `default`.
     """
 
     algorithm: str
@@ -29,19 +29,25 @@ class Candidate:
     max_error: float | None
     decisions: str
     predicted_secs: float | None = None
+    source: str = ""
 
     @classmethod
-    def of(cls, k: Kernel) -> Candidate:
-        return cls(
-            k.algorithm, k.workspace_bytes, k.run_secs, k.max_error, k.decisions, k.predicted_secs
-        )
+    def of(cls, kernel: Kernel) -> Candidate:
+        return cls(**{name: getattr(kernel, name) for name in cls.__dataclass_fields__})
+
+    @property
+    def origin(self) -> str:
+        """In words, where the decisions come from."""
+        return f"{self.decisions} from {self.source}" if self.source else self.decisions
 
     def __str__(self) -> str:
         time = "never measured" if self.run_secs is None else _ms(self.run_secs)
         if self.run_secs is None and self.predicted_secs is not None:
             time = f"predicted {_ms(self.predicted_secs)}"
         error = "unknown" if self.max_error is None else f"{self.max_error:.1e}"
-        return f"{self.algorithm} ({time}, workspace {self.workspace_bytes} B, error {error})"
+        facts = [time, f"workspace {self.workspace_bytes} B", f"error {error}"]
+        facts += [self.origin] if self.source else []
+        return f"{self.algorithm} ({', '.join(facts)})"
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Choice:
             said = f"{k.algorithm}, the fastest{rivals}: {_ms(self.seconds)} {self.basis}"
         sentences = [f"{said}, workspace {k.workspace_bytes} B."]
         if k.decisions != "tuned":
-            sentences.append(f"Its decisions are {k.decisions}, not tuned for this workload.")
+            sentences.append(f"Its decisions are {Candidate.of(k).origin}, not tuned here.")
         if self.others:
             kernel, seconds = self.others[0]
             time = "no time" if seconds is None else _ms(seconds)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convtvm import build
+from convtvm.choices import Choice
 from convtvm.measure.client import RUN_SECONDS, Zygote
 from convtvm.measure.jobs import Limits, RunJob
 from convtvm.measure.workbench import Trial, trial_of, write_problem
@@ -64,7 +65,7 @@ def confirm(tasks: Sequence[TaskProgress], zygote: Zygote) -> Iterator[tuple[Dou
 
 
 def _measure(found: Sequence[Doubtful], zygote: Zygote) -> Iterator[tuple[Doubtful, Trial]]:
-    choices = [build.Choice(p.task, record) for p, record in found]
+    choices = [Choice(p.task, record) for p, record in found]
     names = {p.task.workload: "" for p, _ in found}
     content, _ = build.assemble(choices, names, zygote)
     path = zygote.fresh_path("-exported.so")

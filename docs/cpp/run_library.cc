@@ -8,7 +8,8 @@
 //   g++ -std=c++17 -O2 run_library.cc -o run_library $(tvm-ffi-config --cxxflags) \
 //       -LFOLDER/lib -ltvm_ffi -ldl -Wl,-rpath,FOLDER/lib
 //
-// Unlike `convtvm.load` it does not check that the CPU has the features that the library needs.
+// Of a library for several CPUs it runs the kernels of the best one that this CPU can run. It does
+// not check the library's checksum as `convtvm.load` does.
 
 #include <dlfcn.h>
 #include <tvm/ffi/container/tensor.h>
@@ -21,6 +22,7 @@
 #include <iterator>
 #include <map>
 #include <numeric>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -29,22 +31,46 @@
 namespace ffi = tvm::ffi;
 using Row = std::map<std::string, std::string>;
 
-// The first row of kernels.tsv for `workload`: the best kernel.
+std::vector<std::string> Split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::string part;
+  for (std::istringstream rest(text); std::getline(rest, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+// What this CPU can do, as Linux calls it.
+std::set<std::string> CpuFlags() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    std::istringstream words(line);
+    return {std::istream_iterator<std::string>(words), {}};
+  }
+  return {};
+}
+
+// The first row of kernels.tsv for `workload` that this CPU can run: the best kernel.
 Row FindKernel(const std::string& table, const std::string& workload) {
+  const std::set<std::string> flags = CpuFlags();
   std::ifstream file(table);
-  std::string line, cell;
   std::vector<std::string> columns;
+  std::string line, lacking;
   while (std::getline(file, line)) {
-    std::vector<std::string> cells;
-    for (std::istringstream words(line); std::getline(words, cell, '\t');) cells.push_back(cell);
+    std::vector<std::string> cells = Split(line, '\t');
     if (columns.empty()) {
       columns = cells;
     } else if (cells.at(0) == workload) {
       Row row;
-      for (size_t i = 0; i < columns.size(); ++i) row[columns[i]] = cells.at(i);
-      return row;
+      for (size_t i = 0; i < columns.size(); ++i) row[columns[i]] = i < cells.size() ? cells[i] : "";
+      std::string missing;
+      for (const std::string& flag : Split(row["cpu_flags"], ',')) {
+        if (!flags.count(flag)) missing += " " + flag;
+      }
+      if (missing.empty()) return row;
+      lacking = missing;
     }
   }
+  if (!lacking.empty()) throw std::runtime_error("this CPU lacks" + lacking);
   throw std::runtime_error("no kernel for " + workload + " in " + table);
 }
 

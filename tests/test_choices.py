@@ -1,0 +1,167 @@
+"""What goes into a library where a target has no records of its own, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import record_of
+
+from convtvm.choices import Choice, check_targets, choose, keep_some, stale
+from convtvm.errors import LogError
+from convtvm.records import TuningRecord
+from convtvm.targets import CompileTarget, is_near, resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+W = ConvWorkload.parse("mb1ic8ih6oc16oh6kh3ph1")
+LIKE_W = ConvWorkload.parse("mb1ic8ih7oc16oh7kh3ph1")
+HERE = resolve("avx2", 1)
+NEAR = resolve("llvm -mcpu=haswell", 1)
+FAR = resolve("avx512", 1)
+TWO = resolve("avx2", 2)
+LOG = Path("x.jsonl")
+
+
+def task(target: CompileTarget = HERE, w: ConvWorkload = W, name: str = "direct") -> Task:
+    return Task(w, name, target)
+
+
+def other_decisions(count: int = 1) -> list[dict[str, int]]:
+    """Decisions that are not the default ones, but valid for both workloads."""
+    space, alike = task().space, task(w=LIKE_W).space
+    found = [d for d in space.points if d != space.default and alike.contains(d)]
+    return found[:count]
+
+
+def chosen(*made: TuningRecord, of: Task | None = None) -> Choice:
+    (choice,) = choose([of or task()], made)
+    return choice
+
+
+def test_near_targets() -> None:
+    assert is_near(HERE.name, HERE) and is_near(NEAR.name, HERE) and is_near(TWO.name, HERE)
+    assert not is_near(FAR.name, HERE) and not is_near("llvm -mcpu=unheard-of", HERE)
+    assert not is_near("", HERE) and not is_near(resolve("aarch64", 1).name, HERE)
+    assert is_near("cuda -arch=sm_80", resolve("cuda:sm_90"))
+
+
+def test_near_target_supplies_decisions() -> None:
+    (decisions,) = other_decisions()
+    made = record_of(task(NEAR), 2e-3, 3e-7, decisions=decisions)
+    found = chosen(made)
+    assert (found.record, found.origin, found.decisions) == (None, "transferred", decisions)
+    assert (found.predicted_secs, found.max_error) == (2e-3, 3e-7)
+    assert found.transferred_from == NEAR.name
+
+
+def test_exact_record_wins() -> None:
+    own = record_of(task(), 5e-3)
+    found = chosen(record_of(task(NEAR), 1e-3), own)
+    assert (found.record, found.origin, found.transferred_from) == (own, "tuned", "")
+
+
+def test_far_target_supplies_nothing() -> None:
+    found = chosen(record_of(task(FAR), 1e-3))
+    assert (found.origin, found.predicted_secs, found.max_error) == ("default", None, None)
+    assert found.decisions == task().space.default and found.transferred_from == ""
+
+
+def test_another_number_of_threads_supplies_decisions() -> None:
+    first, second = other_decisions(2)
+    threaded = record_of(task(TWO), 1e-3, decisions=first)
+    found = chosen(threaded)
+    assert (found.decisions, found.transferred_from) == (first, "2 threads")
+    assert found.predicted_secs == pytest.approx(2e-3)  # as if all threads were of use
+    near = record_of(task(NEAR), 9e-3, decisions=second)
+    assert chosen(threaded, near).decisions == second  # as many threads count more than the target
+    both = record_of(task(resolve("llvm -mcpu=haswell", 2)), 1e-3)
+    assert chosen(both).transferred_from == f"{NEAR.name}, 2 threads"
+
+
+def test_same_workload_goes_before_a_similar_one() -> None:
+    first, second = other_decisions(2)
+    similar = record_of(task(w=LIKE_W), 1e-3, decisions=first)
+    found = chosen(similar)
+    assert (found.decisions, found.transferred_from) == (first, LIKE_W.key)
+    assert (found.predicted_secs, found.max_error) == (None, None)  # too few tasks for a model
+    same = record_of(task(NEAR), 1e-3, decisions=second)
+    assert chosen(similar, same).decisions == second
+
+
+def test_decisions_that_failed_here_are_not_taken() -> None:
+    first, second = other_decisions(2)
+    failed = record_of(task(), None, decisions=first)
+    made = [record_of(task(NEAR), 1e-3, decisions=first), failed]
+    assert chosen(*made).origin == "default"
+    made.append(record_of(task(TWO), 1e-3, decisions=second))
+    assert chosen(*made).decisions == second
+
+
+def test_confirmed_times_count() -> None:
+    """As in an exact record: the winner of tuning that turned out slower is not the winner."""
+    first, second = other_decisions(2)
+    lucky = record_of(task(NEAR), 1e-3, decisions=first)
+    made = [lucky, record_of(task(NEAR), 1.1e-3, decisions=second)]
+    for record, secs in zip(list(made), (3e-3, 2e-3), strict=True):
+        made.append(replace(record, run_secs=[secs], confirmed=True))
+    for order in (made, made[::-1]):
+        found = chosen(*order)
+        assert (found.decisions, found.predicted_secs) == (second, 2e-3)
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def names(choices: Sequence[Choice]) -> list[str]:
+    return [c.task.algorithm_name for c in choices]
+
+
+def test_pareto_goes_by_what_was_measured_elsewhere() -> None:
+    tasks = [task(name=n) for n in ("direct", "im2col", "mec:b")]
+    made = [
+        record_of(task(NEAR), 1e-3, 1e-7, 100),
+        record_of(task(NEAR, name="im2col"), 2e-3, 1e-7, 100),
+        record_of(task(NEAR, name="mec:b"), 2e-3, 1e-7, 99),
+    ]
+    assert names(keep_some(choose(tasks, made), "pareto")) == ["direct", "mec:b"]
+    assert names(keep_some(choose(tasks, made), "best")) == ["direct"]
+    assert len(keep_some(choose(tasks, made), "all")) == 3
+    # A measured kernel is not left out for an expected time, which no policy has to believe.
+    made.append(record_of(tasks[1], 3e-3, 1e-7, 100))
+    assert names(keep_some(choose(tasks, made), "pareto")) == ["direct", "im2col", "mec:b"]
+    assert names(keep_some(choose(tasks, made), "best")) == ["im2col"]
+
+
+# ---- warnings and refusals -----------------------------------------------------------------------
+
+
+def test_near_logs_are_used_with_a_warning() -> None:
+    exact, near = record_of(task(), 1e-3), record_of(task(NEAR), 1e-3)
+    assert check_targets([exact, near], HERE, "NCHW", [LOG]) == ""
+    assert check_targets([], HERE, "NCHW", [LOG]) == ""
+    warning = check_targets([near, record_of(task(FAR), 1e-3)], HERE, "NCHW", [LOG])
+    assert warning == (
+        f"no record for {HERE.name} with 1 threads, NCHW; taking decisions that were tuned for "
+        f"{NEAR.name} with 1 threads, NCHW"
+    )
+    assert "2 threads" in check_targets([record_of(task(TWO), 1e-3)], HERE, "NCHW", [LOG])
+
+
+def test_foreign_logs_are_refused() -> None:
+    foreign = [record_of(task(FAR), 1e-3), replace(record_of(task(NEAR), 1e-3), layout="NHWC")]
+    with pytest.raises(LogError, match=r"^x\.jsonl: no record for .*; the records are for ") as e:
+        check_targets(foreign, HERE, "NCHW", [LOG])
+    assert f"{FAR.name} with 1 threads, NCHW" in str(e.value) and "NHWC" in str(e.value)
+
+
+def test_stale_records_of_a_near_target_are_named() -> None:
+    made = record_of(task(NEAR), 1e-3)
+    old = replace(made, template=made.template + 1)
+    (choice,) = choose([task()], [old])
+    assert choice.origin == "default"
+    assert stale([old], [choice])[0].startswith(f"1 records of {W} by direct were made by another")
+    (choice,) = choose([task()], [made, old])
+    assert choice.origin == "transferred" and stale([made, old], [choice]) == []
