@@ -45,8 +45,8 @@ class Kernel:
     run_secs: float | None
     max_error: float | None
     decisions: str
-    source: str = ""
     predicted_secs: float | None = None
+    source: str = ""
     epilogues: Mapping[str, str] = field(default_factory=dict)
     scratch: tuple[tuple[Any, ...], ...] = ()
 

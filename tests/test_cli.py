@@ -166,6 +166,9 @@ def test_tune_for_another_machine_is_refused(convtvm: Convtvm) -> None:
         ([LINE, "-o", "x.so", "--log", "no.jsonl"], ["cannot read log no.jsonl"]),
         ([LINE, "-o", "x.so", "--target", "toaster"], ["unknown target 'toaster'"]),
         ([LINE, "-o", "x.so", "--keep", "some"], ["--keep", "some", "pareto"]),
+        ([LINE, "-o", "x.so", "--epilogues", "gelu"], ["epilogue is 'gelu'", "none, clip, add"]),
+        ([LINE, "-o", "x.so", "--target", "avx2,aarch64"], ["targets of one library", "aarch64"]),
+        ([LINE, "-o", "x.so", "--target", "avx2,toaster"], ["unknown target 'avx2,toaster'"]),
     ],
 )
 def test_compile_is_refused(convtvm: Convtvm, args: list[str], parts: list[str]) -> None:
@@ -316,6 +319,34 @@ def test_run_every_workload(convtvm: Convtvm, tuned: Path, tmp_path: Path) -> No
         }
 
 
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [("logged", "measured while tuning"), ("measure", "measured here and now")],
+)
+def test_run_by_a_policy(convtvm: Convtvm, tuned: Path, policy: str, reason: str) -> None:
+    status, out, _ = convtvm("run", tuned / "x.so", "--policy", policy, "--json")
+    (entry,) = json.loads(out)["runs"]
+    assert status == 0 and entry["decisions"] == "tuned" and reason in entry["why"]
+
+
+def test_decisions_of_another_number_of_threads(
+    convtvm: Convtvm, tuned: Path, tmp_path: Path
+) -> None:
+    """Used and said so by compile and by run; their times are predictions."""
+    options = ("--threads", "2", "--log", tuned / "x.jsonl", "--keep", "best", "-o", "x.so")
+    status, out, err = convtvm("compile", LINE, *options, "--epilogues", "clip, add")
+    assert status == 0 and "transferred from 1 thread" in out and " ~" in out, out
+    assert "taking decisions that were tuned for" in err and "1 of 1 workload untuned" in err
+    status, out, _ = convtvm("run", "x.so", "--json", "--policy", "predicted", "--check")
+    (entry,) = json.loads(out)["runs"]
+    assert status == 0 and entry["decisions"] == "transferred from 1 thread"
+    assert entry["tuned_secs"] is None and "predicted" in entry["why"]
+    status, out, _ = convtvm("compile", LINE, *options, "--json")
+    (candidate,) = json.loads(out)["workloads"][0]["candidates"]
+    assert status == 0 and candidate["predicted_secs"] > 0 and candidate["run_secs"] is None
+    assert (candidate["decisions"], candidate["source"]) == ("transferred", "1 thread")
+
+
 def test_run_finds_a_wrong_answer(
     convtvm: Convtvm, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +363,7 @@ def test_run_finds_a_wrong_answer(
         (["--workload", "mb1ic8ihx"], ["token 'ih'"]),
         (["--algorithm", "mec"], ["algorithm mec", "direct"]),
         (["--max-error", "0"], ["max error 0", "direct"]),
+        (["--policy", "guess"], ["--policy", "'guess'", "'measure'"]),
         (["--workspace-limit", "few"], ["'few' is no size"]),
         (["--outputs", "nowhere/o.npz"], ["no folder nowhere"]),
         (["--inputs", "no.npz"], ["cannot read no.npz", "No such file"]),

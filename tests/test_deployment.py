@@ -125,5 +125,18 @@ def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     out = np.fromfile(tmp_path / "out", np.float32).reshape(W.out_shape())
     assert np.array_equal(out, conv2d_reference(W, data, weight, bias, "NCHW"))
+    table = deployed / "kernels.tsv"
+    first, *rows = table.read_text().splitlines()
+    assert first.endswith("target\tcpu_flags") and "fma" in rows[0].split("\t")[-1].split(",")
+    other = [row.replace("\tconv_", "\tabsent_") + ",unheard-of" for row in rows]
+    table.write_text("\n".join([first, *other, *rows]) + "\n")
+    again = subprocess.run(
+        [*call, W.key, *files, "o"], capture_output=True, text=True, cwd=tmp_path
+    )
+    table.write_text("\n".join([first, *other]) + "\n")
+    refused = subprocess.run([*call, W.key, *files, "o"], capture_output=True, text=True)
+    table.write_text("\n".join([first, *rows]) + "\n")
+    assert again.returncode == 0, again.stderr  # the rows for another CPU are passed over
+    assert refused.returncode == 1 and "this CPU lacks unheard-of" in refused.stderr
     wrong = subprocess.run([*call, "nothing", *files, "o"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "no kernel for nothing" in wrong.stderr
