@@ -1,29 +1,34 @@
-"""What a log knows of similar shapes: decisions to try first, and samples for the cost model."""
+"""What a log knows of similar tasks: decisions to try first, and samples for the cost model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 
 from convtvm import records
 from convtvm.errors import ConvtvmError
 from convtvm.records import TuningRecord
 from convtvm.similarity import distance
+from convtvm.targets import resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
+_TWINS = 3  # fastest decisions of the same workload elsewhere that are tried
 _SEEDS = 4  # nearest shapes whose best decisions are tried
 _SHAPES = 12  # nearest shapes whose trials the model learns
 
 Sample = tuple[Mapping[str, int], float]
-_Key = tuple[str, str, str]
+_Place = tuple[str, int]  # target and number of threads
+_Shapes = dict[ConvWorkload, list[TuningRecord]]
 
 
 class Neighbours:
-    """Records by algorithm, target and layout, whatever their shape and number of threads."""
+    """Records by algorithm and layout, whatever their shape, target and number of threads."""
 
     def __init__(self, known: Iterable[TuningRecord]) -> None:
-        self._records: dict[_Key, dict[ConvWorkload, list[TuningRecord]]] = {}
+        self._records: dict[tuple[str, str], _Shapes] = {}
         for record in known:
             self.note(record)
 
@@ -33,17 +38,44 @@ class Neighbours:
             workload = ConvWorkload.parse(record.workload)
         except ConvtvmError:
             return
-        shapes = self._records.setdefault((record.algorithm, record.target, record.layout), {})
+        shapes = self._records.setdefault((record.algorithm, record.layout), {})
         shapes.setdefault(workload, []).append(record)
 
+    def twins(self, task: Task) -> list[TuningRecord]:
+        """The fastest candidates of the same workload and template, fastest first, by the place
+        that is most like this one: another number of threads, else a CPU with the same vectors."""
+        places: dict[_Place, list[TuningRecord]] = {}
+        for record in self._shapes(task).get(task.workload, ()):
+            place = (record.target, record.threads)
+            own = place == (task.target.name, task.target.threads)
+            current = record.template == task.template_version
+            made = bool(record.run_secs) and record.threads > 0
+            if made and current and not own and _is_alike(record.target, task):
+                places.setdefault(place, []).append(record)
+        if not places:
+            return []
+
+        def gap(place: _Place) -> tuple[bool, float, _Place]:
+            target, threads = place
+            return target != task.target.name, abs(math.log2(threads / task.target.threads)), place
+
+        found = places[min(places, key=gap)]
+        best = records.best(found)
+        ranked = sorted(records.judged(found), key=lambda r: (r != best, r.seconds))
+        return ranked[:_TWINS]
+
     def seeds(self, task: Task) -> list[Mapping[str, int]]:
-        """The best decisions of the nearest other shapes, nearest first, each once."""
-        found: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}
-        for workload, made in self._nearest(task, {task.workload})[:_SEEDS]:
-            best = records.best(self._current(made, task))
-            if best is not None and workload != task.workload:
-                found.setdefault(tuple(sorted(best.decisions.items())), best.decisions)
-        return list(found.values())
+        """Decisions to try before any search, each once: those of `twins`, then the best of the
+        nearest other shapes on the same target, nearest first."""
+        made = self.twins(task)
+        for _, found in self._nearest(task, {task.workload})[:_SEEDS]:
+            best = records.best(self._current(found, task))
+            if best is not None:
+                made.append(best)
+        seeds: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}
+        for record in made:
+            seeds.setdefault(tuple(sorted(record.decisions.items())), record.decisions)
+        return list(seeds.values())
 
     def samples(
         self, task: Task, without: Collection[ConvWorkload]
@@ -60,9 +92,31 @@ class Neighbours:
         found = [r for r in made if r.template == task.template_version]
         return [r for r in found if r.threads == task.target.threads] or found
 
+    def _shapes(self, task: Task) -> _Shapes:
+        return self._records.get((task.algorithm_name, task.layout), {})
+
     def _nearest(
         self, task: Task, without: Collection[ConvWorkload]
     ) -> list[tuple[ConvWorkload, list[TuningRecord]]]:
-        shapes = self._records.get((task.algorithm_name, task.target.name, task.layout), {})
-        others = [(w, made) for w, made in shapes.items() if w not in without]
-        return sorted(others, key=lambda item: distance(item[0], task.workload))
+        """Other shapes with their records on the same target, nearest first."""
+        found = []
+        for workload, made in self._shapes(task).items():
+            own = [r for r in made if r.target == task.target.name]
+            if own and workload not in without:
+                found.append((workload, own))
+        return sorted(found, key=lambda item: distance(item[0], task.workload))
+
+
+def _is_alike(target: str, task: Task) -> bool:
+    """Whether templates see the same device in this target, apart from its threads."""
+    return target == task.target.name or _vectors(target) == _vectors(task.target.name)
+
+
+@cache
+def _vectors(target: str) -> tuple[str, int, int] | str:
+    """Kind, lanes and registers of a target; its name if it cannot be read."""
+    try:
+        found = resolve(target, 1)
+    except ConvtvmError:
+        return target
+    return found.kind, found.lanes, found.registers
