@@ -15,7 +15,7 @@ from typing import Any
 
 from tvm import tirx
 
-from convtvm.compute import depthwise, direct, im2col, mec, stages, winograd
+from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, winograd
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.workload import ConvWorkload
@@ -23,6 +23,7 @@ from schedules.cpu import depthwise as cpu_depthwise
 from schedules.cpu import direct as cpu_direct
 from schedules.cpu import im2col as cpu_im2col
 from schedules.cpu import mec as cpu_mec
+from schedules.cpu import pointwise as cpu_pointwise
 from schedules.cpu import winograd as cpu_winograd
 from schedules.cpu.registers import CpuModel
 from schedules.knobs import Decisions
@@ -95,6 +96,21 @@ def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
     if not w.is_depthwise:
         return f"groups is {w.groups} of {w.ic} channels, depthwise needs one group per channel"
     return None
+
+
+def _pointwise_inapplicable(w: ConvWorkload) -> str | None:
+    if (w.kh, w.kw) != (1, 1):
+        return f"kernel is {w.kh}x{w.kw}, pointwise needs 1x1"
+    if (w.sh, w.sw) != (1, 1) or w.ph or w.pw or w.ph_r or w.pw_r:
+        return "pointwise needs stride 1 and no padding: one output pixel for each of the input"
+    if w.groups > 1:
+        return f"groups is {w.groups}, pointwise needs 1"
+    return None
+
+
+def _pointwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The copy by tiles, if there is one."""
+    return allocated_bytes(pointwise.copied_bytes(w, cpu.lanes, d["tile_p"])) if d["pack"] else 0
 
 
 def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
@@ -212,6 +228,17 @@ _TABLE = (
         multiplications=lambda w: w.macs,
         additions=_additions,
         workspace_bytes=_depthwise_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="direct:pointwise",
+        template=cpu_pointwise,
+        inapplicable=_pointwise_inapplicable,
+        compute=pointwise.conv2d,
+        pack=lambda w, lanes, layout: pointwise.pack_weight(w),
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_pointwise_workspace,
         tolerance=1e-5,
     ),
     Algorithm(

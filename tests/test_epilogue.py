@@ -21,6 +21,7 @@ NATIVE = resolve("native", 1)
 CASES = [
     ("direct", "mb2ic5ih7oc9kh3ph1"),
     ("direct:depthwise", "g9mb2ic9ih7oc9kh3ph1"),
+    ("direct:pointwise", "mb2ic5ih7oc9kh1"),
     ("im2col", "mb2ic5ih7oc9kh3ph1"),
     ("mec:a", "mb2ic9ih9oc8kh3"),
     ("mec:b", "mb1ic5ih7oc9kh3ph1"),

@@ -56,8 +56,16 @@ WINOGRAD = {
     "1-D": make(16, 3, 1, 13, 1, 3, padding=(0, 1)),
     "oblong": make(3, 16, 5, 13, 5, 3, padding=1),
 }
+POINTWISE = {
+    "one of everything": make(1, 1, 1),
+    "whole tiles": make(16, 48, 16),
+    "pixels end within a vector": make(5, 33, 7),
+    "a row of 13, batch 3": make(17, 16, 1, 13, n=3),
+    "deep": make(70, 25, 9, 8, n=2),
+}
 SHAPES = {
     "direct": DIRECT,
+    "direct:pointwise": POINTWISE,
     "winograd:2": WINOGRAD,
     "winograd:4": {shape: w for shape, w in WINOGRAD.items() if shape != "oblong"},
 }
@@ -175,6 +183,9 @@ def test_space_without_valid_points_says_so() -> None:
     ("w", "name", "reason"),
     [
         (make(8, 8, 9), "winograd:2", "kernel is 1x1"),
+        (make(8, 8, 9, kh=3), "direct:pointwise", "kernel is 3x3"),
+        (make(8, 8, 9, stride=2), "direct:pointwise", "stride 1"),
+        (make(8, 8, 9, groups=2), "direct:pointwise", "groups is 2"),
         (make(8, 8, 9, kh=3, stride=2), "winograd:4", "stride is 2x2"),
         (make(8, 8, 9, kh=3, stride=(1, 3)), "winograd:2", "stride is 1x3"),
         (make(8, 8, 9, kh=3, dilation=(2, 1)), "winograd:2", "dilation is 2x1"),
@@ -187,7 +198,7 @@ def test_inapplicable(w: ConvWorkload, name: str, reason: str) -> None:
     assert message is not None and message.startswith(reason)
     target = resolve("native", 1)
     assert name not in [t.algorithm_name for t in tasks_of([w], target)]
-    assert [t.algorithm_name for t in tasks_of([w], target, algorithms=["direct"])] == ["direct"]
+    assert [t.algorithm_name for t in tasks_of([w], target, algorithms=["im2col"])] == ["im2col"]
 
 
 # ---- ordinary arrays -----------------------------------------------------------------------------
@@ -238,7 +249,7 @@ def test_objects_for_other_machines(name: str, target: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("target", "lanes"), [("aarch64", 4), ("avx2", 8), ("avx512", 16)])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [n for n in SHAPES if n != "direct:pointwise"])
 def test_weights_are_packed_by_vectors(name: str, target: str, lanes: int) -> None:
     task = task_of(name, make(32, 32, 7, kh=3, padding=1), "NCHW", target)
     assert task.packed_shape()[-1] == lanes
