@@ -101,8 +101,10 @@ def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
 def _pointwise_inapplicable(w: ConvWorkload) -> str | None:
     if (w.kh, w.kw) != (1, 1):
         return f"kernel is {w.kh}x{w.kw}, pointwise needs 1x1"
-    if (w.sh, w.sw) != (1, 1) or w.ph or w.pw or w.ph_r or w.pw_r:
-        return "pointwise needs stride 1 and no padding: one output pixel for each of the input"
+    if (w.sh, w.sw) != (1, 1):
+        return f"stride is {w.sh}x{w.sw}, pointwise needs 1x1"
+    if (w.oh, w.ow) != (w.ih, w.iw):
+        return f"the input of {w.ih}x{w.iw} is padded to {w.oh}x{w.ow}, pointwise needs it as it is"
     if w.groups > 1:
         return f"groups is {w.groups}, pointwise needs 1"
     return None

@@ -63,7 +63,7 @@ class Limits:
     threads: int = 1
     window: float = 0.0005
     samples: int = 5
-    patience: float = 0.5
+    patience: float = 0.3
     tracker: str = ""
     key: str = ""
 
