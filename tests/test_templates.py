@@ -185,7 +185,7 @@ def test_space_without_valid_points_says_so() -> None:
         (make(8, 8, 9), "winograd:2", "kernel is 1x1"),
         (make(8, 8, 9, kh=3), "direct:pointwise", "kernel is 3x3"),
         (make(8, 8, 9, stride=2), "direct:pointwise", "stride is 2x2"),
-        (make(8, 8, 9, padding=1), "direct:pointwise", "9x9 is padded to 11x11"),
+        (make(8, 8, 9, padding=1), "direct:pointwise", "the input of 9x9 is padded to 11x11"),
         (make(8, 8, 9, groups=2), "direct:pointwise", "groups is 2"),
         (make(8, 8, 9, kh=3, stride=2), "winograd:4", "stride is 2x2"),
         (make(8, 8, 9, kh=3, stride=(1, 3)), "winograd:2", "stride is 1x3"),

@@ -1,4 +1,4 @@
-"""What a log of other threads, targets and shapes offers a task: which decisions, in which order."""
+"""What a log of other threads, targets and shapes offers a task: which decisions, in what order."""
 
 from __future__ import annotations
 
