@@ -54,6 +54,12 @@ def conv2d_reference(
     return out
 
 
+def rounded_reference(w: ConvWorkload, reference: Float64) -> Float64:
+    """The right answer of a kernel whose sums are exact: `reference` as the output's dtype has
+    it."""
+    return reference if w.dtype == "float32" else reference.astype(w.dtype).astype(np.float64)
+
+
 def relative_error(out: Array, reference: Array) -> float:
     """max |out - reference| / max |reference|; not divided where the reference is all zero.
 
@@ -76,11 +82,12 @@ def random_inputs(
     layout: str = "NCHW",
     kind: Literal["normal", "integer"] = "normal",
 ) -> tuple[Array, Array, Array]:
-    """float32 (data in `layout`, weight [oc, ic/groups, kh, kw], bias [oc]), aligned.
+    """(data in `layout`, weight [oc, ic/groups, kh, kw], bias [oc]) of the workload's dtype, aligned.
 
     "normal": N(0, 1), the weight scaled such that outputs are N(0, 2) with the bias' part as large
     as the rest. "integer": whole numbers so small that every partial sum is exact in float32, in
-    any order. The same seed means the same numbers in both layouts.
+    any order. The same seed means the same numbers in both layouts, and but for rounding in all
+    dtypes.
     """
     rng = np.random.default_rng(seed)
     terms = w.ic // w.groups * w.kh * w.kw
@@ -98,12 +105,13 @@ def random_inputs(
             array[...] = rng.integers(-limit, limit, array.shape, dtype=np.int8, endpoint=True)
     else:
         raise ValueError(f"kind is {kind!r}: expected 'normal' or 'integer'")
+    if w.dtype != "float32":
+        data, weight, bias = (_aligned(array, w.dtype) for array in (data, weight, bias))
     if layout == "NCHW":
         return data, weight, bias
-    ordered = aligned_empty(w.data_shape(layout), np.float32)
     block = channel_block(layout)
-    ordered[...] = _blocked(data, block) if block else data.transpose(0, 2, 3, 1)
-    return ordered, weight, bias
+    ordered = _blocked(data, block) if block else data.transpose(0, 2, 3, 1)
+    return _aligned(ordered, w.dtype), weight, bias
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -116,6 +124,12 @@ def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     raw = np.empty(size + ALIGNMENT - 1, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(kind).reshape(shape)
+
+
+def _aligned(array: Array, dtype: npt.DTypeLike) -> Array:
+    copied = aligned_empty(array.shape, dtype)
+    copied[...] = array
+    return copied
 
 
 class _Padded:

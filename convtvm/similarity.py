@@ -7,7 +7,7 @@ import math
 from convtvm.workload import ConvWorkload
 
 _SIZES = ("n", "ic", "ih", "iw", "oc")
-_SHAPE = ("kh", "kw", "sh", "sw", "dh", "dw", "groups", "ph", "pw")
+_SHAPE = ("kh", "kw", "sh", "sw", "dh", "dw", "groups", "ph", "pw", "dtype")
 
 
 def distance(a: ConvWorkload, b: ConvWorkload) -> float:

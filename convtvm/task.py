@@ -22,6 +22,8 @@ from schedules.cpu.registers import CpuModel
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Space
 
+# An output in float16 is off by up to 2^-11, sums in float32 by far less.
+_ROUNDING = {"float32": 0.0, "float16": 1e-3}
 Scratch = tuple[tuple[str | int, ...], ...]
 TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
@@ -66,6 +68,11 @@ class Task:
         if isinstance(target, CudaTarget):
             return GpuModel(target.arches[0], **asdict(target.facts))
         return CpuModel(target.lanes, target.registers, target.threads)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error, relative to the largest output, that is not a wrong answer."""
+        return max(self.algorithm.tolerance, _ROUNDING[self.workload.dtype])
 
     @property
     def template_version(self) -> int:
@@ -122,9 +129,12 @@ def tasks_of(
 ) -> list[Task]:
     """All tasks of the workloads, in order, one per applicable algorithm.
 
-    Raises WorkloadError for a layout that a GPU's computes do not know.
+    Raises WorkloadError for a layout or dtype that the target's computes do not know.
     """
     table = TABLES[target.kind]
+    half = [w for w in workloads if w.dtype == "float16"]
+    if target.kind == "cpu" and half:
+        raise WorkloadError(f"{half[0]} is float16, which is for GPUs; on a CPU expected float32")
     if target.kind == "cuda" and layout not in ("NCHW", "NHWC"):
         raise WorkloadError(f"layout {layout} is for CPUs; on a GPU expected NCHW or NHWC")
     return [

@@ -14,7 +14,7 @@ LAYOUTS = ("NCHW", "NHWC")
 # [n, channels / b, h, w, b]: the last block is filled up with channels that are written as zero
 # and never read.
 BLOCKED_LAYOUTS = ("NCHW4c", "NCHW8c", "NCHW16c")
-_DTYPE_BYTES = {"float32": 4}
+_DTYPE_BYTES = {"float32": 4, "float16": 2}
 
 _FROM_ONE = ("n", "ic", "ih", "iw", "oc", "kh", "kw", "sh", "sw", "dh", "dw", "groups")
 _FROM_ZERO = ("ph", "pw", "ph_r", "pw_r")
@@ -31,8 +31,8 @@ class ConvWorkload:
     dilation 1 is none. A 1-D problem has height 1. Bottom and right padding that no output reads
     (stride > 1) is dropped, so that problems with the same result are equal; build a changed
     problem with `make`, not with `dataclasses.replace`, which would start from what is left.
-    `name` and `multiplicity` (how often a network has it) say nothing about the problem and take
-    no part in comparison.
+    `dtype` is that of data, weight, bias and output; sums are float32. `name` and `multiplicity`
+    (how often a network has it) say nothing about the problem and take no part in comparison.
     """
 
     n: int
@@ -162,16 +162,20 @@ class ConvWorkload:
         return (self.oc, self.ic // self.groups, self.kh, self.kw)
 
     @property
+    def element_bytes(self) -> int:
+        return _DTYPE_BYTES[self.dtype]
+
+    @property
     def data_bytes(self) -> int:
-        return self.n * self.ic * self.ih * self.iw * _DTYPE_BYTES[self.dtype]
+        return self.n * self.ic * self.ih * self.iw * self.element_bytes
 
     @property
     def weight_bytes(self) -> int:
-        return self.oc * (self.ic // self.groups) * self.kh * self.kw * _DTYPE_BYTES[self.dtype]
+        return self.oc * (self.ic // self.groups) * self.kh * self.kw * self.element_bytes
 
     @property
     def out_bytes(self) -> int:
-        return self.n * self.oc * self.oh * self.ow * _DTYPE_BYTES[self.dtype]
+        return self.n * self.oc * self.oh * self.ow * self.element_bytes
 
     @property
     def is_depthwise(self) -> bool:
@@ -188,6 +192,7 @@ class ConvWorkload:
             f"g{self.groups}mb{self.n}ic{self.ic}ih{self.ih}iw{self.iw}"
             f"oc{self.oc}oh{self.oh}ow{self.ow}kh{self.kh}kw{self.kw}"
             f"sh{self.sh}sw{self.sw}ph{self.ph}pw{self.pw}dh{self.dh - 1}dw{self.dw - 1}"
+            f"{'_' + descriptor.HALF if self.dtype == 'float16' else ''}"
         )
 
     def __str__(self) -> str:

@@ -50,9 +50,10 @@ def run_blocks(task: Task, decisions: Decisions, data: Array, weight: Array, bia
     """The output of a GPU task's schedule; elements that it leaves out are NaN."""
     host = resolve("native", 1)
     func = codegen.accept_unaligned(on_cpu(task.instantiate(decisions)["main"]))
-    packed = np.full(task.packed_shape(), np.nan, np.float32)
-    out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
-    scratch = [np.full(shape, np.nan, dtype) for dtype, *shape in task.scratch(decisions)]
+    dtype = task.workload.dtype
+    packed = np.full(task.packed_shape(), np.nan, dtype)
+    out = np.full(task.workload.out_shape(task.layout), np.nan, dtype)
+    scratch = [np.full(shape, np.nan, kind) for kind, *shape in task.scratch(decisions)]
     for function, args in (
         (task.pack(), (weight, packed)),
         (func, (data, packed, bias, out, *scratch)),

@@ -32,7 +32,7 @@ class Checker:
             return task
         if not task.space.contains(record.decisions):
             return f"decisions {dict(record.decisions)} are not in the template's space"
-        return _wrong_numbers(record, task.algorithm.tolerance)
+        return _wrong_numbers(record, task.tolerance)
 
 
 def _task(record: TuningRecord) -> Task | str:

@@ -37,19 +37,24 @@ def _direct_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions)
 
 def _im2col_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
     """The columns, and the partial sums."""
-    columns = 4 * math.prod(im2col.columns_shape(w, layout)) if has_columns(w) else 0
+    shape = im2col.columns_shape(w, layout)
+    columns = w.element_bytes * math.prod(shape) if has_columns(w) else 0
     return columns + _direct_workspace(w, layout, gpu, d)
+
+
+def _lowered_bytes(w: ConvWorkload) -> int:
+    return lowered_bytes(w) * w.element_bytes // 4  # as the CPU counts it, in float32
 
 
 def _mec_a_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
     """L and the sums, in whole tiles."""
     sums = gemm.sums_bytes(w.groups, w.n * w.oh * w.ow, w.oc // w.groups, _tiling(d))
-    return lowered_bytes(w) + sums
+    return _lowered_bytes(w) + sums
 
 
 def _mec_b_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
     """L, and the partial sums."""
-    return lowered_bytes(w) + _direct_workspace(w, layout, gpu, d)
+    return _lowered_bytes(w) + _direct_workspace(w, layout, gpu, d)
 
 
 def _winograd_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions, m: int) -> int:

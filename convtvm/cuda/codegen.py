@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.s_tir import SBlockRealize
 from tvm.s_tir import pipeline as s_tir_pipeline
@@ -27,6 +27,7 @@ from convtvm.codegen import Built
 from convtvm.cuda.cubin import compile_source
 from convtvm.cuda.device_code import DeviceCode
 from convtvm.cuda.gpu import Architecture
+from convtvm.cuda.instructions import with_instructions
 from convtvm.errors import BuildError
 from convtvm.targets import CudaTarget
 
@@ -92,10 +93,11 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
     would allocate on the device by itself.
     """
     check_threads(mod, target.facts)
-    bounded = tvm.IRModule({v: _bound_registers(f) for v, f in mod.functions_items()})
+    functions = {v: _bound_registers(with_instructions(f)) for v, f in mod.functions_items()}
+    bounded = tvm.IRModule(functions)
     passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
     with tvm.transform.PassContext(config=_CONFIG, instruments=[_Passes()]):
-        lowered = passes(tirx.transform.BindTarget(target.tvm)(bounded))
+        lowered = passes(_simplified(tirx.transform.BindTarget(target.tvm)(bounded)))
         host, parts = split_host_device_mods(lowered)
         kernels = tvm.IRModule({})
         for part in parts.values():
@@ -103,6 +105,20 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         _check_resources(kernels, target.facts)
         _check_allocations(host)
         return finalize_host()(host), finalize_device()(kernels)
+
+
+def _simplified(mod: tvm.IRModule) -> tvm.IRModule:
+    """`mod` with simple indices before TVM measures how much of a buffer a thread needs: of a
+    fragment, which it sees as one of 32 lanes, only the lane's own registers."""
+    steps = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.StmtSimplify(),
+    ]
+    return tvm.ir.transform.Sequential(steps)(mod)
 
 
 def generate(

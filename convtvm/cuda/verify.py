@@ -13,7 +13,12 @@ import tvm
 
 from convtvm import codegen
 from convtvm.cuda import codegen as gpu_codegen
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.reference import (
+    conv2d_reference,
+    random_inputs,
+    relative_error,
+    rounded_reference,
+)
 from convtvm.targets import CudaTarget
 from convtvm.task import Task
 
@@ -41,8 +46,9 @@ class GpuCheck:
         exact = task.algorithm.family in EXACT_FAMILIES
         arrays = random_inputs(w, self.seed, task.layout, "integer" if exact else "normal")
         reference = conv2d_reference(w, *arrays, task.layout)
-        error = relative_error(self.run(*arrays), reference)
-        tolerance = 0.0 if exact else task.algorithm.tolerance
+        right = rounded_reference(w, reference) if exact else reference
+        error = relative_error(self.run(*arrays), right)
+        tolerance = 0.0 if exact else task.tolerance
         if not error <= tolerance:
             raise ValueError(f"relative error {error:.1e}, at most {tolerance:.0e} is right")
         return error
@@ -52,11 +58,12 @@ class GpuCheck:
         task, device = self.task, tvm.cuda(0)
         decisions = self.task.space.default if self.decisions is None else self.decisions
         module = self._library(decisions)
-        packed = tvm.runtime.empty(task.packed_shape(), "float32")
+        dtype = task.workload.dtype
+        packed = tvm.runtime.empty(task.packed_shape(), dtype)
         module["pack"](tvm.runtime.tensor(weight), packed)
-        out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
+        out = np.full(task.workload.out_shape(task.layout), np.nan, dtype)
         operands = [tvm.runtime.tensor(a, device) for a in (data, packed.numpy(), bias, out)]
-        scratch = [tvm.runtime.empty(s, dtype, device) for dtype, *s in task.scratch(decisions)]
+        scratch = [tvm.runtime.empty(s, kind, device) for kind, *s in task.scratch(decisions)]
         module["main"](*operands, *scratch)
         result: np.ndarray = operands[3].numpy()
         return result

@@ -141,7 +141,7 @@ class ZygoteRunner(PyRunner):  # type: ignore[misc]
         super().__init__()
         task = builder.task
         self.zygote, self.limits, self.scratch = builder.zygote, limits, builder.scratch
-        shape, tolerance = task.packed_shape(), task.algorithm.tolerance
+        shape, tolerance = task.packed_shape(), task.tolerance
         self.job = RunJob("", builder.pack, shape, inputs, tolerance, device=task.target.kind)
         self.outcomes: dict[str, Outcome] = {}
 

@@ -82,4 +82,4 @@ def _measure(found: Sequence[Doubtful], zygote: Zygote) -> Iterator[tuple[Doubtf
 def _job(path: Path, index: int, task: Task, zygote: Zygote) -> RunJob:
     inputs = str(write_problem(task.workload, task.layout, zygote))
     function = build.function_name(index, task)
-    return RunJob(str(path), "", (), inputs, task.algorithm.tolerance, function)
+    return RunJob(str(path), "", (), inputs, task.tolerance, function)

@@ -1,4 +1,4 @@
-"""The matrix product of every GPU template: tiles in shared memory, smaller ones in registers.
+"""The matrix product in float32: tiles in shared memory, smaller ones in registers.
 
 A block of threads computes tile_p pixels by tile_c channels. It walks over the depth in steps of
 tile_k; each step's operands are fetched into shared memory by all threads together, `stages` - 1
@@ -14,7 +14,6 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from schedules.cuda.elementwise import spread_block
 from schedules.knobs import Decisions
 
 VECTOR = 4  # floats of the widest load
@@ -120,19 +119,8 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         sch.annotate(step, "software_pipeline_async_stages", [0])
 
 
-def multiply_to_out(sch: Schedule, d: Decisions) -> None:
-    """`multiply`, and the block `out` behind it: in the same kernel, or if sums go through memory,
-    in one that adds up their parts."""
-    out, parts = sch.get_sblock("out"), find_block(sch, "parts")
-    if parts is None:
-        multiply(sch, d, out, store_vectors(sch, d))
-    else:
-        multiply_to_parts(sch, d)
-        spread_block(sch, out)
-
-
 def multiply_to_parts(sch: Schedule, d: Decisions) -> None:
-    """`multiply` whose sums go through memory, where tiles are whole."""
+    """`multiply` into the block `parts`: sums in memory, where tiles are whole."""
     vectors = d["thread_c" if layout(sch) == "NHWC" else "thread_p"] >= VECTOR
     multiply(sch, d, sch.get_sblock("parts"), vectors)
 

@@ -1,4 +1,4 @@
-"""Knobs of the matrix product of every GPU template, what may be built, and what it would cost."""
+"""Knobs of the matrix product in float32, what may be built, and what it would cost."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def _cycles(
     """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest."""
     y, x = thread_extents(d, depth_inner)
     warps = ceil_div(y * x, gpu.warp)
-    turns = ceil_div(blocks(size, d), gpu.processors)  # blocks of the busiest processor
-    together = max(1, min(turns, resident(d, gpu, depth_inner)))
-    steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+    together = blocks_at_once(size, d, gpu, resident(d, gpu, depth_inner))
 
     # A warp's step when the processor is full, and a block's when it is alone there.
     products = d["thread_p"] * d["thread_c"] * d["tile_k"]
@@ -152,9 +150,27 @@ def _cycles(
     alone = _ISSUED * warp * ceil_div(warps, 4) + _STEP
     compute = max(together * warps * warp, alone)
 
-    words = together * (d["tile_p"] + d["tile_c"]) * d["tile_k"] / _WORDS
+    words = (d["tile_p"] + d["tile_c"]) * d["tile_k"]
+    return whole_walk(size, d, gpu, together, compute, words)
+
+
+def blocks_at_once(size: Size, d: Decisions, gpu: GpuModel, fitting: int) -> int:
+    """Blocks that the busiest processor runs at once, of those that fit there."""
+    return max(1, min(ceil_div(blocks(size, d), gpu.processors), fitting))
+
+
+def whole_walk(
+    size: Size, d: Decisions, gpu: GpuModel, together: int, compute: float, words: float
+) -> tuple[float, float, float]:
+    """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest.
+
+    `together` blocks multiply for `compute` cycles a step; each fetches `words` of 4 bytes for it.
+    """
+    turns = ceil_div(blocks(size, d), gpu.processors)
+    steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+    fetch = together * words / _WORDS
     ahead = _LATENCY / (d["stages"] - 1) if d["stages"] > 1 else compute + _LATENCY / together
-    wait = max(0.0, max(words, ahead) - compute)
+    wait = max(0.0, max(fetch, ahead) - compute)
     rounds = ceil_div(turns, together) * steps
     rest = _LATENCY
     if d["split_k"] > 1:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from schedules.cuda import gemm, gemm_space
+from schedules.cuda import gemm, product
 from schedules.cuda.elementwise import spread_block
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions, Space
 
 VERSION = 1
-COMPUTE_KNOBS = gemm_space.COMPUTE_KNOBS
+COMPUTE_KNOBS = product.COMPUTE_KNOBS
 
 
 def space(sch: Schedule, gpu: GpuModel) -> Space:
     """The knobs of the matrix product."""
-    return gemm_space.space(sch, gpu)
+    return product.space(sch, gpu)
 
 
 def schedule(sch: Schedule, gpu: GpuModel, d: Decisions) -> None:
@@ -23,4 +23,4 @@ def schedule(sch: Schedule, gpu: GpuModel, d: Decisions) -> None:
         copy = gemm.find_block(sch, name)
         if copy is not None:
             spread_block(sch, copy)
-    gemm.multiply_to_out(sch, d)
+    product.multiply_to_out(sch, d)

@@ -18,7 +18,7 @@ from convtvm.workload import ConvWorkload
 def packed_weight_shape(w: ConvWorkload) -> tuple[int, int, int]:
     """[groups, kh*kw*ic/groups, oc/groups in whole vectors]."""
     depth = w.kh * w.kw * (w.ic // w.groups)
-    return (w.groups, depth, gemm.padded_channels(w.oc // w.groups))
+    return (w.groups, depth, gemm.padded_channels(w.oc // w.groups, w.dtype))
 
 
 def pack_weight(w: ConvWorkload) -> tirx.PrimFunc:
@@ -42,16 +42,20 @@ def conv2d(
     tile_c: int = 1,
     tile_k: int = 1,
     split_k: int = 1,
+    tf32: bool = False,
 ) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`, and the partial sums if there are several;
-    blocks lhs, rhs, gemm, out."""
+    blocks lhs, rhs, gemm, out. With `tf32` the products are of rounded factors."""
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(packed_weight_shape(w), w.dtype, name="weight")
     tiling = gemm.Tiling(tile_p, tile_c, tile_k, split_k)
-    return gemm.convolution(w, layout, implicit(w, data, layout), [data], weight, bias, tiling)
+    problem = implicit(w, data, layout, tf32)
+    return gemm.convolution(w, layout, problem, [data], weight, bias, tiling)
 
 
-def implicit(w: ConvWorkload, data: te.Tensor, layout: str) -> gemm.Problem:
+def implicit(
+    w: ConvWorkload, data: te.Tensor, layout: str, tf32: bool = False
+) -> gemm.Problem:
     """The product whose left operand is gathered from `data` itself."""
     icg, order = w.ic // w.groups, stages.LAYOUTS[layout]
     plane = w.oh * w.ow
@@ -64,12 +68,18 @@ def implicit(w: ConvWorkload, data: te.Tensor, layout: str) -> gemm.Problem:
 
     pointwise = (w.kh, w.kw, w.sh, w.sw, w.ph, w.pw, w.ph_r, w.pw_r) == (1, 1, 1, 1, 0, 0, 0, 0)
     if layout == "NHWC":
-        vector = gemm.vector_of(icg)
+        vector = gemm.vector_of(icg, w.dtype)
     else:
-        vector = gemm.vector_of(plane) if pointwise and plane == w.ih * w.iw else 1
-    ocg = w.oc // w.groups
+        vector = gemm.vector_of(plane, w.dtype) if pointwise and plane == w.ih * w.iw else 1
     return gemm.Problem(
-        w.groups, w.n * plane, ocg, w.kh * w.kw * icg, read, layout == "NHWC", vector
+        batch=w.groups,
+        pixels=w.n * plane,
+        channels=w.oc // w.groups,
+        depth=w.kh * w.kw * icg,
+        read=read,
+        depth_inner=layout == "NHWC",
+        vector=vector,
+        operands="tf32" if tf32 else w.dtype,
     )
 
 

@@ -1,12 +1,14 @@
 """The matrix products of every GPU algorithm, as stages of tiles.
 
-    gemm[s, b, p, c] = sum_{k in part s} lhs[b, k, p] * rhs[b, k, c]
+    gemm[s, b, p, c] = sum_{k in part s} lhs[b, k, p] * rhs[b, k, c]                    in float32
 
 `b` counts independent products (groups, or elements of a Winograd tile), p pixels (or tiles), c
 output channels and k whatever is summed over. Sizes are rounded up to whole tiles: lhs is zero
 where k does not exist, so that tiles need no tests; what is computed for pixels and channels that
 do not exist is never stored. Operands that do not exist are read from the last ones that do.
 `split_k` parts of a sum are computed by different blocks of threads; the consumer adds them up.
+Operands are float32, float16, or `tf32`: float32 of which 10 bits of the fraction count, rounded to
+the nearest. The last two are for tensor cores.
 
 `lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
 p are neighbours in memory; `vector` neighbours can be fetched at once.
@@ -26,7 +28,7 @@ from tvm.sym import Analyzer
 from convtvm.compute import stages
 from convtvm.workload import ConvWorkload
 
-VECTOR = 4  # floats of the widest load
+_LOAD = {"float32": 4, "float16": 8}  # elements of the widest load, 16 bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Tiling:
 class Problem:
     """`batch` products of [pixels, depth] by [depth, channels].
 
-    `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
+    `operands` says what is multiplied. `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
     instead (it is read under no other, nor for k beyond `depth`). It is defined for p up to
     `stored` pixels, by default as many as there are.
     """
@@ -56,23 +58,25 @@ class Problem:
     depth_inner: bool
     vector: int
     stored: int = 0
+    operands: str = "float32"
 
 
-def padded_channels(channels: int) -> int:
+def padded_channels(channels: int, dtype: str = "float32") -> int:
     """Channels of a packed weight: whole vectors."""
-    return stages.ceil_div(channels, VECTOR) * VECTOR
+    return stages.ceil_div(channels, _LOAD[dtype]) * _LOAD[dtype]
 
 
-def vector_of(extent: int) -> int:
+def vector_of(extent: int, dtype: str = "float32") -> int:
     """Neighbours that can be read at once along a contiguous axis of this extent."""
-    return next(v for v in (VECTOR, 2, 1) if extent % v == 0)
+    return next(v for v in (8, 4, 2, 1) if v <= _LOAD[dtype] and extent % v == 0)
 
 
-def product(problem: Problem, weight: te.Tensor, tiling: Tiling, dtype: str) -> te.Tensor:
+def product(problem: Problem, weight: te.Tensor, tiling: Tiling) -> te.Tensor:
     """The stages lhs, rhs and gemm [split_k, batch, pixels, channels], rounded up to tiles.
 
     `weight` is [batch, depth, padded_channels].
     """
+    dtype = str(weight.dtype)
     step = tiling.tile_k * tiling.split_k
     depth = stages.ceil_div(problem.depth, step) * step
     pixels = stages.ceil_div(problem.pixels, tiling.tile_p) * tiling.tile_p
@@ -90,17 +94,28 @@ def product(problem: Problem, weight: te.Tensor, tiling: Tiling, dtype: str) -> 
 
     def right(b, k, c):
         row = clamped(k, depth, problem.depth, 1)
-        return weight[b, row, clamped(c, channels, int(weight.shape[2]), VECTOR)]
+        return weight[b, row, clamped(c, channels, int(weight.shape[2]), _LOAD[dtype])]
 
     lhs = te.compute((problem.batch, depth, pixels), left, name="lhs")
     rhs = te.compute((problem.batch, depth, channels), right, name="rhs")
     part = depth // tiling.split_k
     k = te.reduce_axis((0, part), "k")
-    return te.compute(
-        (tiling.split_k, problem.batch, pixels, channels),
-        lambda s, b, p, c: te.sum(lhs[b, s * part + k, p] * rhs[b, s * part + k, c], axis=k),
-        name="gemm",
-    )
+    factor = tf32 if problem.operands == "tf32" else lambda value: value.astype("float32")
+
+    def dot(s, b, p, c):
+        at = s * part + k
+        return te.sum(factor(lhs[b, at, p]) * factor(rhs[b, at, c]), axis=k)
+
+    return te.compute((tiling.split_k, problem.batch, pixels, channels), dot, name="gemm")
+
+
+def tf32(value: tirx.PrimExpr) -> tirx.PrimExpr:
+    """A finite float32, rounded as cvt.rna.tf32.f32 does it: to the nearest, away from zero if
+    halfway."""
+    bits = tirx.reinterpret("uint32", value)
+    kept = bits & tirx.const(0xFFFFE000, "uint32")
+    half = (bits & tirx.const(0x1000, "uint32")) << tirx.const(1, "uint32")
+    return tirx.reinterpret("float32", kept + half)
 
 
 def in_memory(pixels: int, channels: int, tiling: Tiling) -> bool:
@@ -149,7 +164,7 @@ def convolution(
     `pixel(n, y, x)` numbers the pixels of the product in another order than this one; then sums
     always go through memory.
     """
-    sums = product(problem, weight, tiling, w.dtype)
+    sums = product(problem, weight, tiling)
     data, *workspaces = args
     through_memory = bool(pixel) or in_memory(problem.pixels, problem.channels, tiling)
     number = pixel or (lambda n, y, x: (n * w.oh + y) * w.ow + x)
@@ -162,7 +177,7 @@ def convolution(
         g, p, c = c // own, number(n, y, x), c % own
         return total(sums, layout, g, p, c) if through_memory else sums[0, g, p, c]
 
-    out = stages.output(w, layout, value, bias)
+    out = _output(w, layout, value, bias)
     func = stages.prim_func([data, weight, bias, out, *workspaces], layout)
     if not through_memory:
         func = _flattened(func, w, layout)
@@ -171,9 +186,27 @@ def convolution(
 
 def with_attributes(func: tirx.PrimFunc, problem: Problem) -> tirx.PrimFunc:
     """`func` with what a template has to know beside its loops."""
-    return func.with_attr("depth_inner", int(problem.depth_inner)).with_attr(
-        "vector", problem.vector
+    return func.with_attrs(
+        {
+            "depth_inner": int(problem.depth_inner),
+            "vector": problem.vector,
+            "operands": problem.operands,
+        }
     )
+
+
+def _output(
+    w: ConvWorkload, layout: str, value: Callable[..., tirx.PrimExpr], bias: te.Tensor
+) -> te.Tensor:
+    """`stages.output`, whose sums are float32 and rounded once."""
+    if w.dtype == "float32":
+        return stages.output(w, layout, value, bias)
+
+    def element(n, c, y, x):
+        return (value(n, c, y, x) + bias[c].astype("float32")).astype(w.dtype)
+
+    order = element if layout == "NCHW" else lambda n, y, x, c: element(n, c, y, x)
+    return te.compute(w.out_shape(layout), order, name="out")
 
 
 def in_layout(sums: te.Tensor, layout: str) -> te.Tensor:

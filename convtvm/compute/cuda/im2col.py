@@ -8,6 +8,8 @@ columns and is the direct product. The weight is packed as for `direct`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import te, tirx
 
 from convtvm.compute import stages
@@ -23,7 +25,7 @@ def columns_shape(w: ConvWorkload, layout: str) -> tuple[int, int, int]:
     depth, pixels = w.kh * w.kw * (w.ic // w.groups), w.n * w.oh * w.ow
     if layout == "NHWC":
         return (w.groups, pixels, depth)
-    return (w.groups, depth, gemm.padded_channels(pixels))
+    return (w.groups, depth, gemm.padded_channels(pixels, w.dtype))
 
 
 def conv2d(
@@ -34,13 +36,15 @@ def conv2d(
     tile_c: int = 1,
     tile_k: int = 1,
     split_k: int = 1,
+    tf32: bool = False,
 ) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out, columns) in `layout`, and the partial sums if there
-    are several; blocks columns, lhs, rhs, gemm, out."""
+    are several; blocks columns, lhs, rhs, gemm, out. With `tf32` the products are of rounded
+    factors."""
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w), w.dtype, name="weight")
     tiling = gemm.Tiling(tile_p, tile_c, tile_k, split_k)
-    window = direct.implicit(w, data, layout)
+    window = direct.implicit(w, data, layout, tf32)
     if not has_columns(w):
         return gemm.convolution(w, layout, window, [data], weight, bias, tiling)
 
@@ -56,14 +60,10 @@ def conv2d(
     def read(g, k, p):
         return [], columns[(g, p, k) if nhwc else (g, k, p)]
 
-    problem = gemm.Problem(
-        batch=w.groups,
-        pixels=window.pixels,
-        channels=window.channels,
-        depth=window.depth,
+    problem = replace(
+        window,
         read=read,
-        depth_inner=nhwc,
-        vector=gemm.vector_of(shape[2]),
+        vector=gemm.vector_of(shape[2], w.dtype),
         stored=window.pixels if nhwc else shape[2],
     )
     return gemm.convolution(w, layout, problem, [data, columns], weight, bias, tiling)

@@ -69,7 +69,8 @@ def _conv2d(w: ConvWorkload, layout: str, tiling: gemm.Tiling, rows_first: bool)
         depth=w.kh * w.kw * icg,
         read=read,
         depth_inner=nhwc,
-        vector=gemm.vector_of(icg if nhwc else w.ow),
+        vector=gemm.vector_of(icg if nhwc else w.ow, w.dtype),
+        operands=w.dtype,
     )
     pixel = (lambda n, y, x: (y * w.n + n) * w.ow + x) if rows_first else None
     return gemm.convolution(w, layout, problem, [data, lowered], weight, bias, tiling, pixel)

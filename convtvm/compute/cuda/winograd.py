@@ -90,7 +90,7 @@ def conv2d(
         vector=gemm.vector_of(int(v.shape[3])),
         stored=int(v.shape[2 if nhwc else 3]),
     )
-    sums = gemm.product(problem, weight, gemm.Tiling(tile_p, tile_c, tile_k, split_k), w.dtype)
+    sums = gemm.product(problem, weight, gemm.Tiling(tile_p, tile_c, tile_k, split_k))
     parts = gemm.in_layout(sums, layout)
     y = _output_tiles(w, parts, layout, tiling)
     out = stages.output(w, layout, lambda n, c, h, x: y[n, c, h, x], bias)
