@@ -43,7 +43,8 @@ class Algorithm:
     `multiplications(w)` counts those of the inner products, without transforms; `additions(w)` all
     of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
     `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
-    CpuModel or GpuModel that templates get.
+    CpuModel or GpuModel that templates get. One that is an `opt_in` gives up accuracy that users
+    expect: it is only considered where its full name is given.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Algorithm:
     additions: Callable[[ConvWorkload], int]
     workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
     tolerance: float
+    opt_in: bool = False
 
     @property
     def family(self) -> str:
@@ -289,17 +291,18 @@ ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}
 def select(
     names: Sequence[str] | None = None, table: Mapping[str, Algorithm] = ALGORITHMS
 ) -> list[Algorithm]:
-    """The algorithms called `names`, a family standing for all its variants; all without names.
+    """The algorithms called `names`, a family standing for all its variants; all without names;
+    those that are an opt-in only by their full name.
 
     `table` has the algorithms of one kind of device; without it, those of the CPU.
 
     Raises WorkloadError for an unknown name.
     """
     if not names:
-        return list(table.values())
+        return [a for a in table.values() if not a.opt_in]
     chosen: dict[str, Algorithm] = {}
     for name in names:
-        found = [a for a in table.values() if name in (a.name, a.family)]
+        found = [a for a in table.values() if name == a.name or (name == a.family and not a.opt_in)]
         if not found:
             raise WorkloadError(f"unknown algorithm {name!r}; expected one of {', '.join(table)}")
         chosen.update((a.name, a) for a in found)

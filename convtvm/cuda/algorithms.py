@@ -2,7 +2,8 @@
 
 What an algorithm is, where it applies and what it costs in multiplications comes from the CPU's
 row; compute, packing, template and workspace are the GPU's own. Workspaces are parameters of the
-computes, whose bytes these formulas give.
+computes, whose bytes these formulas give. In float16, and by the variants `tf32`, products are for
+tensor cores.
 """
 
 from __future__ import annotations
@@ -64,9 +65,27 @@ def _winograd_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decision
     return 4 * math.prod(winograd.input_shape(w, m, layout)) + products
 
 
+def _in_float32(a: Algorithm) -> Algorithm:
+    """The row for workloads in float32 only."""
+
+    def inapplicable(w: ConvWorkload) -> str | None:
+        if w.dtype != "float32":
+            return f"dtype is {w.dtype}, {a.name} needs float32"
+        return a.inapplicable(w)
+
+    return replace(a, inapplicable=inapplicable)
+
+
+def _tf32(a: Algorithm) -> Algorithm:
+    """The row with factors rounded to 10 bits: errors of up to 2^-11 for each of a sum's terms."""
+    compute = partial(a.compute, tf32=True)
+    variant = replace(a, name=f"{a.name}:tf32", compute=compute, tolerance=2e-3, opt_in=True)
+    return _in_float32(variant)
+
+
 def _winograd(m: int) -> Algorithm:
     return replace(
-        ALGORITHMS[f"winograd:{m}"],
+        _in_float32(ALGORITHMS[f"winograd:{m}"]),
         template=cuda_winograd,
         compute=partial(winograd.conv2d, m=m),
         pack=lambda w, lanes, layout: winograd.pack_weight(w, m),
@@ -79,28 +98,32 @@ def _pack_matrix(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     return direct.pack_weight(w)
 
 
+_DIRECT = replace(
+    ALGORITHMS["direct"],
+    template=cuda_direct,
+    compute=direct.conv2d,
+    pack=_pack_matrix,
+    workspace_bytes=_direct_workspace,
+)
+_IM2COL = replace(
+    ALGORITHMS["im2col"],
+    template=cuda_lowered,
+    compute=im2col.conv2d,
+    pack=_pack_matrix,
+    workspace_bytes=_im2col_workspace,
+)
 _TABLE = (
+    _DIRECT,
+    _tf32(_DIRECT),
     replace(
-        ALGORITHMS["direct"],
-        template=cuda_direct,
-        compute=direct.conv2d,
-        pack=_pack_matrix,
-        workspace_bytes=_direct_workspace,
-    ),
-    replace(
-        ALGORITHMS["direct:depthwise"],
+        _in_float32(ALGORITHMS["direct:depthwise"]),
         template=cuda_depthwise,
         compute=depthwise.conv2d,
         pack=lambda w, lanes, layout: depthwise.pack_weight(w),
         workspace_bytes=lambda w, layout, gpu, d: 0,
     ),
-    replace(
-        ALGORITHMS["im2col"],
-        template=cuda_lowered,
-        compute=im2col.conv2d,
-        pack=_pack_matrix,
-        workspace_bytes=_im2col_workspace,
-    ),
+    _IM2COL,
+    _tf32(_IM2COL),
     replace(
         ALGORITHMS["mec:a"],
         template=cuda_lowered,

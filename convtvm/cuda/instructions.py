@@ -2,7 +2,9 @@
 
 Templates write them as loops, which say exactly what is computed, and annotate the loop over the
 warp's lanes (schedules.cuda.mma). Here they become calls of functions around inline PTX; the rest
-of the program goes through TVM as it is. An instruction's operands are the registers of one lane.
+of the program goes through TVM as it is. An instruction's operands are the registers of one lane,
+and elements in shared memory: as loads, which TVM's passes see, although the functions take them by
+reference.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ def _load_matrices_source(transposed: bool) -> str:
     name, suffix = ("load_transposed", ".trans") if transposed else ("load_matrices", "")
     registers = ", ".join(f"half &r{i}" for i in range(4))
     targets = ", ".join(f'"=r"(reinterpret_cast<unsigned int &>(r{i}))' for i in range(4))
-    return f"""static __forceinline__ __device__ void {name}({registers}, const half *row) {{
-  unsigned int addr = __cvta_generic_to_shared(row);
+    return f"""static __forceinline__ __device__ void {name}({registers}, const half &row) {{
+  unsigned int addr = __cvta_generic_to_shared(&row);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {{%0, %1, %2, %3}}, [%4];"
                : {targets}
                : "r"(addr));
@@ -128,7 +130,7 @@ def _load_matrices(loop: For, transposed: bool) -> tirx.PrimExpr:
     return cuda_func_call(
         "load_transposed" if transposed else "load_matrices",
         *registers,
-        tirx.address_of(first),
+        first,
         source_code=_load_matrices_source(transposed),
     )
 

@@ -103,12 +103,15 @@ template <class T>
 static inline T __ldg(const T* pointer) { return *pointer; }
 static inline size_t __cvta_generic_to_shared(const void* pointer) { return (size_t)pointer; }
 
-typedef _Float16 half;
+typedef _Float16 half, __half;
 static inline float __half2float(half x) { return (float)x; }
 static inline half __float2half(float x) { return (half)x; }
 static inline half __float2half_rn(float x) { return (half)x; }
 struct alignas(4) half2 { half x, y; };
+typedef half2 __half2;
 static inline half2 make_half2(half x, half y) { return {x, y}; }
+static inline bool __hgt(half x, half y) { return x > y; }
+static inline bool __hlt(half x, half y) { return x < y; }
 
 // ---- PTX: an instruction's dots become underscores, its operands arguments ------------------------
 namespace ptx {
@@ -182,6 +185,12 @@ static inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(
   }
   emulator::release();
   d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
+}
+
+// To the nearest TF32, away from zero if halfway.
+static inline void cvt_rna_tf32_f32(uint& to, float from) {
+  memcpy(&to, &from, 4);
+  if (from == from) to = (to + 0x1000) & 0xffffe000u;
 }
 
 // The same with A 16x8, B 8x8 in TF32: the lower 13 bits of a float do not count.

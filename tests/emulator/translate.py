@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Instructions come as asm statements: "opcode operands;" : outputs : inputs : clobbers.
-_ASM = re.compile(r"\b(?:__asm__|asm)\s+(?:__volatile__|volatile)\s*\(")
+_ASM = re.compile(r"\b(?:__asm__|asm)(?:\s+(?:__volatile__|volatile))?\s*\(")
 _KERNEL = re.compile(
     r'extern "C" __global__ void (?:__\w+\([^)]*\) )*(?P<name>\w+)\((?P<params>[^)]*)\) \{'
 )
