@@ -30,7 +30,6 @@ from convtvm.targets import CompileTarget
 # A buffer of up to this many bytes stays an LLVM alloca. TVM's own limit is 1024, above which it
 # calls the workspace allocator and LLVM promotes a register tile only if LICM manages it.
 STACK_BYTES = 8192
-OPERANDS = 4  # data, packed weight, bias, out; what follows are a GPU's workspaces
 
 
 @dataclass(frozen=True)

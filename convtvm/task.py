@@ -10,8 +10,9 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+from tvm.tirx.buffer import is_buffer_var
 
-from convtvm import codegen
+from convtvm import arguments, codegen
 from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
 from convtvm.compute.epilogue import with_epilogue
 from convtvm.cuda.algorithms import CUDA_ALGORITHMS
@@ -114,7 +115,7 @@ class Task:
         """The buffers that a kernel takes after (data, weight, bias, out), as (dtype, *shape)."""
         if self.target.kind == "cpu":
             return ()  # allocated by the kernel itself
-        buffers = replace(self, epilogue="none").compute(decisions).params[codegen.OPERANDS :]
+        buffers = arguments.workspaces(self.compute(decisions).params, is_buffer_var)
         return tuple((str(b.dtype), *(int(extent) for extent in b.shape)) for b in buffers)
 
     def packed_shape(self) -> tuple[int, ...]:

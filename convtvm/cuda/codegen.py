@@ -22,7 +22,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import split_host_device_mods, tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
-from convtvm import codegen
+from convtvm import arguments, codegen
 from convtvm.codegen import Built
 from convtvm.cuda.cubin import compile_source
 from convtvm.cuda.device_code import DeviceCode
@@ -134,13 +134,11 @@ def generate(
 def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
     """Machine code of a scheduled convolution, exported as `symbol`.
 
-    Its workspace are the buffers after (data, weight, bias, out), but for a residual. Raises
-    BuildError, and EnvironmentProblem without a compiler.
+    Raises BuildError, and EnvironmentProblem without a compiler.
     """
     module, code = generate(func, symbol, target)
     image = compile_source(code.source, target.arches)
-    further = [p for p in func.params[codegen.OPERANDS :] if is_buffer_var(p)]
-    workspaces = [p for p in further if p.name != "residual"]
+    workspaces = arguments.workspaces(func.params, is_buffer_var)
     return Built(
         module,
         workspace=sum(codegen.constant_bytes(p) or 0 for p in workspaces),

@@ -16,6 +16,7 @@ from typing import Any
 
 import tvm_ffi
 
+from convtvm import arguments
 from convtvm.cuda import gpu, nvidia
 from convtvm.dispatch import runtime, tensors
 from convtvm.dispatch.plan import Plan
@@ -83,7 +84,7 @@ class GpuPlan(Plan):
         result = self._out.empty_like(data) if out is None else out
         target = self._out.write(result)
         device = tvm_ffi.device("cuda", 0)
-        there = [_copy(self._data.read(data), device), _empty(self._out.shape, "float32", device)]
+        there = [_copy(self._data.read(data), device), _empty(self._out.shape, str(self._out.dtype), device)]
         added = None if residual is None else _copy(self._residual.read(residual), device)
         self._call_there(there[0], there[1], added, 0)
         _copy_to(there[1], target)
@@ -93,7 +94,7 @@ class GpuPlan(Plan):
     def _call_there(self, data: Any, out: Any, residual: Any, index: int) -> Any:
         source = self._read(data, self._data)
         result = self._out.empty_like(data) if out is None else out
-        target = tensors.as_tensor(result, self._out.shape, "out", _CUDA)
+        target = tensors.as_tensor(result, self._out, _CUDA)
         if target.data_ptr() % _ALIGNMENT:
             raise ArrayError(f"out does not start at a multiple of {_ALIGNMENT} bytes")
         tensors.check_apart((source, self._data), (target, self._out))
@@ -105,16 +106,17 @@ class GpuPlan(Plan):
         with tvm_ffi.use_raw_stream(device, stream):
             packed, bias = self._on(device, index)
             scratch = self._scratch(device, (index, stream))
-            self._run(source, packed, bias, target, *scratch, *bounds, *added)
+            operands = (source, packed, bias, target)
+            self._run(*arguments.ordered(operands, scratch, bounds, added))
         return result
 
     def _read(self, value: Any, port: tensors.Port) -> Any:
-        tensor = tensors.as_tensor(value, port.shape, port.name, _CUDA)
+        tensor = tensors.as_tensor(value, port, _CUDA)
         if tensor.data_ptr() % _ALIGNMENT == 0:
             return tensor
         if not hasattr(value, "clone"):
             raise ArrayError(f"{port.name} does not start at a multiple of {_ALIGNMENT} bytes")
-        return tensors.as_tensor(value.clone(), port.shape, port.name, _CUDA)
+        return tensors.as_tensor(value.clone(), port, _CUDA)
 
     def _on(self, device: Any, index: int) -> tuple[Any, Any]:
         """Packed weight and bias on a device, copied there at the first call."""

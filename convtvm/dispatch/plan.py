@@ -43,9 +43,9 @@ class Plan:
         adds: bool = False,
     ) -> None:
         self.library, self.workload, self.choice = library, workload, choice
-        self._data = Port("data", workload.data_shape(library.layout))
-        self._out = Port("out", workload.out_shape(library.layout))
-        self._residual = Port("residual", self._out.shape)
+        self._data = Port("data", workload.data_shape(library.layout), workload.dtype)
+        self._out = Port("out", workload.out_shape(library.layout), workload.dtype)
+        self._residual = Port("residual", self._out.shape, workload.dtype)
         self._bounds, self._adds, self._threads = bounds, adds, library.threads
         self._choose_epilogue()
         self._pack(weight, bias)
@@ -60,14 +60,13 @@ class Plan:
 
     def _pack(self, weight: Any, bias: Any) -> None:
         kernel, w = self.choice.kernel, self.workload
-        weights = tensors.as_array(weight, w.weight_shape, "weight")
-        self._packed_array = aligned_empty(kernel.packed_shape, np.float32)
+        weights = tensors.as_array(weight, w.weight_shape, "weight", w.dtype)
+        self._packed_array = aligned_empty(kernel.packed_shape, w.dtype)
         self._packed = tvm_ffi.from_dlpack(self._packed_array)
         pool.use(self._threads)
         self.library.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
-        zeros = np.zeros(w.oc, np.float32)
-        given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias").copy()
-        self._bias_array = zeros if given is None else given
+        given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias", w.dtype).copy()
+        self._bias_array = np.zeros(w.oc, w.dtype) if given is None else given
         self._bias = tvm_ffi.from_dlpack(self._bias_array)
 
     @property
@@ -155,8 +154,9 @@ class SlicedPlan:
     def __init__(self, workload: ConvWorkload, parts: Sequence[Plan]) -> None:
         self.workload, self.parts = workload, list(parts)
         self.library = parts[0].library
-        self._out = Port("out", workload.out_shape(self.library.layout))
-        self._data = Port("data", workload.data_shape(self.library.layout))
+        layout, dtype = self.library.layout, workload.dtype
+        self._out = Port("out", workload.out_shape(layout), dtype)
+        self._data = Port("data", workload.data_shape(layout), dtype)
 
     @property
     def algorithm(self) -> str:
@@ -202,7 +202,7 @@ class SlicedPlan:
         given, written = tensors.over(source, self._data), tensors.over(target, self._out)
         added = None
         if residual is not None:
-            held = Port("residual", self._out.shape).read(residual)
+            held = Port("residual", self._out.shape, self.workload.dtype).read(residual)
             added = tensors.over(held, self._out)
         start = 0
         for part in self.parts:

@@ -18,23 +18,23 @@ import tvm_ffi
 from convtvm.errors import ArrayError
 
 _CPU = 1  # DLPack's number of the kind of device
-_FLOAT32 = np.dtype(np.float32)
 
 
 class Port:
-    """One tensor argument of a kernel: its name, for messages, and its shape, in float32."""
+    """One tensor argument of a kernel: its name, for messages, its shape and its dtype."""
 
-    def __init__(self, name: str, shape: Sequence[int]) -> None:
-        self.name, self.shape = name, tuple(shape)
-        self.bytes = 4 * math.prod(shape)
+    def __init__(self, name: str, shape: Sequence[int], dtype: str = "float32") -> None:
+        self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
+        self.bytes = self.dtype.itemsize * math.prod(shape)
+        self._in_torch = dtype == "float32"  # other dtypes take the long way
 
     def read(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor to read; a copy only if it is not aligned and contiguous."""
         if self._is_plain(value):
             return tvm_ffi.from_dlpack(value)
         if isinstance(value, np.ndarray):
-            return tvm_ffi.from_dlpack(as_array(value, self.shape, self.name))
-        return as_tensor(value, self.shape, self.name)
+            return tvm_ffi.from_dlpack(as_array(value, self.shape, self.name, self.dtype))
+        return as_tensor(value, self)
 
     def write(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor over the caller's memory; never a copy."""
@@ -44,42 +44,47 @@ class Port:
             _check_shape(value.shape, self.shape, self.name)
             raise ArrayError(
                 f"{self.name} is {value.dtype} with strides {value.strides}, expected a writable, "
-                "C-contiguous float32 array"
+                f"C-contiguous {self.dtype} array"
             )
         if hasattr(value, "is_contiguous") and not value.is_contiguous():
-            raise ArrayError(f"{self.name} is not contiguous, expected a contiguous float32 tensor")
-        return as_tensor(value, self.shape, self.name)
+            raise ArrayError(
+                f"{self.name} is not contiguous, expected a contiguous {self.dtype} tensor"
+            )
+        return as_tensor(value, self)
 
     def empty_like(self, value: Any) -> Any:
         """An uninitialised tensor for this port, of the same library as `value`."""
         if isinstance(value, np.ndarray):
-            return np.empty(self.shape, _FLOAT32)
+            return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch
             return value.new_empty(self.shape)
         namespace = getattr(value, "__array_namespace__", None)
         if namespace is not None:
-            return namespace().empty(self.shape, dtype=namespace().float32)
+            return namespace().empty(self.shape, dtype=getattr(namespace(), str(self.dtype)))
         raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
 
     def _is_plain(self, value: Any) -> bool:
-        """Whether `value` fits as it is: float32, this shape, contiguous, on the CPU."""
+        """Whether `value` fits as it is: this dtype and shape, contiguous, on the CPU."""
         kind = type(value)
         if kind is np.ndarray:
-            return value.dtype == _FLOAT32 and value.shape == self.shape and value.flags.carray
+            return value.dtype == self.dtype and value.shape == self.shape and value.flags.carray
         torch = sys.modules.get("torch")
         return (
             torch is not None
             and kind is torch.Tensor  # isinstance would take a Python call
             and value.is_cpu
             and value.dtype is torch.float32
+            and self._in_torch
             and value.layout is torch.strided
             and value.shape == self.shape
             and value.is_contiguous()
         )
 
 
-def as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
-    """`value` as a contiguous, aligned float32 array, itself if it is one already."""
+def as_array(
+    value: Any, shape: Sequence[int], name: str, dtype: np.dtype | str = "float32"
+) -> np.ndarray:
+    """`value` as a contiguous, aligned array of this dtype, itself if it is one already."""
     if not isinstance(value, np.ndarray):
         try:
             value = np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
@@ -87,8 +92,8 @@ def as_array(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
             raise ArrayError(f"{name} is no array: {error}") from None
     _check_shape(value.shape, shape, name)
     if value.dtype.kind != "f":
-        raise ArrayError(f"{name} has dtype {value.dtype}, expected float32")
-    array = np.require(value, np.float32, ("C_CONTIGUOUS", "ALIGNED"))
+        raise ArrayError(f"{name} has dtype {value.dtype}, expected {dtype}")
+    array = np.require(value, dtype, ("C_CONTIGUOUS", "ALIGNED"))
     # DLPack exports only writable arrays; the kernel reads this one.
     return array if array.flags.writeable else array.copy()
 
@@ -104,8 +109,8 @@ def check_apart(first: tuple[Any, Port], second: tuple[Any, Port]) -> None:
 
 def over(tensor: Any, port: Port) -> np.ndarray:
     """A numpy array over the memory of a CPU tensor, valid as long as it is."""
-    kind = ctypes.c_float * math.prod(port.shape)
-    return np.ctypeslib.as_array(kind.from_address(tensor.data_ptr())).reshape(port.shape)
+    memory = (ctypes.c_char * port.bytes).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, port.dtype).reshape(port.shape)
 
 
 def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> None:
@@ -113,16 +118,17 @@ def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> No
         raise ArrayError(f"{name} has shape {tuple(found)}, expected {tuple(expected)}")
 
 
-def as_tensor(value: Any, shape: Sequence[int], name: str, device: int = _CPU) -> Any:
-    """`value`, a DLPack tensor, as a tvm_ffi tensor; copied only if it is not contiguous.
+def as_tensor(value: Any, port: Port, device: int = _CPU) -> Any:
+    """`value`, a DLPack tensor for `port`, as a tvm_ffi tensor; copied only if it is not contiguous.
 
     `device` is DLPack's number of the kind of device where it has to be.
     """
+    name = port.name
     if not hasattr(value, "__dlpack__"):
         raise ArrayError(
             f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor"
         )
-    _check_shape(value.shape, shape, name)
+    _check_shape(value.shape, port.shape, name)
     try:
         if hasattr(value, "is_contiguous") and not value.is_contiguous():
             value = value.contiguous()
@@ -132,8 +138,8 @@ def as_tensor(value: Any, shape: Sequence[int], name: str, device: int = _CPU) -
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[:1]
         raise ArrayError(f"{name} cannot be exported by DLPack: {''.join(reason)}") from None
-    if str(tensor.dtype) != "float32":
-        raise ArrayError(f"{name} has dtype {tensor.dtype}, expected float32")
+    if str(tensor.dtype) != str(port.dtype):
+        raise ArrayError(f"{name} has dtype {tensor.dtype}, expected {port.dtype}")
     if tensor.device.dlpack_device_type() != device:
         expected = "the CPU" if device == _CPU else "a GPU, as the data"
         raise ArrayError(f"{name} is on device {tensor.device}, expected {expected}")
