@@ -1,9 +1,9 @@
 """The order of a kernel's arguments, for what makes kernels and for what calls them.
 
-    data, packed weight, bias, out          always
-    workspaces                              of a GPU's kernel; one for a CPU allocates its own
-    low, high                               with the epilogue `clip` or `add`
-    residual                                with `add`
+data, packed weight, bias, out          always
+workspaces                              of a GPU's kernel; one for a CPU allocates its own
+low, high                               with the epilogue `clip` or `add`
+residual                                with `add`
 """
 
 from __future__ import annotations

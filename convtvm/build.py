@@ -62,7 +62,8 @@ def compile(
     for one in targets:
         if logs is not None:
             problems += filter(None, [check_targets(history, one, layout, log_paths)])
-        choices = choose(tasks_of(ordered, one, layout, algorithms), history)
+        recorded = {r.algorithm for r in history if r.target == one.name}
+        choices = choose(tasks_of(ordered, one, layout, algorithms, recorded), history)
         problems += stale(history, choices)
         wanted += keep_some(choices, keep)
     without = [w for w in ordered if all(c.task.workload != w for c in wanted)]
@@ -128,7 +129,7 @@ def _link(
     for index, choice in enumerate(choices):
         task = choice.task
         w = task.workload
-        pack_key = (task.target, task.algorithm_name, *w.weight_shape, w.groups)
+        pack_key = (task.target, task.algorithm_name, *w.weight_shape, w.groups, w.dtype)
         if pack_key not in packs:
             packs[pack_key] = f"pack_{len(packs)}"
             add(task, None, packs[pack_key])

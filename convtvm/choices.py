@@ -100,11 +100,12 @@ def keep_some(choices: Sequence[Choice], keep: str) -> list[Choice]:
 
 
 def _fastest(choices: Sequence[Choice]) -> list[Choice]:
-    best: dict[ConvWorkload, Choice] = {}
+    """The fastest for a workload, and the fastest of those that callers have to permit."""
+    best: dict[tuple[ConvWorkload, bool], Choice] = {}
     for choice in choices:
-        current = best.get(choice.task.workload)
-        if current is None or choice.rank() < current.rank():
-            best[choice.task.workload] = choice
+        key = (choice.task.workload, choice.task.algorithm.opt_in)
+        if key not in best or choice.rank() < best[key].rank():
+            best[key] = choice
     return list(best.values())
 
 

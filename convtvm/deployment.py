@@ -41,6 +41,7 @@ COLUMNS = (
 
 _MODULES = (
     "__init__",
+    "arguments",
     "cpu",
     "cuda/__init__",
     "cuda/gpu",

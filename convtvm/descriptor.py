@@ -2,8 +2,8 @@
 
 The grammar and the inference rules are benchdnn's (oneDNN, tests/benchdnn/doc/knobs_desc.md and
 `conv::str2desc`): `mb1ic64ih56oc64oh56kh3ph1n"name*3"`. benchdnn writes dilation 0 for none, this
-package writes 1; the two meet here and nowhere else. The word `f16` (benchdnn's --dt=f16) makes data,
-weight, bias and output float16.
+package writes 1; the two meet here and nowhere else. The word `f16` (benchdnn's --dt=f16) makes
+data, weight, bias and output float16.
 """
 
 from __future__ import annotations

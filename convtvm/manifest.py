@@ -50,6 +50,11 @@ class Kernel:
     epilogues: Mapping[str, str] = field(default_factory=dict)
     scratch: tuple[tuple[Any, ...], ...] = ()
 
+    @property
+    def is_opt_in(self) -> bool:
+        """Whether it gives up accuracy that users expect of its dtype: products in TF32."""
+        return self.algorithm.endswith(":tf32")
+
 
 @dataclass(frozen=True)
 class Manifest:

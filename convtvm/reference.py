@@ -82,7 +82,7 @@ def random_inputs(
     layout: str = "NCHW",
     kind: Literal["normal", "integer"] = "normal",
 ) -> tuple[Array, Array, Array]:
-    """(data in `layout`, weight [oc, ic/groups, kh, kw], bias [oc]) of the workload's dtype, aligned.
+    """Aligned (data in `layout`, weight [oc, ic/groups, kh, kw], bias [oc]) of the dtype of `w`.
 
     "normal": N(0, 1), the weight scaled such that outputs are N(0, 2) with the bias' part as large
     as the rest. "integer": whole numbers so small that every partial sum is exact in float32, in

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx.buffer import is_buffer_var
 
 from convtvm import arguments, codegen
-from convtvm.algorithms import ALGORITHMS, Algorithm, applicable
+from convtvm.algorithms import ALGORITHMS, Algorithm, applicable, select
 from convtvm.compute.epilogue import with_epilogue
 from convtvm.cuda.algorithms import CUDA_ALGORITHMS
 from convtvm.errors import WorkloadError
@@ -127,8 +127,12 @@ def tasks_of(
     target: CompileTarget,
     layout: str = "NCHW",
     algorithms: Sequence[str] | None = None,
+    recorded: Collection[str] = (),
 ) -> list[Task]:
     """All tasks of the workloads, in order, one per applicable algorithm.
+
+    `recorded` are the algorithms that a log holds: without `algorithms`, an opt-in among them
+    counts as named.
 
     Raises WorkloadError for a layout or dtype that the target's computes do not know.
     """
@@ -138,8 +142,11 @@ def tasks_of(
         raise WorkloadError(f"{half[0]} is float16, which is for GPUs; on a CPU expected float32")
     if target.kind == "cuda" and layout not in ("NCHW", "NHWC"):
         raise WorkloadError(f"layout {layout} is for CPUs; on a GPU expected NCHW or NHWC")
+    chosen = [a.name for a in select(algorithms, table)]
+    if not algorithms:
+        chosen += [name for name, a in table.items() if a.opt_in and name in recorded]
     return [
-        Task(w, a.name, target, layout) for w in workloads for a in applicable(w, algorithms, table)
+        Task(w, a.name, target, layout) for w in workloads for a in applicable(w, chosen, table)
     ]
 
 

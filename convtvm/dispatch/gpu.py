@@ -84,7 +84,10 @@ class GpuPlan(Plan):
         result = self._out.empty_like(data) if out is None else out
         target = self._out.write(result)
         device = tvm_ffi.device("cuda", 0)
-        there = [_copy(self._data.read(data), device), _empty(self._out.shape, str(self._out.dtype), device)]
+        there = [
+            _copy(self._data.read(data), device),
+            _empty(self._out.shape, str(self._out.dtype), device),
+        ]
         added = None if residual is None else _copy(self._residual.read(residual), device)
         self._call_there(there[0], there[1], added, 0)
         _copy_to(there[1], target)

@@ -52,7 +52,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller asks of a kernel; None asks for nothing."""
+    """What a caller asks of a kernel; None asks for nothing. Kernels in TF32 need a `max_error`
+    that permits them."""
 
     algorithm: str | None = None
     workspace_limit: int | None = None
@@ -71,7 +72,7 @@ class Wish:
         if self.workspace_limit is not None and kernel.workspace_bytes > self.workspace_limit:
             return f"needs {kernel.workspace_bytes} B of workspace"
         if self.max_error is None:
-            return None
+            return "is inexact by choice: give max_error" if kernel.is_opt_in else None
         if kernel.max_error is None:
             return "has an error that was never measured"
         return (

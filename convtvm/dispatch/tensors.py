@@ -109,8 +109,8 @@ def check_apart(first: tuple[Any, Port], second: tuple[Any, Port]) -> None:
 
 def over(tensor: Any, port: Port) -> np.ndarray:
     """A numpy array over the memory of a CPU tensor, valid as long as it is."""
-    memory = (ctypes.c_char * port.bytes).from_address(tensor.data_ptr())
-    return np.frombuffer(memory, port.dtype).reshape(port.shape)
+    memory = (ctypes.c_uint8 * port.bytes).from_address(tensor.data_ptr())
+    return np.ctypeslib.as_array(memory).view(port.dtype).reshape(port.shape)
 
 
 def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> None:
@@ -119,7 +119,7 @@ def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> No
 
 
 def as_tensor(value: Any, port: Port, device: int = _CPU) -> Any:
-    """`value`, a DLPack tensor for `port`, as a tvm_ffi tensor; copied only if it is not contiguous.
+    """`value`, a DLPack tensor for `port`, as a tvm_ffi tensor; copied if it is not contiguous.
 
     `device` is DLPack's number of the kind of device where it has to be.
     """

@@ -50,13 +50,14 @@ def _load_inputs(job: RunJob) -> dict[str, Any]:
     import tvm
 
     arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
-    packed = tvm.runtime.empty(job.packed_shape, "float32")
+    dtype = str(arrays["weight"].dtype)
+    packed = tvm.runtime.empty(job.packed_shape, dtype)
     tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(arrays["weight"]), packed)
     device = tvm.device(job.device)
     if not device.exist:
         raise RuntimeError(f"no {job.device} device here, or no driver for it")
     data, bias = (tvm.runtime.tensor(arrays[name], device) for name in ("data", "bias"))
-    out = tvm.runtime.empty(arrays["reference"].shape, "float32", device)
+    out = tvm.runtime.empty(arrays["reference"].shape, dtype, device)
     return {"args": (data, packed.copyto(device), bias, out), "reference": arrays["reference"]}
 
 
@@ -67,7 +68,8 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
 
     module = tvm.runtime.load_module(job.path)
     args, reference = arrays["args"], arrays["reference"]
-    args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))  # an unwritten element shows
+    # An unwritten element shows.
+    args[3].copyfrom(np.full(reference.shape, np.nan, str(args[3].dtype)))
     args += tuple(tvm.runtime.empty(s, dtype, args[3].device) for dtype, *s in job.scratch)
     kernel = module["main"]
     kernel(*args)

@@ -1,8 +1,8 @@
 """The matrix product on tensor cores: tiles in shared memory, fragments of them in registers.
 
 A block of threads computes tile_p pixels by tile_c channels like `gemm`, a warp of it warp_p by
-warp_c, in squares of 16 by 16. A step of `DEPTH` is one matrix multiply-add of a square; its factors
-and sums are spread over the warp's 32 lanes as the instruction wants them (PTX ISA, "Matrix
+warp_c, in squares of 16 by 16. A step of `DEPTH` is one matrix multiply-add of a square; its
+factors and sums are spread over the warp's 32 lanes as the instruction wants them (PTX ISA, "Matrix
 fragments for mma.m16n8k16", and k8 for tf32). With v elements in a register of 32 bits, v = 2 for
 float16 and 1 for tf32, and 4v * r + v * q + i a place along the depth:
 
@@ -15,6 +15,8 @@ warp executes as one instruction: MULTIPLY_ADD, and LOAD_MATRICES for fragments 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -124,7 +126,7 @@ def _fragment(
         sch.annotate(lane, LOAD_MATRICES, transposed)
     unroll(sch, tile)
 
-    def place(b, k, other):
+    def place(b: Any, k: Any, other: Any) -> list[Any]:
         register = (k % depth // (4 * pair), other % SQUARE // 8)
         outer, inner = register if left else register[::-1]
         lane = other % 8 * 4 + k % (4 * pair) // pair
@@ -134,9 +136,7 @@ def _fragment(
     sch.transform_layout(fragment, ("write", 0), place)
 
 
-def _store(
-    sch: Schedule, gemm: SBlockRV, store: SBlockRV, warp: LoopRV, vectors: bool
-) -> None:
+def _store(sch: Schedule, gemm: SBlockRV, store: SBlockRV, warp: LoopRV, vectors: bool) -> None:
     """The sums leave the registers of the lanes that have them."""
     sch.set_scope(gemm, 0, "local")
     sch.reverse_compute_at(store, warp, preserve_unit_loops=True)

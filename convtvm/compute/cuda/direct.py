@@ -53,9 +53,7 @@ def conv2d(
     return gemm.convolution(w, layout, problem, [data], weight, bias, tiling)
 
 
-def implicit(
-    w: ConvWorkload, data: te.Tensor, layout: str, tf32: bool = False
-) -> gemm.Problem:
+def implicit(w: ConvWorkload, data: te.Tensor, layout: str, tf32: bool = False) -> gemm.Problem:
     """The product whose left operand is gathered from `data` itself."""
     icg, order = w.ic // w.groups, stages.LAYOUTS[layout]
     plane = w.oh * w.ow

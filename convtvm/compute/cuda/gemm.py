@@ -45,9 +45,9 @@ class Tiling:
 class Problem:
     """`batch` products of [pixels, depth] by [depth, channels].
 
-    `operands` says what is multiplied. `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
+    `read(b, k, p)` is an element of the left operand, and the conditions under which it is not zero
     instead (it is read under no other, nor for k beyond `depth`). It is defined for p up to
-    `stored` pixels, by default as many as there are.
+    `stored` pixels, by default as many as there are. `operands` says what is multiplied.
     """
 
     batch: int
