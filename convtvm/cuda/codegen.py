@@ -24,10 +24,11 @@ from tvm.tirx.stmt import AllocBuffer
 
 from convtvm import arguments, codegen
 from convtvm.codegen import Built
+from convtvm.cuda import gpu
 from convtvm.cuda.cubin import compile_source
 from convtvm.cuda.device_code import DeviceCode
 from convtvm.cuda.gpu import Architecture
-from convtvm.cuda.instructions import with_instructions
+from convtvm.cuda.instructions import TENSOR_CORES, uses_tensor_cores, with_instructions
 from convtvm.errors import BuildError
 from convtvm.targets import CudaTarget
 
@@ -93,6 +94,12 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
     would allocate on the device by itself.
     """
     check_threads(mod, target.facts)
+    if gpu.age(target.arches[0]) < TENSOR_CORES and any(
+        map(uses_tensor_cores, mod.functions.values())
+    ):
+        raise BuildError(
+            f"tensor cores need sm_{TENSOR_CORES} or newer, the target has {target.arches[0]}"
+        )
     functions = {v: _bound_registers(with_instructions(f)) for v, f in mod.functions_items()}
     bounded = tvm.IRModule(functions)
     passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()

@@ -20,6 +20,8 @@ from tvm.tirx import BufferLoad, For
 
 from schedules.cuda.mma import LANES, LOAD_MATRICES, MULTIPLY_ADD
 
+TENSOR_CORES = 80  # the oldest architecture with these instructions
+
 # PTX ISA: "Matrix multiply-accumulate operation using mma instruction", "ldmatrix", "cvt".
 _MMA = """  asm volatile("mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
                "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"

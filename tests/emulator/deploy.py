@@ -6,6 +6,7 @@ python -m emulator.deploy FOLDER
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -17,15 +18,20 @@ from convtvm.reference import conv2d_reference, random_inputs
 
 folder = sys.argv[1]
 w = convtvm.ConvWorkload.parse("mb2ic5ih9oc8oh9kh3ph1")
+half = replace(w, dtype="float16")
 library = convtvm.compile(
-    [w], target="cuda:sm_80,sm_90", logs=[], algorithms=["direct"], epilogues=["add"]
+    [w, half],
+    target="cuda:sm_80,sm_90",
+    logs=[],
+    algorithms=["direct", "im2col"],
+    epilogues=["add"],
 )
 library.export(f"{folder}/gpu.so")
 library = convtvm.load(f"{folder}/gpu.so")
 data, weight, bias = random_inputs(w, 0, "NCHW", "integer")
 reference = conv2d_reference(w, data, weight, bias, "NCHW")
 
-plan = library.plan(w, weight, bias)
+plan = library.plan(w, weight, bias, "direct")
 assert np.array_equal(plan(data), reference), "host arrays"
 
 device = tvm.cuda(0)
@@ -34,10 +40,20 @@ for _ in range(2):
     plan(there, out=out)
 assert np.array_equal(out.numpy(), reference), "tensors on the GPU"
 
-fused = library.plan(w, weight, bias, activation="relu", residual=True)
-added = np.maximum(reference + data.mean(), 0).astype(np.float32)
-residual = np.full(reference.shape, data.mean(), np.float32)
-assert np.allclose(fused(data, residual=residual), added), "epilogue"
+# Whole numbers, so that sums are exact, and the outputs' rounding is all there is in float16.
+residual = np.arange(reference.size).reshape(reference.shape) % 7 - 3
+for kind in (w, half):
+    arrays = [a.astype(kind.dtype) for a in (data, residual)]
+    right = np.maximum(reference + residual, 0).astype(kind.dtype)
+    for name, scratch in (("direct", 0), ("im2col", 1)):
+        fused = library.plan(kind, weight, bias, name, activation="relu", residual=True)
+        assert len(fused.choice.kernel.scratch) == scratch
+        out = fused(arrays[0], residual=arrays[1])
+        assert out.dtype == kind.dtype and np.array_equal(out, right), f"{name} {kind.dtype}"
+        there = [tvm.runtime.tensor(a, device) for a in (*arrays, np.zeros_like(right))]
+        fused(there[0], out=there[2], residual=there[1])
+        assert np.array_equal(there[2].numpy(), right), f"{name} {kind.dtype} on the GPU"
+there, out = tvm.runtime.tensor(data, device), tvm.runtime.empty(reference.shape, "float32", device)
 
 host = tvm_ffi.from_dlpack(np.empty(reference.shape, np.float32))
 for wrong in (host, tvm.runtime.empty((2, 8, 9, 8), "float32", device)):

@@ -119,20 +119,25 @@ static void start_block(int count) {
   }
 }
 
-// Lets every thread go on that waits for a complete warp, else for the complete block.
-static bool release_waiting(int count) {
-  bool released = false;
+// The first thread of a warp that can go on, -1 if there is none. Warps take turns only where they
+// have to wait, so that they drift apart as far as barriers let them: in step they would need none.
+static int next_warp(int count, std::mt19937* random) {
+  std::vector<int> ready;
   for (int first = 0; first < count; first += 32) {
-    int last = std::min(count, first + 32), alive = 0, waiting = 0;
-    for (int i = first; i < last; i++) {
+    int alive = 0, waiting = 0, runnable = 0;
+    for (int i = first; i < std::min(count, first + 32); i++) {
       alive += !fibers[i].done;
       waiting += !fibers[i].done && fibers[i].wait == Wait::kWarp;
+      runnable += !fibers[i].done && fibers[i].wait == Wait::kNothing;
     }
-    if (!waiting || waiting != alive) continue;
-    for (int i = first; i < last; i++) fibers[i].wait = Wait::kNothing;
-    released = true;
+    if (runnable || (waiting && waiting == alive)) ready.push_back(first);
   }
-  if (released) return true;
+  if (ready.empty()) return -1;
+  return ready[random ? (*random)() % ready.size() : 0];
+}
+
+// Lets the complete block go on.
+static bool release_block(int count) {
   int waiting = std::count_if(fibers, fibers + count, [](const Fiber& f) {
     return !f.done && f.wait == Wait::kBlock;
   });
@@ -149,15 +154,22 @@ static void run_block(std::vector<int>& order, std::mt19937* random) {
   int count = blockDim.count(), left = count;
   start_block(count);
   while (left) {
+    int first = next_warp(count, random);
+    if (first < 0) {
+      if (!release_block(count)) return;
+      continue;
+    }
+    int last = std::min(count, first + 32), runnable = 0;
+    for (int i = first; i < last; i++) runnable += !fibers[i].done && fibers[i].wait == Wait::kNothing;
+    for (int i = first; i < last && !runnable; i++) fibers[i].wait = Wait::kNothing;
     if (random) std::shuffle(order.begin(), order.end(), *random);
     for (int i : order) {
-      if (fibers[i].done || fibers[i].wait != Wait::kNothing) continue;
+      if (i < first || i >= last || fibers[i].done || fibers[i].wait != Wait::kNothing) continue;
       thread = i, threadIdx = blockDim.at(i);
       swapcontext(&launcher, &fibers[i].context);
       if (!problem.empty()) return;
       left -= fibers[i].done;
     }
-    if (left && !release_waiting(count)) return;
   }
 }
 

@@ -15,6 +15,7 @@ from tvm.s_tir import Schedule
 from convtvm import codegen
 from convtvm.cuda import codegen as gpu_codegen
 from convtvm.cuda.verify import GpuCheck
+from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
 
 
@@ -32,6 +33,25 @@ class FaultyCheck(GpuCheck):
             return super().__call__()
         finally:
             del os.environ["EMULATOR_FAULT"]
+
+
+@dataclass(frozen=True)
+class Tf32Check(GpuCheck):
+    """A check on inputs that TF32 has to round; the reference is of inputs rounded here."""
+
+    def __call__(self) -> float:
+        task, w = self.task, self.task.workload
+        data, weight, bias = random_inputs(w, self.seed, task.layout)
+        rounded = [_as_tf32(a) for a in (data, weight)]
+        reference = conv2d_reference(w, *rounded, bias, task.layout)
+        return relative_error(self.run(data, weight, bias), reference)
+
+
+def _as_tf32(array: Array) -> Array:
+    """The nearest number with 10 bits of fraction, away from zero if halfway, by arithmetic."""
+    fraction, exponent = np.frexp(array.astype(np.float64))
+    away = np.copysign(np.floor(np.abs(fraction) * 2**11 + 0.5), fraction)
+    return np.ldexp(away, exponent - 11).astype(np.float32)
 
 
 @dataclass(frozen=True)
