@@ -3,10 +3,10 @@
     scripts/gpu_check [--seconds S] [--source SOURCE] [--folder DIR]
 
 1. what is here: GPU, driver, compiler, PyTorch
-2. numerics: every CUDA template over odd shapes against float64
-3. tuning: SOURCE's layers for at most S seconds, every algorithm
-4. a library from the log, loaded and run
-5. each layer side by side with cuDNN through PyTorch: fp32 without TF32, then fp16
+2. numerics: every CUDA template over odd shapes against float64, in float32 and float16
+3. tuning: SOURCE's layers for at most S seconds, every algorithm; float16 in NHWC
+4. libraries from the log, loaded and run
+5. each layer side by side with cuDNN through PyTorch in fp32, TF32 and fp16
 """
 
 from __future__ import annotations
@@ -30,8 +30,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from convtvm.cuda import gpu  # noqa: E402
 from convtvm.workload import ConvWorkload  # noqa: E402
 
+HALF = "float16"
 TINY = 'mb1ic5ih9oc8oh9kh3ph1n"tiny"'
 REPEATS = 30
+TF32_ERROR = 2e-3  # that a choice in TF32 may have
+# Precision -> its share of the time, dtype, layout, algorithms (all but the opt-ins for None).
+PRECISIONS: dict[str, tuple[float, str, str, list[str] | None]] = {
+    "fp32": (0.45, "float32", "NCHW", None),
+    "tf32": (0.15, "float32", "NCHW", ["direct:tf32", "im2col:tf32"]),
+    "fp16": (0.4, "float16", "NHWC", None),
+}
 
 
 def main() -> None:
@@ -51,7 +59,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment()})
     if emulated:
         arguments.source, arguments.batch, arguments.shapes = TINY, 1, 2
-        arguments.seconds = min(arguments.seconds, 20)
+        arguments.seconds = min(arguments.seconds, 90)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     report = {"emulated": emulated, "facts": facts(), "numerics": numerics(arguments.shapes)}
     report |= tune_and_run(arguments, emulated)
@@ -93,12 +101,16 @@ def numerics(shapes: int) -> dict[str, dict[str, Any]]:
     from convtvm.verify import random_workload
 
     draw, target, rows = random.Random(7), resolve("cuda"), {}
-    print(f"\n{'algorithm':18}{'kernels':>8}{'right':>7}{'largest error':>15}")
+    probe = ConvWorkload.make(8, 8, 9, kh=3, n=2, groups=1)
+    half = [n for n, a in CUDA_ALGORITHMS.items() if not a.inapplicable(replace(probe, dtype=HALF))]
+    cases = [(n, "float32") for n in CUDA_ALGORITHMS] + [(n, HALF) for n in half]
+    print(f"\n{'algorithm':24}{'kernels':>8}{'right':>7}{'largest error':>15}")
     with Zygote() as helper:
-        for name, algorithm in CUDA_ALGORITHMS.items():
+        for name, dtype in cases:
+            algorithm, label = CUDA_ALGORITHMS[name], f"{name} {dtype}"
             checks: list[GpuCheck] = []
             while len(checks) < 2 * shapes:
-                w = random_workload(draw)
+                w = replace(random_workload(draw), dtype=dtype)
                 if algorithm.inapplicable(w) or w.macs > (1 << 17 if shapes < 5 else 1 << 30):
                     continue
                 task = Task(w, name, target, draw.choice(("NCHW", "NHWC")))
@@ -107,8 +119,8 @@ def numerics(shapes: int) -> dict[str, dict[str, Any]]:
             outcomes = dict(helper.call("run", checks, Limits(timeout=120.0)))
             wrong = {str(checks[i]): o.message for i, o in outcomes.items() if o.kind}
             error = max((o.value for o in outcomes.values() if not o.kind), default=0.0)
-            rows[name] = {"kernels": len(checks), "wrong": wrong, "largest error": error}
-            print(f"{name:18}{len(checks):8}{len(checks) - len(wrong):7}{error:15.1e}")
+            rows[label] = {"kernels": len(checks), "wrong": wrong, "largest error": error}
+            print(f"{label:24}{len(checks):8}{len(checks) - len(wrong):7}{error:15.1e}")
             for text, message in wrong.items():
                 print(f"    {text}: {message}")
     return rows
@@ -121,70 +133,86 @@ def tune_and_run(arguments: argparse.Namespace, emulated: bool) -> dict[str, Any
 
     layers = merge_duplicates(read_source(arguments.source))
     layers = [replace(w, n=arguments.batch) for w in layers]
-    log = arguments.folder / "tuning.jsonl"
-    trials = 2 if emulated else 256
-    summary = convtvm.tune(
-        layers, "cuda", trials=trials, time_limit=arguments.seconds, log=log, layout="NCHW"
-    )
-    print(f"\ntuned {len(layers)} layers: {summary.measured} trials, {summary.seconds:.0f} s")
-    path = arguments.folder / "library.so"
-    convtvm.compile(layers, "cuda", logs=[log], keep="best").export(path)
-    library = convtvm.load(path)
-    print(f"{path}: {path.stat().st_size:,} bytes, {len(layers)} workloads")
-    return {
-        "trials": summary.measured,
-        "failures": dict(summary.failures),
-        "layers": [compare(library, w) for w in library.workloads],
-    }
+    log, report = arguments.folder / "tuning.jsonl", {}
+    for precision, (share, dtype, layout, algorithms) in PRECISIONS.items():
+        typed = [replace(w, dtype=dtype) for w in layers]
+        summary = convtvm.tune(
+            typed,
+            "cuda",
+            trials=2 if emulated else 256,
+            time_limit=share * arguments.seconds,
+            log=log,
+            layout=layout,
+            algorithms=algorithms,
+        )
+        trials, seconds = summary.measured, summary.seconds
+        print(f"\n{precision}: {len(typed)} layers, {trials} trials, {seconds:.0f} s")
+        path = arguments.folder / f"{precision}.so"
+        options = {"layout": layout, "algorithms": algorithms, "keep": "best"}
+        convtvm.compile(typed, "cuda", logs=[log], **options).export(path)
+        library = convtvm.load(path)
+        print(f"{path}: {path.stat().st_size:,} bytes, {len(typed)} workloads")
+        report[precision] = {
+            "trials": trials,
+            "failures": dict(summary.failures),
+            "layers": [compare(library, w, precision) for w in library.workloads],
+        }
+    return report
 
 
-def compare(library: Any, w: ConvWorkload) -> dict[str, Any]:
-    """5. One layer: the library's choice, then PyTorch's best setting in fp32 and in fp16."""
+def compare(library: Any, w: ConvWorkload, precision: str) -> dict[str, Any]:
+    """5. One layer: the library's choice, then PyTorch's best setting in this precision."""
+    from convtvm.errors import NoCandidate
     from convtvm.reference import conv2d_reference, random_inputs, relative_error
 
-    data, weight, bias = random_inputs(w, 0, library.layout)
-    plan = library.plan(w, weight, bias)
-    error = relative_error(plan(data), conv2d_reference(w, data, weight, bias, library.layout))
+    arrays = data, weight, bias = random_inputs(w, 0, library.layout)
+    try:
+        limit = TF32_ERROR if precision == "tf32" else None
+        plan = library.plan(w, weight, bias, max_error=limit)
+    except NoCandidate as error:  # nothing was measured in the time there was
+        print(error)
+        return {"layer": str(w), "algorithm": "none"}
+    error = relative_error(plan(data), conv2d_reference(w, *arrays, library.layout))
     row: dict[str, Any] = {"layer": str(w), "algorithm": plan.algorithm, "error": error}
-    rivals = cudnn(w, data, weight, bias)
+    rivals = cudnn(w, precision, library.layout, *arrays)
     if rivals:
         import torch
 
         x = torch.from_numpy(data).cuda()
-        out = torch.empty(w.out_shape(library.layout), device="cuda")
+        out = torch.empty(w.out_shape(library.layout), device="cuda", dtype=x.dtype)
         row |= timed({"convtvm": lambda: plan(x, out=out), **rivals})
-        best = min(row[name] for name in rivals if "fp16" not in name)
-        row["times cuDNN fp32"] = best / row["convtvm"]
+        row["times cuDNN"] = min(row[name] for name in rivals) / row["convtvm"]
     print("  ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
     return row
 
 
-def cudnn(w: ConvWorkload, *arrays: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """cuDNN's fastest algorithm in each memory format and precision; none without a GPU."""
+def cudnn(
+    w: ConvWorkload, precision: str, layout: str, *arrays: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+    """cuDNN's fastest algorithm in each memory format; none without a GPU, or for padding that
+    PyTorch does not have."""
     try:
         import torch
     except ImportError:
         return {}
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or (w.ph, w.pw) != (w.ph_r, w.pw_r):
         return {}
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    permitted = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = permitted
+    data, weight, bias = (torch.from_numpy(a).cuda() for a in arrays)
+    data = data.permute(0, 3, 1, 2) if layout == "NHWC" else data
     settings = {}
-    for dtype in (torch.float32, torch.float16):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            x, kernel, bias = (torch.from_numpy(a).to("cuda", dtype) for a in arrays)
-            x, kernel = (t.contiguous(memory_format=layout) for t in (x, kernel))
-            if (w.ph, w.pw) != (w.ph_r, w.pw_r):
-                continue
+    for order in (torch.contiguous_format, torch.channels_last):
+        x, kernel = (t.contiguous(memory_format=order) for t in (data, weight))
 
-            def run(x: Any = x, kernel: Any = kernel, bias: Any = bias) -> Any:
-                with torch.inference_mode():
-                    return torch.nn.functional.conv2d(
-                        x, kernel, bias, (w.sh, w.sw), (w.ph, w.pw), (w.dh, w.dw), w.groups
-                    )
+        def run(x: Any = x, kernel: Any = kernel) -> Any:
+            with torch.inference_mode():
+                return torch.nn.functional.conv2d(
+                    x, kernel, bias, (w.sh, w.sw), (w.ph, w.pw), (w.dh, w.dw), w.groups
+                )
 
-            name = "fp32" if dtype is torch.float32 else "fp16"
-            settings[f"cuDNN {name}{' nhwc' if layout is torch.channels_last else ''}"] = run
+        settings[f"cuDNN {'nhwc' if order is torch.channels_last else 'nchw'}"] = run
     return settings
 
 

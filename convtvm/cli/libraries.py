@@ -12,6 +12,8 @@ import click
 
 from convtvm.cli.output import (
     check_writable,
+    dtype_option,
+    in_dtype,
     json_option,
     labels,
     layout_option,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     "[default: the logs that came with convtvm]",
 )
 @layout_option
+@dtype_option
 @click.option(
     "--keep",
     type=click.Choice(["best", "pareto", "all"]),
@@ -76,6 +79,7 @@ def compile_(
     threads: int | None,
     logs: Sequence[Path],
     layout: str,
+    dtype: str | None,
     keep: str,
     epilogues: str,
     as_json: bool,
@@ -85,7 +89,7 @@ def compile_(
     What the logs hold no records of takes the decisions of its nearest like, or the default ones.
     --target avx2,avx512 makes one library with kernels of both; the CPU that loads it decides.
     """
-    workloads = merge_duplicates(read_source(source))
+    workloads = in_dtype(merge_duplicates(read_source(source)), dtype)
     check_writable(out)
     from convtvm.build import compile as build_library
 

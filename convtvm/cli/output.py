@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,11 @@ layout_option = click.option(
     default="NCHW",
     help="Layout of data and output.",
 )
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    help="Compute the workloads in this type; float16 is for GPUs.  [default: as they say]",
+)
 _target = click.option(
     "--target",
     default="native",
@@ -42,6 +48,11 @@ _threads = click.option(
     type=click.IntRange(min=1),
     help="Threads of a kernel.  [default: one per core]",
 )
+
+
+def in_dtype(workloads: Iterable[ConvWorkload], dtype: str | None) -> list[ConvWorkload]:
+    """The workloads, of the type that --dtype asks for."""
+    return [w if dtype is None else replace(w, dtype=dtype) for w in workloads]
 
 
 def target_options(command: F) -> F:

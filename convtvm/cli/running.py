@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
     from convtvm.reference import Array
 
-# No algorithm in float32 errs as much, relative to the largest output, unless it is wrong.
+# No algorithm but TF32's errs as much, relative to the largest output, unless it is wrong.
 WRONG = 1e-3
 
 _REPEAT = 20
@@ -210,7 +210,9 @@ def _inputs(w: ConvWorkload, layout: str, path: Path | None) -> tuple[Array, Arr
         raise ArrayError(
             f"{path}: unknown array {unknown[0]!r}, expected data, weight and optionally bias"
         )
-    ready = {name: _ready(path, name, array, shapes[name]) for name, array in arrays.items()}
+    ready = {
+        name: _ready(path, name, array, shapes[name], w.dtype) for name, array in arrays.items()
+    }
     return ready["data"], ready["weight"], ready.get("bias")
 
 
@@ -238,17 +240,15 @@ def _load(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...]) -> Array:
-    """`array` as an aligned float32 array, if its shape and kind are right."""
-    import numpy as np
-
+def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """`array` as an aligned array of the dtype, if its shape and kind are right."""
     from convtvm.reference import aligned_empty
 
     if array.shape != shape:
         raise ArrayError(f"{path}: {name} has shape {array.shape}, expected {shape}")
     if array.dtype.kind != "f":
-        raise ArrayError(f"{path}: {name} is {array.dtype}, expected float32")
-    ready = aligned_empty(shape, np.float32)
+        raise ArrayError(f"{path}: {name} is {array.dtype}, expected {dtype}")
+    ready = aligned_empty(shape, dtype)
     ready[...] = array
     return ready
 
@@ -270,11 +270,10 @@ def _run(
     plan: Plan | SlicedPlan, data: Array, shape: tuple[int, ...], timed: int
 ) -> tuple[Array, list[float]]:
     """The output, and the seconds of `timed` calls that follow a warm-up."""
-    import numpy as np
 
     from convtvm.reference import aligned_empty
 
-    out = aligned_empty(shape, np.float32)
+    out = aligned_empty(shape, data.dtype)
     for _ in range(_WARM_UP if timed else 1):
         plan(data, out=out)
     secs = []

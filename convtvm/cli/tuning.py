@@ -13,7 +13,9 @@ import click
 
 from convtvm.cli.monitor import Monitor, monitor
 from convtvm.cli.output import (
+    dtype_option,
     gflops,
+    in_dtype,
     json_option,
     labels,
     layout_option,
@@ -112,6 +114,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
 @click.option("--tracker", metavar="HOST:PORT", help="Measure on the devices of TVM's RPC tracker.")
 @click.option("--key", metavar="K", help="The key of the devices to use at the tracker.")
 @layout_option
+@dtype_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
 )
@@ -135,6 +138,7 @@ def tune(
     tracker: str | None,
     key: str | None,
     layout: str,
+    dtype: str | None,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -145,7 +149,7 @@ def tune(
 
     Ctrl-C keeps every finished trial; the same command resumes.
     """
-    workloads = merge_duplicates(read_source(source))
+    workloads = in_dtype(merge_duplicates(read_source(source)), dtype)
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.targets import resolve
     from convtvm.tuning.tuner import tune as run_tuner
