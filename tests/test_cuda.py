@@ -246,7 +246,7 @@ def test_which_gpu_runs_which_code(
 
 @pytest.mark.emulated
 def test_tuning(tmp_path: Path) -> None:
-    """convtvm tune on the emulated GPU, in float16: built, checked, timed, logged, compiled, run."""
+    """convtvm tune, compile and run on the emulated GPU, in float16."""
     log = tmp_path / "x.jsonl"
     workload = "mb1ic3ih5oc8oh5kh3ph1"
     options = ["--target", "cuda", "--log", str(log), "--dtype", "float16"]
