@@ -25,15 +25,6 @@ def load(*names: str) -> ctypes.CDLL | None:
     return None
 
 
-def include_folders() -> Iterator[Path]:
-    """Where cuda_fp16.h and mma.h lie, if anywhere."""
-    for folder in _packages():
-        yield from folder.glob("*/include")
-    toolkit = Path("/usr/local/cuda/include")
-    if toolkit.is_dir():
-        yield toolkit
-
-
 def _installed(name: str) -> Iterator[Path]:
     for folder in _packages():
         yield from folder.glob(f"*/lib/{name}")

@@ -1,7 +1,7 @@
 """NVRTC and nvFatbin, NVIDIA's run-time compiler as plain shared libraries, by ctypes.
 
 They come with `pip install convtvm[cuda]`, with the CUDA toolkit and with PyTorch; they need no
-driver. Kernels in float32 need no headers; the few that TVM's prelude includes are given here.
+driver. Kernels need no installed headers; the few that TVM's prelude includes are given here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,29 @@ from convtvm.errors import BuildError
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _FATBIN_LIBRARIES = ("libnvfatbin.so.13", "libnvfatbin.so.12")
 
-# TVM's prelude asks for these two of libcu++, a package of 60 MB.
+# TVM's prelude asks for two of libcu++, a package of 60 MB, which the toolkit's cuda_fp16.h needs
+# too; this one has what our kernels use of it.
 _HEADERS = {
+    "cuda_fp16.h": """
+struct __align__(2) __half {
+  unsigned short bits;
+  __half() = default;
+  __device__ __half(float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+  __device__ operator float() const {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+  }
+};
+struct __align__(4) __half2 { __half x, y; };
+typedef __half half;
+typedef __half2 half2;
+static __device__ inline float __half2float(half x) { return x; }
+static __device__ inline half __float2half(float x) { return half(x); }
+static __device__ inline half __float2half_rn(float x) { return half(x); }
+static __device__ inline bool __hgt(half x, half y) { return float(x) > float(y); }
+static __device__ inline bool __hlt(half x, half y) { return float(x) < float(y); }
+""",
     "cuda/std/cstdint": """
 namespace cuda { namespace std {
 typedef signed char int8_t; typedef unsigned char uint8_t;
@@ -68,7 +89,6 @@ def _compile(source: str, arch: str) -> tuple[bytes, str]:
     library = nvidia.load(*_LIBRARIES)
     assert library is not None
     options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"]
-    options += [f"--include-path={folder}" for folder in nvidia.include_folders()]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program),
