@@ -127,6 +127,8 @@ def random_workload(rng: random.Random) -> ConvWorkload:
     stride = (1, 1) if plain else (rng.randint(1, 4), rng.randint(1, 4))
     dilation = (1, 1) if plain else (rng.randint(1, 3), rng.randint(1, 3))
     top, left, bottom, right = (rng.randint(0, kernel[axis]) for axis in (0, 1, 0, 1))
+    if kernel == (1, 1) and rng.random() < 0.7:  # seldom padded in practice, and never if pointwise
+        top = left = bottom = right = 0
     smallest = [(kernel[a] - 1) * dilation[a] + 1 for a in (0, 1)]
     ih = max(1, smallest[0] - top - bottom) + rng.randint(0, 20)
     iw = max(1, smallest[1] - left - right) + rng.randint(0, 20)

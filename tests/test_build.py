@@ -21,7 +21,7 @@ from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
 FIRST = ConvWorkload.parse('mb1ic8ih6oc8oh6kh3ph1n"first*2"')
-SECOND = ConvWorkload.parse("mb1ic4ih5oc9kh1")
+SECOND = ConvWorkload.parse("mb1ic4ih5oc9oh3kh1sh2")  # direct alone of `ALGORITHMS` applies
 NATIVE = resolve("native", 1)
 ALGORITHMS = ("direct", "winograd:2", "winograd:4")
 

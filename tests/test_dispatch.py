@@ -90,7 +90,8 @@ def test_candidates(library: KernelLibrary) -> None:
         ("direct", 3e-3, 1e-7, "tuned"),
     ]
     assert str(found[0]).startswith("winograd:4 (1 ms, workspace ")
-    (unmeasured,) = library.candidates(POINTWISE)
+    unmeasured, other = library.candidates(POINTWISE)
+    assert other.algorithm == "direct:pointwise"
     text = f"direct (never measured, workspace {unmeasured.workspace_bytes} B, error unknown)"
     assert str(unmeasured) == text
 

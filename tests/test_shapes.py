@@ -47,7 +47,7 @@ def assert_right(checks: list[Check], helpers: list[Zygote]) -> None:
 
 def test_random_workloads(helpers: list[Zygote]) -> None:
     """Twenty workloads in both layouts; a run of the script takes more, with LLVM's optimiser."""
-    rng = random.Random(11)
+    rng = random.Random(5)
     tasks = [
         task
         for _ in range(20)
