@@ -28,10 +28,10 @@ from convtvm.workload import ConvWorkload
 MIN_TASKS = 24  # a model of fewer tasks would be a guess
 _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel and a little more
 
-# Of the Gaussian process; results hardly change between half and twice of each.
+# Of the Gaussian process; no evaluation changes much within 1.5 times of each.
 _LENGTH = 8.0  # over which workloads resemble each other, in doublings of sizes
 _SPREAD = 0.5  # of the logarithm of a rate, for all algorithms, a family's own and an algorithm's
-_NOISE = 0.2  # of the logarithm of a best time: few trials, other shapes of caches
+_NOISE = 0.3  # of the logarithm of a best time: few trials, other shapes of caches
 
 Sample = tuple[ConvWorkload, str, float]  # workload, algorithm, seconds
 _Task = tuple[ConvWorkload, str]
@@ -165,8 +165,11 @@ class TimeModel:
         additions of transforms, which run along the input channels."""
         algorithm: Algorithm = self._table[name]
         products = algorithm.multiplications(w)
-        along_row = name == "direct:depthwise" and self._layout == "NCHW"
-        extent = w.ow if along_row else w.oc if name == "direct:depthwise" else w.oc // w.groups
+        extent = w.oc // w.groups
+        if name == "direct:depthwise":
+            extent = w.ow if self._layout == "NCHW" else w.oc
+        elif name == "direct:pointwise":
+            extent = w.oh * w.ow
         transforms = algorithm.additions(w) - products
         return products * self._waste(extent) + transforms * self._waste(w.ic)
 

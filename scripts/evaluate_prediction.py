@@ -45,17 +45,20 @@ def nearest_choice(w: ConvWorkload, known: Times, names: set[str]) -> str:
     return next((name for name in ranked if name in names), "direct")
 
 
-def evaluate(name: str, best: Best, target: CompileTarget, layout: str) -> None:
+Ratios = dict[str, list[float]]  # rule -> time of what it names over the best, by workload
+
+
+def evaluate(name: str, best: Best, target: CompileTarget, layout: str) -> Ratios:
     measured = by_workload(best)
     inside = set(read_source(name)) & set(measured)
     train = [(*task, r.seconds) for task, r in best.items() if task[0] not in inside]
     if not inside or len(train) < prediction.MIN_TASKS:
         why = "no record of it" if not inside else f"fewer than {prediction.MIN_TASKS} tasks remain"
         print(f"{name:14}{why}")
-        return
+        return {}
     model = prediction.TimeModel(train, target, layout)
     known = {w: secs for w, secs in measured.items() if w not in inside}
-    ratios: dict[str, list[float]] = {"model": [], "nearest": [], "direct": []}
+    ratios: Ratios = {"model": [], "nearest": [], "direct": []}
     errors = []
     for w in inside:
         secs = measured[w]
@@ -69,15 +72,21 @@ def evaluate(name: str, best: Best, target: CompileTarget, layout: str) -> None:
         }
         for rule, algorithm in named.items():
             ratios[rule].append(secs.get(algorithm, secs[fallback]) / min(secs.values()))
+    show(name, ratios, math.exp(statistics.fmean(errors)) - 1)
+    return ratios
+
+
+def show(name: str, ratios: Ratios, error: float | None = None) -> None:
+    """A line a rule; `error` is the mean one of the model's times."""
     for rule, values in ratios.items():
         right = sum(v == 1 for v in values) / len(values)
         close = sum(v <= 1.05 for v in values) / len(values)
         geomean = math.exp(statistics.fmean(map(math.log, values)))
+        first = rule == "model"
         print(
-            f"{name if rule == 'model' else '':14}{rule:9}{len(values):>9}"
-            f"{right:>8.0%}{close:>10.0%}"
+            f"{name if first else '':14}{rule:9}{len(values):>9}{right:>8.0%}{close:>10.0%}"
             f"{statistics.fmean(values) - 1:>10.1%}{geomean - 1:>10.1%}{max(values):>8.2f}"
-            + (f"{math.exp(statistics.fmean(errors)) - 1:>12.0%}" if rule == "model" else "")
+            + (f"{error:>12.0%}" if first and error is not None else "")
         )
 
 
@@ -113,8 +122,11 @@ def main() -> None:
         f"{'left out':14}{'rule':9}{'workloads':>9}{'right':>8}{'within 5%':>10}"
         f"{'mean':>10}{'geomean':>10}{'worst':>8}{'time error':>12}"
     )
+    every: Ratios = {}
     for name in NETWORKS:
-        evaluate(name, best, resolve(target, threads), layout)
+        for rule, values in evaluate(name, best, resolve(target, threads), layout).items():
+            every.setdefault(rule, []).extend(values)
+    show("all", every)
 
 
 if __name__ == "__main__":
