@@ -113,6 +113,7 @@ ALSO = {
     "convtvm.records": {"convtvm.task"},
     "convtvm.tuning.search": {"schedules.knobs"},
     "convtvm.tuning.confirm": {"convtvm.build", "convtvm.choices"},
+    "convtvm.tuning.tuner": {"convtvm.choices"},
     # `compile` returns the library that it made, opened by the run time as in any later process.
     "convtvm.build": {
         "convtvm.compute.epilogue",

@@ -476,8 +476,9 @@ def test_hopeless_tasks_wait(
     log = tmp_path / "x.jsonl"
     tune_stub(log, trials=30, algorithms=["direct", "winograd:2"])
     rest = len(task.space.points) - 1
-    # Each one's default, then all of the fast one, then the rest of the slow one.
-    order = ["direct", "winograd:2"] + ["direct"] * 29 + ["winograd:2"] * rest
+    # Each one's default, the one of fewer multiplications first; then all of the fast one, then the
+    # rest of the slow one.
+    order = ["winograd:2", "direct"] + ["direct"] * 29 + ["winograd:2"] * rest
     assert [r.algorithm for r in in_log(log)] == order
 
 

@@ -80,11 +80,25 @@ class Monitor:
         return done, sum(self._wanted.values())
 
     def eta(self, summary: TuningSummary) -> float | None:
-        """Seconds that the trials left will take at the speed of this run; None without any yet."""
+        """Seconds that the trials left will take at the speed of this run, or that its limits leave
+        if that is less; None without any trial yet."""
         done, wanted = self.totals(summary)
         if not summary.measured:
             return None
-        return (time.monotonic() - self._started) / summary.measured * (wanted - done)
+        left, spent = wanted - done, time.monotonic() - self._started
+        if summary.total_trials is not None:
+            left = min(left, summary.total_trials - summary.measured)
+        seconds = spent / summary.measured * left
+        if summary.time_limit is not None:
+            seconds = min(seconds, max(0.0, summary.time_limit - spent))
+        return seconds
+
+    def stand(self, summary: TuningSummary) -> str:
+        """`17/64, 0:30 left`, as far as it is known."""
+        done, wanted = self.totals(summary)
+        eta = self.eta(summary)
+        text = _defaults(summary) + f"{done}/{wanted}"
+        return text + (f", {_clock(eta)} left" if eta else "")
 
     def say_ended(self, summary: TuningSummary, progress: TaskProgress) -> None:
         """A task gets no more trials, for the reason in `progress.ended`."""
@@ -119,6 +133,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _defaults(summary: TuningSummary) -> str:
+    """`defaults 3/8, ` until all default decisions were measured."""
+    if not any(p.default is None and p.is_open for p in summary.tasks):
+        return ""
+    done = sum(p.default is not None for p in summary.tasks)
+    return f"defaults {done}/{len(summary.tasks)}, "
+
+
 def _wanted(progress: TaskProgress) -> int:
     """Trials of a task whose space the tuner has already enumerated."""
     return min(progress.trials, len(progress.task.space.points))
@@ -143,10 +165,7 @@ class LineMonitor(Monitor):
     def _say(self, summary: TuningSummary, progress: TaskProgress) -> None:
         if self._unsaid:
             self._unsaid = 0
-            done, wanted = self.totals(summary)
-            eta = self.eta(summary)
-            left = f", {_clock(eta)} left" if eta else ""
-            click.echo(f"[{done}/{wanted}{left}] {self.describe(progress)}", err=True)
+            click.echo(f"[{self.stand(summary)}] {self.describe(progress)}", err=True)
 
     def say_ended(self, summary: TuningSummary, progress: TaskProgress) -> None:
         super().say_ended(summary, progress)
@@ -193,9 +212,8 @@ class BarMonitor(Monitor):
         if not self._begun:  # what earlier runs did says nothing about the speed
             self._begun = True
             self._progress.reset(self._bar, total=wanted, completed=max(0, done - 1))
-        self._progress.update(
-            self._bar, total=wanted, completed=done, description=self.describe(progress)
-        )
+        text = _defaults(summary) + self.describe(progress)
+        self._progress.update(self._bar, total=wanted, completed=done, description=text)
 
     def close(self) -> None:
         self._progress.stop()

@@ -313,6 +313,7 @@ def _document(
         "threads": target.threads,
         "layout": layout,
         "measured": summary.measured,
+        "searched": summary.searched,
         "confirmed": summary.confirmed,
         "disturbed": summary.disturbed,
         "reused": summary.reused,

@@ -96,11 +96,14 @@ def _frozen(decisions: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(decisions.items()))
 
 
-def build_ahead(benches: Sequence[tuple[Workbench, Mapping[str, int]]], zygote: Zygote) -> None:
-    """Build one candidate of many tasks together, so that all cores have work; measured later."""
+def build_ahead(
+    benches: Sequence[tuple[Workbench, Sequence[Mapping[str, int]]]], zygote: Zygote
+) -> None:
+    """Build a few candidates of many tasks together, so that all cores have work; measured
+    later."""
     owners = []
-    for bench, decisions in benches:
-        owners += [(bench.builder, job) for job in bench.builder.jobs([decisions])]
+    for bench, many in benches:
+        owners += [(bench.builder, job) for job in bench.builder.jobs(many)]
     for index, outcome in zygote.call("build", [job for _, job in owners], build_limits()):
         builder, job = owners[index]
         builder.outcomes[job.path] = outcome

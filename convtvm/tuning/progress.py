@@ -14,6 +14,7 @@ from convtvm.records import TuningRecord
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
+LATE = "time limit reached"
 _CALL = 1e-5  # seconds that a plan's call may take beside the kernel
 
 
@@ -40,6 +41,11 @@ class TaskProgress:
         if dict(record.decisions) == self.task.space.default and not record.confirmed:
             self.default = record
         self.best = records.best([*self._raw.values(), *self._confirmed.values()])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may get more trials by their number."""
+        return self.done < self.trials
 
     @property
     def tuned_secs(self) -> float | None:
@@ -69,9 +75,12 @@ class TuningSummary:
     tasks: list[TaskProgress]
     log: Path
     measured: int = 0
+    searched: int = 0  # of those measured, the ones of other than default decisions
     reused: int = 0
     confirmed: int = 0
     disturbed: int = 0  # trials without an undisturbed sample
+    time_limit: float | None = None  # seconds
+    total_trials: int | None = None
     seconds: float = 0.0
     stopped: str = ""  # why it ended before all trials, empty if it did not
     failures: Counter[str] = field(default_factory=Counter)
@@ -86,6 +95,7 @@ class TuningSummary:
         else:
             self.measured += 1
             progress.measured += 1
+            self.searched += dict(record.decisions) != progress.task.space.default
             self.disturbed += record.disturbed
         if record.error:
             kind = record.error["kind"]
@@ -96,6 +106,9 @@ class TuningSummary:
     def warnings(self) -> list[str]:
         """What makes the result less trustworthy than it looks."""
         found = []
+        untried = any(not p.done for p in self.tasks)
+        if self.stopped == LATE and not self.searched and (self.measured or untried):
+            found.append(self._spent_on_defaults())
         if self.disturbed > 0.1 * self.measured:
             found.append(
                 f"the machine was busy: {self.disturbed} of {self.measured} trials were never "
@@ -111,6 +124,17 @@ class TuningSummary:
                 f"{ratios[worst]:.2f}x; the library's times count"
             )
         return found
+
+    def _spent_on_defaults(self) -> str:
+        """What a time limit that ended before any search has left undone."""
+        text = "the time limit was spent on default decisions, nothing was searched"
+        missing = sum(not p.done for p in self.tasks)
+        if missing:
+            text += f"; {missing} of {len(self.tasks)} tasks were never measured"
+        empty = sum(math.isinf(secs) for secs in fastest(self.tasks).values())
+        if empty:
+            text += f", {empty} {'workloads have' if empty > 1 else 'workload has'} no time at all"
+        return text + "; the next run resumes"
 
 
 def _differ(before: float, after: float) -> bool:

@@ -174,8 +174,8 @@ def make_context(task: Task, speed: SpeedModel, known: set[tuple[int, ...]], see
 
 
 class TaskSearch:
-    """The search of one task, a batch at a time: default decisions first, then what was best for
-    similar shapes, then the strategy's.
+    """The search of one task, a batch at a time: default decisions first, with those of `favourite`
+    if there are any, then what was best for similar shapes, then the strategy's.
 
     `zygote` is where candidates are built and run; it may be given later, before the first batch.
     """
@@ -196,6 +196,8 @@ class TaskSearch:
         self._outlook = Outlook()
         self._random = random.Random(seed)
         self._context: Any = None
+        self._scores: tuple[tuple[int, int], np.ndarray] | None = None  # for what was known then
+        self.favourite: Mapping[str, int] | None = None
         self.given_up = ""  # why candidates were not measured
         self.is_exhausted = all(self._point(d) in self.known for d in task.space.points)
 
@@ -212,21 +214,34 @@ class TaskSearch:
         """Whether the default decisions were never measured."""
         return self._point(self.task.space.default) not in self.known
 
+    @property
+    def opening(self) -> list[Mapping[str, int]]:
+        """What is measured before anything else, as far as it is not known."""
+        wanted = [self.task.space.default, self.favourite or self.task.space.default]
+        fresh = {self._point(d): d for d in wanted if self._point(d) not in self.known}
+        return list(fresh.values())
+
     def expected_gain(self, count: int, rival: float) -> float:
         """The share by which `count` more trials are expected to shorten the workload's best time,
         `rival` seconds, 0 to 1."""
         best = min(self.known.values(), default=math.inf)
         if math.isinf(best) or math.isinf(rival):
             return 1.0
+        known = self.speed.learned, len(self.known)
+        if self._scores is None or self._scores[0] != known:
+            self._scores = known, self._ranked_scores()
+        threshold = best / rival
+        more = self._outlook.expected_best(self._scores[1][:count], threshold)
+        return more / (threshold + more)
+
+    def _ranked_scores(self) -> np.ndarray:
+        """What the model says of points that were not measured, the best first."""
         points = [d for d in self.task.space.points if self._point(d) not in self.known]
         if len(points) > _ASKED:
             points = self._random.sample(points, _ASKED)
-        scores = np.full(len(points), _UNKNOWN_SPEED)
         if self.speed.is_warm and points:
-            scores = np.sort(self.speed.score(self.task, points))[::-1]
-        threshold = best / rival
-        more = self._outlook.expected_best(scores[:count], threshold)
-        return more / (threshold + more)
+            return np.sort(self.speed.score(self.task, points))[::-1]
+        return np.full(len(points), _UNKNOWN_SPEED)
 
     def batch(
         self, count: int, seeds: Sequence[Mapping[str, int]] = ()
@@ -237,7 +252,7 @@ class TaskSearch:
         """
         space = self.task.space
         if self.lacks_default:
-            proposed = [candidate(space, space.default)]
+            proposed = [candidate(space, d) for d in self.opening[:count]]
         else:
             fitting = [d for d in seeds if space.contains(d) and self._point(d) not in self.known]
             proposed = [candidate(space, d) for d in fitting[:count]] or self._propose(count)

@@ -40,19 +40,28 @@ class SpeedModel:
         self._rows: list[list[float]] = []
         self._seconds: list[float] = []  # infinite for a failure
         self._tasks: list[tuple[Any, ...]] = []
+        self._known: dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]] = {}
         self._booster: Any = None
+        self._is_fitted = True
 
     def learn(self, task: Task, samples: Sequence[tuple[Mapping[str, int], float]]) -> None:
-        """Add measured (decisions, seconds) of `task` and fit again."""
-        if not samples:
-            return
+        """Add measured (decisions, seconds) of `task`."""
         for decisions, seconds in samples:
-            self._rows.append(_features(task, decisions))
+            self._rows.extend(self._features(task, [decisions]))
             self._seconds.append(seconds)
             self._tasks.append(task.key)
-        self._fit()
+            self._is_fitted = False
+
+    @property
+    def learned(self) -> int:
+        """How many samples it has learned from; scores change only with it."""
+        return len(self._rows)
 
     def _fit(self) -> None:
+        """Fit again if there is more to learn from than before: only when somebody asks."""
+        if self._is_fitted:
+            return
+        self._is_fitted = True
         seconds = np.array(self._seconds)
         if not np.isfinite(seconds).any():
             return
@@ -60,7 +69,8 @@ class SpeedModel:
         for task, value in zip(self._tasks, self._seconds, strict=True):
             fastest[task] = min(value, fastest.get(task, math.inf))
         best = np.array([fastest[task] for task in self._tasks])
-        speed = np.where(np.isfinite(seconds), best / seconds, 0.0)
+        speed = np.zeros_like(seconds)
+        np.divide(best, seconds, out=speed, where=np.isfinite(seconds))
         settings = {
             "objective": "reg:squarederror",
             "max_depth": 6,
@@ -74,6 +84,7 @@ class SpeedModel:
     @property
     def is_warm(self) -> bool:
         """Whether scores are predictions."""
+        self._fit()
         return len(self._rows) >= WARM_UP and self._booster is not None
 
     def score(self, task: Task, points: Sequence[Mapping[str, int]]) -> np.ndarray:
@@ -81,14 +92,24 @@ class SpeedModel:
         known."""
         if not self.is_warm:
             return np.array([1 / (1 + task.space.cost(d)) for d in points])
-        rows = np.array([_features(task, d) for d in points], dtype=np.float32)
+        rows = np.array(self._features(task, points), dtype=np.float32)
         predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
         return predicted.astype("float64")
 
-
-def _features(task: Task, decisions: Mapping[str, int]) -> list[float]:
-    knobs = [float(decisions[name]) for name in task.space.knobs]
-    return [*workload_features(task.workload), *knobs, *task.space.features(decisions).values()]
+    def _features(self, task: Task, points: Sequence[Mapping[str, int]]) -> list[list[float]]:
+        """The rows of these points, each computed once: a run asks for the same ones after every
+        batch."""
+        known = self._known.setdefault(task.key, {})
+        shape = workload_features(task.workload)
+        found = []
+        for decisions in points:
+            point = tuple(decisions[name] for name in task.space.knobs)
+            row = known.get(point)
+            if row is None:
+                row = [*shape, *map(float, point), *task.space.features(decisions).values()]
+                known[point] = row
+            found.append(row)
+        return found
 
 
 @derived_object

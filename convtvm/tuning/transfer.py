@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 
 from convtvm import records
 from convtvm.errors import ConvtvmError
 from convtvm.records import TuningRecord
 from convtvm.similarity import distance
-from convtvm.targets import resolve
+from convtvm.targets import is_near
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
@@ -50,7 +49,7 @@ class Neighbours:
             own = place == (task.target.name, task.target.threads)
             current = record.template == task.template_version
             made = bool(record.run_secs) and record.threads > 0
-            if made and current and not own and _is_alike(record.target, task):
+            if made and current and not own and is_near(record.target, task.target):
                 places.setdefault(place, []).append(record)
         if not places:
             return []
@@ -105,18 +104,3 @@ class Neighbours:
             if own and workload not in without:
                 found.append((workload, own))
         return sorted(found, key=lambda item: distance(item[0], task.workload))
-
-
-def _is_alike(target: str, task: Task) -> bool:
-    """Whether templates see the same device in this target, apart from its threads."""
-    return target == task.target.name or _vectors(target) == _vectors(task.target.name)
-
-
-@cache
-def _vectors(target: str) -> tuple[str, int, int] | str:
-    """Kind, lanes and registers of a target; its name if it cannot be read."""
-    try:
-        found = resolve(target, 1)
-    except ConvtvmError:
-        return target
-    return found.kind, found.lanes, found.registers

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convtvm import __version__, records
+from convtvm.choices import Choice, choose
 from convtvm.errors import BuildError, ConvtvmError, TargetError, WorkloadError
 from convtvm.measure import remote
 from convtvm.measure.client import Zygote
@@ -24,13 +25,13 @@ from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task, tasks_of
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
-from convtvm.tuning.progress import Listener, TaskProgress, TuningSummary
+from convtvm.tuning.progress import LATE, Listener, TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch
 from convtvm.tuning.speed import SpeedModel
 from convtvm.tuning.transfer import Neighbours
 from convtvm.workload import ConvWorkload
 
-_BUILT_AHEAD = 16  # default candidates built together
+_BUILT_AHEAD = 16  # tasks whose first candidates are built together
 
 
 def tune(
@@ -54,7 +55,8 @@ def tune(
 
     `trials` is the most for a task (workload x algorithm) and includes those already in the log, so
     a second call resumes; a task that cannot become its workload's best any more gets fewer. The
-    default decisions are always measured first. `total_trials` (of this call) and `time_limit`
+    default decisions are always measured first, of each workload's most promising algorithms before
+    those of others. `total_trials` (of this call) and `time_limit`
     (seconds) are shared by all tasks: what comes next is what is expected to save the most time. A
     workload is done when the model expects less than `min_gain` per cent from more trials. With
     `confirm`, the best candidates are measured again in an exported library, and that time counts;
@@ -83,6 +85,7 @@ def tune(
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
+    summary.time_limit, summary.total_trials = time_limit, total_trials
     writer = LogWriter(path)
     started = time.monotonic()
     budget = Budget(started, time_limit, total_trials, min_gain / 100)
@@ -142,7 +145,8 @@ class _Session:
         self.budget = budget
         self.device = summary.tasks[0].task.target.device_name() if summary.tasks else ""
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
-        self.neighbours = Neighbours([*old, *records.load(records.shipped_logs())[0]])
+        history = [*old, *records.load(records.shipped_logs())[0]]
+        self.neighbours = Neighbours(history)
         models: dict[str, SpeedModel] = {}
         self.contenders = []
         for progress in summary.tasks:
@@ -156,6 +160,30 @@ class _Session:
             model, trials = models[task.algorithm_name], records.judged(known)
             search = TaskSearch(task, model, None, trials, seed)
             self.contenders.append(Contender(progress, search))
+        self._rank(choose([c.search.task for c in self.contenders], history))
+
+    def _rank(self, choices: Sequence[Choice]) -> None:
+        """Order the tasks: every workload's likely winner, then every second, as far as the log or
+        else the number of multiplications tells; the most expensive first.
+
+        The likely winners get the decisions that the log suggests for them as favourites.
+        """
+        ranks = {c.task: c.rank() for c in choices}
+        last = (3, 0.0, 0.0)  # known to fail
+        rivals: dict[ConvWorkload, list[tuple[int, float, float]]] = {}
+        for task in (c.search.task for c in self.contenders):
+            rivals.setdefault(task.workload, []).append(ranks.get(task, last))
+
+        def order(contender: Contender) -> tuple[int, float]:
+            task = contender.search.task
+            place = sorted(rivals[task.workload]).index(ranks.get(task, last))
+            return place, -task.workload.multiplicity * task.workload.flops
+
+        self.contenders.sort(key=order)
+        suggested = {c.task: c.decisions for c in choices if c.source}
+        for contender in self.contenders:
+            if order(contender)[0] == 0:
+                contender.search.favourite = suggested.get(contender.search.task)
 
     def _model(self, task: Task, seed: int) -> SpeedModel:
         """A model that has learned from the log what it holds of other shapes."""
@@ -201,19 +229,32 @@ class _Session:
     def _tune(self, zygote: Zygote) -> None:
         """The defaults of all tasks, then whatever promises the most."""
         with self._timed("defaults"):
-            waiting = [c.search for c in self.contenders if c.search.lacks_default]
-            while waiting and time.monotonic() < zygote.deadline:
-                some, waiting = waiting[:_BUILT_AHEAD], waiting[_BUILT_AHEAD:]
-                build_ahead([(s.bench, s.task.space.default) for s in some], zygote)
+            going = self._defaults(zygote)
         with self._timed("search"):
-            while (chosen := self.budget.choose(self.contenders)) is not None:
-                if time.monotonic() >= zygote.deadline:
-                    self.summary.stopped = "time limit reached"
-                    return
-                if not self._batch(chosen, zygote.deadline):
-                    return
+            while going and (chosen := self.budget.choose(self.contenders)) is not None:
+                going = self._has_time(zygote) and self._batch(chosen, zygote.deadline)
         if self.budget.is_spent:
             self.summary.stopped = "all trials of the budget done"
+
+    def _defaults(self, zygote: Zygote) -> bool:
+        """Measure what was never measured; False if there is nothing more to measure with."""
+        waiting = [c for c in self.contenders if c.search.lacks_default and c.progress.is_open]
+        while waiting:
+            some, waiting = waiting[:_BUILT_AHEAD], waiting[_BUILT_AHEAD:]
+            if not self._has_time(zygote):
+                return False
+            build_ahead([(c.search.bench, c.search.opening) for c in some], zygote)
+            for contender in some:
+                if self.budget.is_spent:
+                    return True
+                if not self._has_time(zygote) or not self._batch(contender, zygote.deadline):
+                    return False
+        return True
+
+    def _has_time(self, zygote: Zygote) -> bool:
+        if time.monotonic() >= zygote.deadline:
+            self.summary.stopped = LATE
+        return not self.summary.stopped
 
     def _batch(self, contender: Contender, deadline: float) -> bool:
         """One batch of a task; False if no device is left to measure on."""
