@@ -67,7 +67,7 @@ class Planted:
         return self.task.pack()
 
     def instantiate(self, decisions: Decisions) -> tvm.IRModule:
-        _DEEDS[self.deed]()
+        DEEDS[self.deed]()
         return self.task.instantiate(decisions)
 
 
@@ -100,7 +100,7 @@ def _leave_a_child() -> None:
         time.sleep(1000)
 
 
-_DEEDS: dict[str, Callable[[], object]] = {
+DEEDS: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "abort": os.abort,

@@ -6,11 +6,14 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+from faulty import CANDIDATES, Faulty
 from support import Planted
 from test_zygote import PATH, children, eventually
 
@@ -21,6 +24,7 @@ from convtvm.measure.workbench import Workbench
 from convtvm.records import LogWriter, TuningRecord
 from convtvm.targets import resolve
 from convtvm.task import Task
+from convtvm.tuning import tuner
 from convtvm.tuning.search import candidate
 from convtvm.workload import ConvWorkload
 
@@ -67,6 +71,68 @@ def test_faults_cost_their_own_candidates(
         assert bool(trial.run_secs) == (kind == ""), (deed, trial)
     assert capfd.readouterr() == ("", "")
     assert eventually(lambda: children(zygote) == [])
+
+
+# What becomes of each candidate of tests/faulty.py: kind, part of the first true line.
+BUILT = {
+    "segfault": ("crash", "killed by SIGSEGV"),
+    "abort": ("crash", "killed by SIGABRT"),
+    "exit": ("crash", "exited with status 3"),
+    "hang": ("build_timeout", "no library after 6 s"),
+    "memory": ("instantiate", "MemoryError"),
+    "raise": ("instantiate", "ValueError: the first line"),
+}
+RAN = {
+    "segfault": ("crash", "killed by SIGSEGV"),
+    "abort": ("crash", "killed by SIGABRT"),
+    "exit": ("crash", "exited with status 3"),
+    "hang": ("run_timeout", "no result after 6 s"),
+    "memory": ("crash", "killed by SIGSEGV"),  # malloc gives none, and the kernel writes there
+    "lie": ("wrong_answer", "relative error 1.0e+00"),
+}
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_faults_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Crashes, hangs, exits, garbage, lies and hunger, while building and running, the default
+    first of all: each is in the log by its true name, and the best of the others wins."""
+    monkeypatch.setenv("PYTHONPATH", PATH)
+    monkeypatch.setattr(client, "BUILD_SECONDS", 6.0)
+    monkeypatch.setattr(client, "RUN_SECONDS", 6.0)
+    task = Faulty(TASK.workload, "direct", TASK.target)
+    monkeypatch.setattr(tuner, "tasks_of", lambda *_: [task])
+    helpers: set[psutil.Process] = set()
+
+    def listener(*_: object) -> None:
+        helpers.update(psutil.Process().children(recursive=True))
+
+    log = tmp_path / "x.jsonl"
+    summary = tuner.tune([task.workload], task.target, log=log, listener=listener)
+    assert capfd.readouterr() == ("", "")
+    assert helpers and eventually(lambda: not any(helper.is_running() for helper in helpers))
+    found, problems = records.load([log])
+    trials = [r for r in found if not r.confirmed]
+    assert not problems and trials[0].decisions == task.space.default == {"deed": 0}
+    assert sorted(r.decisions["deed"] for r in trials) == list(range(len(CANDIDATES)))
+    expected = Counter[str]()
+    for record in trials:
+        built, ran = CANDIDATES[record.decisions["deed"]]
+        kind, message = BUILT.get(built) or RAN.get(ran) or ("", "")
+        assert record.error.get("kind", "") == kind, (built, ran, record)
+        assert message in record.error.get("message", ""), (built, ran, record)
+        assert bool(record.run_secs) == (not kind), (built, ran, record)
+        expected[kind] += 1
+    works = expected.pop("")
+    assert works == 3 and summary.failures == expected and summary.stopped == ""
+    firsts = {r.error["kind"]: r.error["message"] for r in reversed(trials) if r.error}
+    assert summary.first_failures == firsts
+    (progress,) = summary.tasks
+    assert progress.default and progress.default.error == trials[0].error
+    assert progress.best and progress.best.confirmed and progress.best.run_secs
+    again = tuner.tune([task.workload], task.target, log=log)
+    assert (again.measured, again.reused) == (0, len(CANDIDATES))
 
 
 # ---- logs ----------------------------------------------------------------------------------------
