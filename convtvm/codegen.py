@@ -23,6 +23,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
+from convtvm import prefetch
 from convtvm.cuda import device_code
 from convtvm.errors import BuildError
 from convtvm.targets import CompileTarget
@@ -82,7 +83,8 @@ def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     passes, _, _ = s_tir_pipeline.default_s_tir_pipeline()
     # LLVM eliminates common subexpressions itself; TVM's pass takes a third of the lowering.
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
-        return passes(tirx.transform.BindTarget(target.with_host(target))(mod))
+        lowered = passes(tirx.transform.BindTarget(target.with_host(target))(mod))
+    return prefetch.insert(lowered)
 
 
 def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module:

@@ -42,6 +42,7 @@ LAYERS = {
     "convtvm.cuda.nvrtc": 3,
     "convtvm.cuda.cubin": 3,
     "convtvm.cuda.device_code": 3,
+    "convtvm.prefetch": 3,
     "convtvm.codegen": 3,
     "convtvm.cuda.codegen": 3,
     "convtvm.task": 3,
@@ -85,7 +86,8 @@ ALSO = {
     "convtvm.targets": {"convtvm.errors", "convtvm.workload", "convtvm.cpu", "convtvm.cuda.gpu"},
     "convtvm.cuda.algorithms": {"convtvm.algorithms"},
     "convtvm.cuda.cubin": {"convtvm.cuda.nvrtc"},
-    "convtvm.codegen": {"convtvm.cuda.device_code"},
+    "convtvm.prefetch": {"schedules.cpu.registers"},
+    "convtvm.codegen": {"convtvm.cuda.device_code", "convtvm.prefetch"},
     "convtvm.cuda.instructions": {"schedules.cuda.mma"},
     "convtvm.cuda.codegen": {
         "convtvm.codegen",

@@ -11,6 +11,10 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from schedules.knobs import Decisions
 
+# Annotation of a loop over register tiles that read the same elements of the weight: how many these
+# are, and how much further the next ones lie. Lowering makes it prefetches.
+PREFETCH = "convtvm.prefetch"
+
 _MAX_TERMS = 768  # of one partial sum
 
 

@@ -6,10 +6,13 @@ weight streams from further away; workspace does not grow with the image.
 
 from __future__ import annotations
 
+import math
+
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from schedules.cpu.registers import (
+    PREFETCH,
     CpuModel,
     extents,
     fits,
@@ -21,7 +24,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 2
+VERSION = 3
 COMPUTE_KNOBS = ("panel_h", "panel_w")
 
 _MAX_PANEL = 64  # tiles
@@ -47,6 +50,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "gemm_at_oc": (0, 1),
         # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x channels
         "input_first": (0, 1),
+        # 1: the next block of the weight comes from memory while the tiles of a panel use this one
+        "prefetch": (0, 1),
     }
     smallest_panel = min(8, grid_h * grid_w)
 
@@ -63,6 +68,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             # Tiles are numbered row by row: a panel must be one run of numbers.
             and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
             and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
+            and (d["prefetch"] == 0 or panel > d["tile_p"])
         )
 
     def is_worthwhile(d: Decisions) -> bool:
@@ -85,7 +91,11 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         # Every panel streams the whole packed weight, and spills when it outgrows the cache.
         weight = 0.5 * 8 / panel
         cache = max(0.0, footprint(d) / cpu.l2_bytes - 0.6)
-        return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"]
+        return (
+            (1 + rounding(d)) * (tile + weight + cache)
+            + 0.01 * d["input_first"]
+            - 0.05 * d["prefetch"]
+        )
 
     def features(d: Decisions) -> dict[str, float]:
         panel = d["panel_h"] * d["panel_w"]
@@ -180,6 +190,12 @@ def _multiply(sch: Schedule, d: Decisions) -> None:
     sch.reorder(e, f, co, po, io, ii, *tile, cb)
     write = sch.cache_write(gemm, 0, "global")
     sch.reverse_compute_at(write, po, preserve_unit_loops=True)
+    if d["prefetch"]:
+        _, _, chunks, *chunk = sch.mod["main"].params[1].shape
+        block = d["tile_oc"] * math.prod(map(int, chunk))
+        # Next come the same channels of another product, or other channels of the same one.
+        distance = block // d["tile_oc"] * int(chunks) if d["gemm_at_oc"] else block
+        sch.annotate(po, PREFETCH, [block, distance])
     sch.vectorize(cb)
     for loop in tile:
         sch.unroll(loop)

@@ -1,0 +1,111 @@
+"""Software prefetch: while register tiles reuse a block of the packed weight, the next one comes.
+
+A kernel reads a block of the weight once for every register tile. The first reading waits for
+memory and the others do not: the core is idle first, the memory afterwards, and the processor's own
+prefetcher looks ahead a page at most. Fetching the next block in small parts during all readings
+evens that out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import TensorLoad, Var
+from tvm.tirx import For, ForKind
+
+from schedules.cpu.registers import PREFETCH
+
+_BUFFER = "weight"
+_LINE = 16  # elements of a cache line
+_READ, _INTO_L2, _DATA = (tirx.const(i, "int32") for i in (0, 2, 1))  # of llvm.prefetch
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="convtvm.Prefetch")
+def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    """`func`, lowered to flat buffers, with fetches in the loops that schedules have annotated."""
+
+    def on_for(loop: For) -> For:
+        value = (loop.annotations or {}).get(PREFETCH)
+        return loop if value is None else _fetching(loop, *map(int, value))
+
+    return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The body of `loop`; `position` numbers its `iterations` under the loops around it."""
+
+    loop: For
+    iterations: int
+    position: tirx.PrimExpr
+
+
+def _fetching(tiles: For, block: int, distance: int) -> For:
+    """`tiles`, which reads `block` elements of the weight again and again, fetching those
+    `distance` further, a part each time."""
+    loads = _loads(tiles)
+    if not loads:
+        return tiles
+    lines = -(-block // _LINE)
+    place = _place(tiles, lines)
+    each = -(-lines // place.iterations)
+    start = _at_start(loads[0].indices[0].base, tiles) + distance + place.position * (each * _LINE)
+    fetches = [_fetch(loads[0].source, start + i * _LINE) for i in range(each)]
+
+    def on_for(loop: For) -> For:
+        if not loop.loop_var.same_as(place.loop.loop_var):
+            return loop
+        body = tirx.SeqStmt([*fetches, loop.body])
+        return For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
+
+    return tvm_ffi.structural_map(tiles, [(For, on_for)], order="post")
+
+
+def _place(tiles: For, lines: int) -> _Place:
+    """The innermost loop around all reading that has no more iterations than `lines`."""
+    place = _Place(tiles, int(tiles.extent), tiles.loop_var)
+    while True:
+        reading = [loop for loop in _loops(place.loop.body) if _loads(loop)]
+        if not reading or len(_loads(reading[0])) < len(_loads(place.loop)):
+            return place
+        loop, iterations = reading[0], place.iterations * int(reading[0].extent)
+        if loop.kind != ForKind.SERIAL or iterations > lines:
+            return place
+        place = _Place(loop, iterations, place.position * loop.extent + loop.loop_var)
+
+
+def _loops(node: object) -> list[For]:
+    found: list[For] = []
+    tvm_ffi.structural_walk(node, (For, found.append), order="pre")
+    return found
+
+
+def _loads(node: object) -> list[TensorLoad]:
+    """Vector loads of the weight."""
+    found: list[TensorLoad] = []
+
+    def on_load(load: TensorLoad) -> None:
+        if load.source.name == _BUFFER and isinstance(load.indices[0], tirx.Ramp):
+            found.append(load)
+
+    tvm_ffi.structural_walk(node, (TensorLoad, on_load), order="pre")
+    return found
+
+
+def _at_start(index: tirx.PrimExpr, tiles: For) -> tirx.PrimExpr:
+    """`index` in the first iteration of `tiles` and all loops inside."""
+    inside = [tiles.loop_var, *(loop.loop_var for loop in _loops(tiles.body))]
+
+    def on_var(var: Var) -> tirx.PrimExpr:
+        return tirx.const(0, "int32") if any(var.same_as(v) for v in inside) else var
+
+    return tvm_ffi.structural_map(index, [(Var, on_var)], order="post")
+
+
+def _fetch(buffer: Var, index: tirx.PrimExpr) -> tirx.Evaluate:
+    address = tirx.address_of(tirx.BufferLoad(buffer, [index]))
+    return tirx.Evaluate(
+        tirx.call_llvm_intrin("void", "llvm.prefetch", address, _READ, _INTO_L2, _DATA)
+    )

@@ -1,0 +1,101 @@
+"""Software prefetch: what is fetched, when, and that machine code does it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call, Var
+from tvm.sym import Analyzer
+from tvm.tirx import For
+
+from convtvm import codegen, prefetch
+from convtvm.targets import resolve
+from convtvm.task import Task
+from convtvm.workload import ConvWorkload
+
+# 5x5 tiles; one panel has three rows, so that tiles overhang below.
+W = ConvWorkload.parse("mb1ic16ih10oc24oh10kh3ph1")
+TASK = Task(W, "winograd:2", resolve("avx2", 1))
+TILING = {"panel_h": 3, "panel_w": 5, "tile_p": 5, "tile_oc": 1, "input_first": 0}
+
+
+def lowered(**changes: int) -> Any:
+    decisions = {**TILING, "gemm_at_oc": 1, "prefetch": 1, **changes}
+    assert TASK.space.contains(decisions)
+    return codegen.lower(TASK.instantiate(decisions), TASK.target.tvm)
+
+
+def found(node: Any, kind: type) -> list[Any]:
+    nodes: list[Any] = []
+    tvm_ffi.structural_walk(node, (kind, nodes.append), order="pre")
+    return nodes
+
+
+def fetches(node: Any) -> list[Any]:
+    """Indices into the weight, of the calls in `node`."""
+    calls = [c for c in found(node, Call) if c.op.name == "tirx.call_llvm_intrin"]
+    return [c.args[1].args[0].indices[0] for c in calls]
+
+
+def value(index: Any, at: dict[Var, int]) -> int:
+    def on_var(var: Var) -> Any:
+        return tirx.const(at[var], "int32")
+
+    constant = tvm_ffi.structural_map(index, [(Var, on_var)], order="post")
+    return int(Analyzer().simplify(constant))
+
+
+@pytest.mark.parametrize(
+    ("gemm_at_oc", "distance"), [(0, 16 * 8), (1, 3 * 16 * 8)], ids=["channels", "products"]
+)
+def test_the_next_block_is_fetched_whole(gemm_at_oc: int, distance: int) -> None:
+    """Every cache line of the block that is read next, and none twice; the last iterations may
+    reach into the one after it."""
+    mod = lowered(gemm_at_oc=gemm_at_oc)
+    around = [loop for loop in found(mod, For) if fetches(loop)]
+    outside = {loop.loop_var: 0 for loop in around}
+    inner = around[-2:]
+    assert [int(loop.extent) for loop in inner] == [3, 2]  # register tiles, channel blocks
+    elements = [
+        value(index, {**outside, inner[0].loop_var: p, inner[1].loop_var: i})
+        for p, i in itertools.product(range(3), range(2))
+        for index in fetches(inner[1])
+    ]
+    block = 16 * 8
+    lines = {(e - distance) // 16 for e in elements}
+    assert set(range(block // 16)) <= lines and len(lines) == len(elements)
+    assert all(e % 16 == 0 for e in elements)
+    assert len(elements) < block // 16 + 6  # as many for each of six iterations
+
+
+@pytest.mark.parametrize("changes", [{"prefetch": 0}, {"prefetch": 0, "panel_h": 1}])
+def test_nothing_is_fetched_unasked(changes: dict[str, int]) -> None:
+    assert fetches(lowered(**changes)) == []
+
+
+def test_a_single_register_tile_has_no_time_to_fetch() -> None:
+    assert not TASK.space.contains({**TILING, "gemm_at_oc": 1, "prefetch": 1, "panel_h": 1})
+
+
+def test_machine_code_fetches() -> None:
+    module = codegen.compile_lowered(lowered(), TASK.target.tvm)
+    assert "prefetcht1" in module.inspect_source("asm")
+
+
+def test_a_loop_that_reads_no_weight_stays() -> None:
+    func = lowered(prefetch=0)["main"]
+    loop = found(func, For)[0]
+    bare = For(
+        loop.loop_var,
+        loop.min,
+        loop.extent,
+        loop.kind,
+        tirx.Evaluate(tirx.const(0, "int32")),
+        annotations={prefetch.PREFETCH: [16, 16]},
+    )
+    changed = prefetch.insert(codegen.merge({"main": func.with_body(bare)}))
+    assert fetches(changed) == []
