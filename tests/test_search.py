@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stubs import (
+    LARGE,
+    SMALL,
+    TARGET,
+    Decisions,
+    Point,
+    StubBench,
+    point,
+    stub_measuring,
+    synthetic_seconds,
+)
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.runner import RunnerResult
@@ -19,7 +29,6 @@ from convtvm import records
 from convtvm.errors import ConvtvmError, LogError, WorkloadError
 from convtvm.measure.workbench import Trial
 from convtvm.records import LogWriter, TuningRecord
-from convtvm.targets import resolve
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
 from convtvm.tuning import search
 from convtvm.tuning.progress import TaskProgress, TuningSummary
@@ -27,13 +36,6 @@ from convtvm.tuning.search import TaskSearch, candidate, make_context
 from convtvm.tuning.speed import KnobCostModel, SpeedModel, workload_features
 from convtvm.tuning.tuner import tune
 from convtvm.workload import ConvWorkload
-
-TARGET = resolve("avx2", 1)
-LARGE = ConvWorkload.parse("mb1ic64ih56oc64oh56kh3ph1")
-SMALL = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
-
-Decisions = Mapping[str, int]
-Point = tuple[int, ...]
 
 
 def large() -> Task:
@@ -44,61 +46,15 @@ def small() -> Task:
     return Task(SMALL, "direct", TARGET)
 
 
-def point(decisions: Decisions) -> Point:
-    return tuple(decisions.values())
-
-
-def synthetic_seconds(task: Task, decisions: Decisions) -> float:
-    """Fastest where every knob is in the middle of its values; the knobs matter by their ratio."""
-    middle = {name: values[len(values) // 2] for name, values in task.space.knobs.items()}
-    distance = sum(abs(math.log2((decisions[k] + 1) / (middle[k] + 1))) for k in middle)
-    return 1e-3 * (1 + distance) * (LARGE.macs / task.workload.macs) ** -0.5
-
-
 def rank(task: Task, decisions: Decisions) -> int:
     """How many points are faster."""
     seconds = synthetic_seconds(task, decisions)
     return sum(synthetic_seconds(task, p) < seconds for p in task.space.points)
 
 
-class StubBench:
-    """In the place of the Workbench: synthetic times at once, except for what has to fail.
-
-    Each test has a subclass of its own, see the fixture.
-    """
-
-    measured: list[tuple[tuple[Any, ...], Point]]
-    failures: dict[Point, str]
-    interrupt_after: float
-
-    def __init__(self, task: Task, zygote: object) -> None:
-        self.task = task
-
-    def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
-        for made in candidates:
-            decisions = decisions_of(made.sch.mod)
-            if len(self.measured) >= self.interrupt_after:
-                raise KeyboardInterrupt
-            self.measured.append((self.task.key, point(decisions)))
-            kind = self.failures.get(point(decisions), "")
-            if kind:
-                yield RunnerResult(None, kind), Trial(kind=kind, message="planted")
-            else:
-                secs = [synthetic_seconds(self.task, decisions)]
-                yield RunnerResult(secs, None), Trial(secs, 1e-7, 4096)
-
-
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
-    class Bench(StubBench):
-        measured: list[tuple[tuple[Any, ...], Point]] = []  # noqa: RUF012
-        failures: dict[Point, str] = {}  # noqa: RUF012
-        interrupt_after = math.inf
-
-    monkeypatch.setattr(search, "Workbench", Bench)
-    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda farm: contextlib.nullcontext())
-    monkeypatch.setattr("convtvm.tuning.tuner.build_ahead", lambda benches, zygote: None)
-    return Bench
+    return stub_measuring(monkeypatch)
 
 
 def search_of(task: Task, old: Sequence[TuningRecord] = (), seed: int = 0) -> TaskSearch:
@@ -466,13 +422,10 @@ def test_hopeless_tasks_wait(
     """An algorithm far behind the workload's best is tuned after the others."""
     task = Task(SMALL, "winograd:2", TARGET)
 
-    def slow(self: StubBench, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
-        for _ in candidates:
-            bench.measured.append((self.task.key, ()))
-            secs = [1.0 if self.task.key == task.key else 1e-3]
-            yield RunnerResult(secs, None), Trial(secs, 1e-7, 0)
+    def slow(self: StubBench, _: Decisions) -> Trial:
+        return Trial([1.0 if self.task.key == task.key else 1e-3], 1e-7, 0)
 
-    monkeypatch.setattr(bench, "measure", slow)
+    monkeypatch.setattr(bench, "trial", slow)
     log = tmp_path / "x.jsonl"
     tune_stub(log, trials=30, algorithms=["direct", "winograd:2"])
     rest = len(task.space.points) - 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Events:
     """Writes events to a file, `/dev/stderr` included. Raises LogError if it cannot be opened.
 
-    Each has `event` (trial, confirmed, ended, summary) and `time`, seconds since the epoch.
+    Each has `event` and `time`, seconds since the epoch; docs/events.md lists the others.
     """
 
     def __init__(self, path: Path) -> None:

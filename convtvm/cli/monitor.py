@@ -65,14 +65,18 @@ class Monitor:
         self._wanted[progress.task.key] = _wanted(progress)
         if record is not None and not record.run_secs:
             self.failed[progress.task.key] += 1
+        self.note_ended(summary)
+        if self.events is not None and record is not None:
+            self.events.trial(self, summary, progress, record)
+        self.show(summary, progress)
+
+    def note_ended(self, summary: TuningSummary) -> None:
+        """Tell of the tasks that have ended since; once more after the run, which may end so."""
         for p in summary.tasks:
             if p.ended and p.task.key not in self._ended:
                 self._ended.add(p.task.key)
                 self._wanted[p.task.key] = p.done
                 self.say_ended(summary, p)
-        if self.events is not None and record is not None:
-            self.events.trial(self, summary, progress, record)
-        self.show(summary, progress)
 
     def totals(self, summary: TuningSummary) -> tuple[int, int]:
         """(trials done, trials wanted) of all tasks, as far as their spaces are known."""

@@ -177,6 +177,7 @@ def tune(
             tracker=tracker,
             key=key,
         )
+        listener.note_ended(summary)
         document = _document(summary, resolved, layout, listener)
         if listener.events is not None:
             listener.events.summary(document)

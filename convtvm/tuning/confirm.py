@@ -12,11 +12,11 @@ from convtvm.measure.jobs import Limits, RunJob
 from convtvm.measure.workbench import Trial, trial_of, write_problem
 from convtvm.records import TuningRecord
 from convtvm.task import Task
-from convtvm.tuning.progress import TaskProgress
+from convtvm.tuning.progress import CALL_SECONDS, TaskProgress
 from convtvm.workload import ConvWorkload
 
 CLOSE = 1.1  # times the workload's best: candidates that may turn out to be faster
-_DISAPPOINTING = 1.25  # times its time while tuning: others may then be faster
+_DISAPPOINTING = 1.25  # times its time while tuning, without the call: others may be faster
 _EACH = 2  # of a task at once
 _ROUNDS = 3
 
@@ -45,7 +45,7 @@ def _limit(leader: TaskProgress) -> float:
     assert leader.best is not None
     if not leader.best.confirmed:
         return CLOSE * leader.best.seconds
-    seconds = leader.best.seconds / _DISAPPOINTING
+    seconds = (leader.best.seconds - CALL_SECONDS) / _DISAPPOINTING
     return seconds if leader.drift and seconds > leader.drift[0] else 0.0
 
 

@@ -15,7 +15,7 @@ from convtvm.task import Task
 from convtvm.workload import ConvWorkload
 
 LATE = "time limit reached"
-_CALL = 1e-5  # seconds that a plan's call may take beside the kernel
+CALL_SECONDS = 1e-5  # that a plan's call may take beside the kernel
 
 
 @dataclass
@@ -107,7 +107,7 @@ class TuningSummary:
         """What makes the result less trustworthy than it looks."""
         found = []
         untried = any(not p.done for p in self.tasks)
-        if self.stopped == LATE and not self.searched and (self.measured or untried):
+        if self.stopped == LATE and (untried or (self.measured and not self.searched)):
             found.append(self._spent_on_defaults())
         if self.disturbed > 0.1 * self.measured:
             found.append(
@@ -127,7 +127,8 @@ class TuningSummary:
 
     def _spent_on_defaults(self) -> str:
         """What a time limit that ended before any search has left undone."""
-        text = "the time limit was spent on default decisions, nothing was searched"
+        text = "the time limit was spent on default decisions"
+        text += " and on what the log suggests" if self.searched else ", nothing was searched"
         missing = sum(not p.done for p in self.tasks)
         if missing:
             text += f"; {missing} of {len(self.tasks)} tasks were never measured"
@@ -138,7 +139,7 @@ class TuningSummary:
 
 
 def _differ(before: float, after: float) -> bool:
-    return abs(after - before) > _CALL and not 1 / 1.15 <= after / before <= 1.15
+    return abs(after - before) > CALL_SECONDS and not 1 / 1.15 <= after / before <= 1.15
 
 
 Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]

@@ -32,6 +32,7 @@ from convtvm.tuning.transfer import Neighbours
 from convtvm.workload import ConvWorkload
 
 _BUILT_AHEAD = 16  # tasks whose first candidates are built together
+_LAST = (3, 0.0, 0.0)  # the rank of what is known to fail
 
 
 def tune(
@@ -169,20 +170,27 @@ class _Session:
         The likely winners get the decisions that the log suggests for them as favourites.
         """
         ranks = {c.task: c.rank() for c in choices}
-        last = (3, 0.0, 0.0)  # known to fail
-        rivals: dict[ConvWorkload, list[tuple[int, float, float]]] = {}
+        rivals: dict[ConvWorkload, list[Task]] = {}
         for task in (c.search.task for c in self.contenders):
-            rivals.setdefault(task.workload, []).append(ranks.get(task, last))
+            rivals.setdefault(task.workload, []).append(task)
+
+        def likely(task: Task) -> tuple[Any, ...]:
+            names = {rival.algorithm_name for rival in rivals[task.workload]}
+            family, _, variant = task.algorithm_name.partition(":")
+            # Of equals, a variant made for such shapes comes before its family's general one.
+            return ranks.get(task, _LAST), not (variant and family in names)
+
+        ordered = (sorted(tasks, key=likely) for tasks in rivals.values())
+        places = {task: place for tasks in ordered for place, task in enumerate(tasks)}
 
         def order(contender: Contender) -> tuple[int, float]:
             task = contender.search.task
-            place = sorted(rivals[task.workload]).index(ranks.get(task, last))
-            return place, -task.workload.multiplicity * task.workload.flops
+            return places[task], -task.workload.multiplicity * task.workload.flops
 
         self.contenders.sort(key=order)
         suggested = {c.task: c.decisions for c in choices if c.source}
         for contender in self.contenders:
-            if order(contender)[0] == 0:
+            if places[contender.search.task] == 0:
                 contender.search.favourite = suggested.get(contender.search.task)
 
     def _model(self, task: Task, seed: int) -> SpeedModel:
