@@ -83,7 +83,7 @@ def bench(
         errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
         measured = {
             name: Measured(seconds, errors[name], workspace.get(name), disturbed)
-            for name, (seconds, disturbed) in _interleave(runs, repeat, library.threads).items()
+            for name, (seconds, disturbed) in interleave(runs, repeat, library.threads).items()
         }
         yield BenchRow(
             workload=w,
@@ -97,7 +97,7 @@ def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
     return lambda: plan(data, out=out)
 
 
-def _interleave(
+def interleave(
     runs: Mapping[str, Callable[[], Any]], repeat: int, threads: int
 ) -> dict[str, tuple[float, bool]]:
     """Median seconds of each and whether too many calls were disturbed: in rounds, one call each.

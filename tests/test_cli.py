@@ -143,6 +143,11 @@ def test_source_is_refused(
         ([LINE, "--threads", "0"], ["--threads"]),
         ([LINE, "--time-limit", "nan"], ["--time-limit", "seconds above 0"]),
         ([LINE, "--layout", "CHWN"], ["--layout", "CHWN", "NHWC"]),
+        (
+            [LINE, "--target", "cuda:sm_90", "--tracker", "127.0.0.1:1", "--key", "k"],
+            ["only CPUs", "on its own machine"],
+        ),
+        ([LINE, "--tracker", "127.0.0.1:1"], ["--tracker and --key belong together"]),
         ([LINE, "--tirals", "3"], ["--tirals", "convtvm tune --help"]),
         ([], ["SOURCE"]),
     ],

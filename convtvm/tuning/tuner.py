@@ -82,6 +82,11 @@ def tune(
         )
     if (tracker is None) != (key is None):
         raise ConvtvmError("tracker and key belong together, expected both or neither")
+    if tracker and resolved.kind != "cpu":
+        raise TargetError(
+            f"target {resolved.name!r}: through a tracker only CPUs are tuned; tune a GPU on its "
+            "own machine"
+        )
     farm = remote.find(tracker, key) if tracker and key else None
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
