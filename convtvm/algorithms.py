@@ -175,16 +175,17 @@ def _winograd_additions(w: ConvWorkload, m: int) -> int:
 
 def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions, m: int) -> int:
     """The padded copy in whole vectors, and V and M of one panel for each thread."""
-    tiling, vector = winograd.Tiling.of(w, m), 4 * cpu.lanes
+    tiling = winograd.Tiling.of(w, m)
     grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
-    alpha_h, alpha_w, oc_chunks, ic_chunks = winograd.packed_weight_shape(w, m, cpu.lanes)[:4]
+    alpha_h, alpha_w, oc_chunks, ic_chunks, *blocks = winograd.packed_weight_shape(w, m, cpu.lanes)
+    ic_vector, oc_vector = (4 * block for block in blocks)
     rows, cols = grid_h * tiling.rows.m + w.kh - 1, grid_w * tiling.cols.m + w.kw - 1
     tiles, panel = w.n * grid_h * grid_w, d["panel_h"] * d["panel_w"]
 
-    tile = alpha_h * alpha_w * vector
-    pad = w.n * ic_chunks * rows * cols * vector
-    v = tile * ic_chunks * (tiles if d["input_first"] else panel)
-    gemm = tile * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
+    elements = alpha_h * alpha_w
+    pad = w.n * ic_chunks * rows * cols * ic_vector
+    v = elements * ic_chunks * ic_vector * (tiles if d["input_first"] else panel)
+    gemm = elements * oc_vector * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
 
     turns = tiles // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
     if turns > 1:

@@ -103,11 +103,16 @@ def transform(
     return _select(index, results)
 
 
+def input_block(w: ConvWorkload, lanes: int) -> int:
+    """Channels of a vector of the input: a power of two, four for the three of an image."""
+    return min(lanes, 1 << (w.ic - 1).bit_length())
+
+
 def packed_weight_shape(w: ConvWorkload, m: int, lanes: int) -> tuple[int, ...]:
     """[alpha_h, alpha_w, oc_chunk, ic_chunk, ic_block, oc_block], channel counts rounded up."""
-    tiling = Tiling.of(w, m)
-    oc_chunks, ic_chunks = stages.ceil_div(w.oc, lanes), stages.ceil_div(w.ic, lanes)
-    return (tiling.rows.alpha, tiling.cols.alpha, oc_chunks, ic_chunks, lanes, lanes)
+    tiling, block = Tiling.of(w, m), input_block(w, lanes)
+    oc_chunks, ic_chunks = stages.ceil_div(w.oc, lanes), stages.ceil_div(w.ic, block)
+    return (tiling.rows.alpha, tiling.cols.alpha, oc_chunks, ic_chunks, block, lanes)
 
 
 def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
@@ -123,7 +128,7 @@ def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
     rows = te.compute((w.oc, w.ic, tiling.rows.alpha, w.kw), half, name="pack_rows")
 
     def element(e, f, co, io, ii, cb):
-        c, i = co * lanes + cb, io * lanes + ii
+        c, i = co * lanes + cb, io * shape[-2] + ii
         value = transform(tiling.cols.G, f, lambda kx: rows[c, i, e, kx], wide).astype(w.dtype)
         return te.if_then_else(tirx.all(c < w.oc, i < w.ic), value, tirx.const(0, w.dtype))
 
@@ -132,25 +137,25 @@ def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
 
 
 def _packed_input(
-    w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int, lanes: int
+    w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int, block: int
 ) -> te.Tensor:
-    """`data_pad` [n, ic_chunk, rows, cols, lanes]: zero-padded, channels blocked by vectors."""
+    """`data_pad` [n, ic_chunk, rows, cols, block]: zero-padded, channels blocked by vectors."""
     order = stages.LAYOUTS[layout]
 
     def element(n, io, y, x, ii):
-        c = io * lanes + ii
+        c = io * block + ii
         inside = tirx.all(
             y >= w.ph,
             y < w.ih + w.ph,
             x >= w.pw,
             x < w.iw + w.pw,
-            *([c < w.ic] if w.ic % lanes else []),
+            *([c < w.ic] if w.ic % block else []),
         )
         value = data[order(n, c, y - w.ph, x - w.pw)]
         return te.if_then_else(inside, value, tirx.const(0, w.dtype))
 
-    chunks = stages.ceil_div(w.ic, lanes)
-    return te.compute((w.n, chunks, rows, cols, lanes), element, name="data_pad")
+    chunks = stages.ceil_div(w.ic, block)
+    return te.compute((w.n, chunks, rows, cols, block), element, name="data_pad")
 
 
 def conv2d(
@@ -166,23 +171,23 @@ def conv2d(
     tiles = w.n * grid_h * grid_w
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, m, lanes)
-    alpha_h, alpha_w, oc_chunks, ic_chunks = shape[:4]
+    alpha_h, alpha_w, oc_chunks, ic_chunks, block, _ = shape
     weight = te.placeholder(shape, dtype, name="weight")
-    pad = _packed_input(w, data, layout, grid_h * m_h + w.kh - 1, grid_w * m_w + w.kw - 1, lanes)
+    pad = _packed_input(w, data, layout, grid_h * m_h + w.kh - 1, grid_w * m_w + w.kw - 1, block)
 
     def input_rows(io, p, e, x, ii):
         image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
         pixel = lambda y: pad[image, io, ty * m_h + y, tx * m_w + x, ii]  # noqa: E731
         return transform(tiling.rows.B_T, e, pixel, dtype)
 
-    rows = te.compute((ic_chunks, tiles, alpha_h, alpha_w, lanes), input_rows, name="input_rows")
+    rows = te.compute((ic_chunks, tiles, alpha_h, alpha_w, block), input_rows, name="input_rows")
 
     def input_tile(e, f, io, p, ii):
         return transform(tiling.cols.B_T, f, lambda x: rows[io, p, e, x, ii], dtype)
 
-    v = te.compute((alpha_h, alpha_w, ic_chunks, tiles, lanes), input_tile, name="data_transform")
+    v = te.compute((alpha_h, alpha_w, ic_chunks, tiles, block), input_tile, name="data_transform")
     io = te.reduce_axis((0, ic_chunks), "io")
-    ii = te.reduce_axis((0, lanes), "ii")
+    ii = te.reduce_axis((0, block), "ii")
 
     def product(e, f, co, p, cb):
         return te.sum(v[e, f, io, p, ii] * weight[e, f, co, io, ii, cb], axis=[io, ii])

@@ -36,8 +36,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     tile_h, tile_w = _tile(sch)
     _, _, height, width = extents(sch, "inverse")
     grid_h, grid_w = height // tile_h, width // tile_w
-    alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, _ = extents(sch, "bgemm")
-    ic, oc = ic_chunks * cpu.lanes, oc_chunks * cpu.lanes
+    alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, ic_block = extents(sch, "bgemm")
+    ic, oc = ic_chunks * ic_block, oc_chunks * cpu.lanes
     knobs = {
         "panel_h": tuple(p for p in range(1, 9) if p <= grid_h),
         "panel_w": tuple(
