@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convtvm.cli.output import (
+    chatter_on_stderr,
     json_option,
     labels,
     layout_option,
@@ -80,7 +81,8 @@ def bench(
     for problem in lib.problems:
         warn(problem)
     peak = measure_peak(resolved)
-    rows = list(run_bench(lib, chosen, repeat))
+    with chatter_on_stderr():
+        rows = list(run_bench(lib, chosen, repeat))
     if as_json:
         print_json(_document(rows, lib.target, lib.threads, peak))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -75,6 +76,21 @@ def without_torch() -> Iterator[None]:
     finally:
         if absent:
             del sys.modules["torch"]
+
+
+@contextlib.contextmanager
+def chatter_on_stderr() -> Iterator[None]:
+    """Let what libraries print on file descriptor 1 go to stderr: stdout is for results."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C libraries still hold
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 # ---- texts ---------------------------------------------------------------------------------------

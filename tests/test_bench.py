@@ -1,0 +1,107 @@
+"""`convtvm bench`: the table and the document, beside peers that stand in for the optional ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convtvm import peers
+from convtvm.bench import BenchRow, Measured
+from convtvm.cli import main
+from convtvm.cli.benching import bench as command
+from convtvm.cli.benching import geomean
+from convtvm.reference import conv2d_reference
+from convtvm.workload import ConvWorkload
+
+LINE = 'mb1ic8ih6oc8oh6kh3ph1n"tiny"'
+CHATTER = b"The device supports everything\n"
+
+
+def slow_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> dict[str, peers.Run]:
+    """Right, and prints past Python as C++ libraries do."""
+    os.write(1, CHATTER)
+    answer = conv2d_reference(w, data, weight, bias, "NCHW").astype(np.float32)
+
+    def run(seconds: float) -> np.ndarray:
+        time.sleep(seconds)
+        return answer
+
+    return {"slow": lambda: run(2e-3), "slow-nhwc": lambda: run(1e-3)}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(peers.PEERS, "slow", (slow_peer, ("numpy",)))
+    monkeypatch.setitem(peers.PEERS, "absent", (slow_peer, ("no_such_package",)))
+
+
+def test_document(capfd: pytest.CaptureFixture[str]) -> None:
+    args = ["bench", LINE, "--threads", "1", "--peers", "slow", "--repeat", "3", "--json"]
+    assert main(args) == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)  # nothing but the document
+    assert CHATTER.decode() in err
+    assert (found["threads"], len(found["layers"])) == (1, 1)
+    assert found["peak_flops"] > 1e9
+    (layer,) = found["layers"]
+    assert layer["name"] == "tiny" and layer["chosen"] in layer["algorithms"]
+    assert {"direct", "im2col", "mec:b", "winograd:2"} <= set(layer["algorithms"])
+    for ours in layer["algorithms"].values():
+        assert ours["seconds"] > 0 and ours["max_error"] < 1e-4 and ours["workspace_bytes"] >= 0
+    assert set(layer["peers"]) == {"slow", "slow-nhwc"}
+    best = min(peer["seconds"] for peer in layer["peers"].values())
+    assert layer["peers"]["slow-nhwc"]["seconds"] == best
+    assert layer["speedup"] == best / layer["algorithms"][layer["chosen"]]["seconds"]
+    assert found["geomean"] == pytest.approx(layer["speedup"])
+    assert found["worst"] == layer["speedup"]
+
+
+def test_table(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", LINE, "--threads", "1", "--repeat", "3", "--layout", "NHWC"]) == 0
+    out, _ = capfd.readouterr()
+    assert "threads 1, NHWC" in out and "tiny" in out and "% peak" in out
+    assert "geomean" not in out  # nobody to compare with
+
+
+def row(speed: float, rivals: dict[str, float]) -> BenchRow:
+    ours = {"direct": Measured(speed, 1e-7), "im2col": Measured(speed / 2, 1e-7)}
+    theirs = {name: Measured(seconds, 1e-7) for name, seconds in rivals.items()}
+    return BenchRow(ConvWorkload.parse(LINE), "direct", ours, theirs)
+
+
+def test_ratio_is_of_the_chosen_to_the_best_peer() -> None:
+    """Not of our fastest, which is not what a user gets, and not of the peers' mean."""
+    assert row(2.0, {"a": 3.0, "b": 5.0}).speedup == 1.5
+    assert row(2.0, {"a": 3.0, "b": 5.0}).best_peer == ("a", 3.0)
+    assert row(2.0, {}).speedup is None
+    assert geomean([2.0, 0.5, 8.0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--peers", "cudnn"], "unknown peer 'cudnn'; expected one of torch, onnxruntime"),
+        (["--peers", "absent"], "peer 'absent' needs no_such_package: pip install no_such_package"),
+        (["--peers", "slow", "--layout", "NHWC"], "peers run NCHW, the library is NHWC"),
+        (["--repeat", "2"], "2 is not in the range x>=3"),
+    ],
+)
+def test_refusals(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", LINE, "--threads", "1", *args]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+
+
+def test_help_names_all_peers() -> None:
+    named: Any = next(p.help for p in command.params if p.name == "peers")
+    shipped = [name for name in peers.PEERS if name not in ("slow", "absent")]
+    assert ",".join(shipped) in named
