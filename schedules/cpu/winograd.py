@@ -91,11 +91,9 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         # Every panel streams the whole packed weight, and spills when it outgrows the cache.
         weight = 0.5 * 8 / panel
         cache = max(0.0, footprint(d) / cpu.l2_bytes - 0.6)
-        return (
-            (1 + rounding(d)) * (tile + weight + cache)
-            + 0.01 * d["input_first"]
-            - 0.05 * d["prefetch"]
-        )
+        # A weight that one or two register tiles use keeps memory busy by itself.
+        fetched = 0.05 * d["prefetch"] if panel > 2 * d["tile_p"] else -0.05 * d["prefetch"]
+        return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"] - fetched
 
     def features(d: Decisions) -> dict[str, float]:
         panel = d["panel_h"] * d["panel_w"]
