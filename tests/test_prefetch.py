@@ -81,6 +81,32 @@ def test_a_single_register_tile_has_no_time_to_fetch() -> None:
     assert not TASK.space.contains({**TILING, "gemm_at_oc": 1, "prefetch": 1, "panel_h": 1})
 
 
+def test_im2col_fetches_the_next_channel_tile() -> None:
+    """A weight of 320 KiB; three tiles of four pixels share 256 channels of two vectors."""
+    w = ConvWorkload.parse("mb1ic256ih3iw4oc320oh3ow4kh1kw1ph0")
+    task = Task(w, "im2col", resolve("avx2", 1))
+    tiling = {"tile_ow": 4, "tile_oc": 2, "tile_ic": 16, "unroll_ic": 1, "panel": 1, "pack": 1}
+    assert task.space.contains({**tiling, "prefetch": 1})
+    mod = codegen.lower(task.instantiate({**tiling, "prefetch": 1}), task.target.tvm)
+    around = [loop for loop in found(mod, For) if fetches(loop)]
+    pixels, channels = around[-2:]
+    outside = {loop.loop_var: 0 for loop in around}
+    elements = [
+        value(index, {**outside, pixels.loop_var: p, channels.loop_var: i})
+        for p, i in itertools.product(range(int(pixels.extent)), range(int(channels.extent)))
+        for index in fetches(channels)
+    ]
+    block = 2 * 256 * 8
+    assert {(e - block) // 16 for e in elements} >= set(range(block // 16))
+    assert len(set(elements)) == len(elements)
+
+
+@pytest.mark.parametrize("workload", ["mb1ic8ih3oc8oh3kh1ph0", "mb1ic16ih14oc32oh14kh3ph1"])
+def test_im2col_has_no_choice_where_the_weight_stays_in_cache(workload: str) -> None:
+    space = Task(ConvWorkload.parse(workload), "im2col", resolve("avx2", 1)).space
+    assert space.knobs["prefetch"] == (0,)
+
+
 def test_machine_code_fetches() -> None:
     module = codegen.compile_lowered(lowered(), TASK.target.tvm)
     assert "prefetcht1" in module.inspect_source("asm")

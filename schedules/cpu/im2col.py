@@ -29,9 +29,10 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 2
+VERSION = 3
 COMPUTE_KNOBS = ("tile_ic", "tile_ow", "panel", "pack")
 
+_FEW_TILES = 16
 _MAX_ROUNDING = 0.2  # share of pixels computed only to fill the last tile or panel
 
 
@@ -41,6 +42,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     block, copies = oc_block(sch), find_block(sch, "columns") is not None
     chunks_out, terms = channels // block, kh * kw * ic
     far_apart = layout(sch) == "NCHW"
+    weight_bytes = 4.0 * channels * chunks_in * terms
+    streams = weight_bytes > cpu.l2_bytes / 2
     knobs = {
         "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= pixels),
         "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
@@ -48,7 +51,12 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic % u == 0),
         "panel": (1, 2, 4, 8, 16, 32),
         "pack": (1,) if copies else (0, 1),
+        "prefetch": (0, 1) if streams else (0,),
     }
+
+    def tiles(d: Decisions) -> int:
+        """Register tiles that meet a block of the weight in turn."""
+        return d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"])
 
     def rounding(d: Decisions) -> float:
         return waste(pixels, d["tile_ow"] * d["panel"])
@@ -59,29 +67,31 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             and chunks_out % d["tile_oc"] == 0
             # Without a copy nothing can fill the last panel.
             and (d["pack"] == 1 or d["panel"] == 1 or rounding(d) == 0)
+            and (d["prefetch"] == 0 or tiles(d) > 1)
         )
 
     def is_worthwhile(d: Decisions) -> bool:
         return d["tile_ow"] * d["tile_oc"] >= 4 and rounding(d) <= _MAX_ROUNDING
 
     def panel_bytes(d: Decisions) -> float:
-        tiles = d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"])
-        return 4.0 * chunks_in * terms * d["tile_ow"] * tiles
+        return 4.0 * chunks_in * terms * d["tile_ow"] * tiles(d)
 
     def cost(d: Decisions) -> float:
         tile = tile_cost(d["tile_ow"], d["tile_oc"], cpu)
         short = 1 + 4 / (d["tile_ic"] * terms)
-        weight_bytes = 4.0 * channels * chunks_in * terms
-        streamed = 0.2 if d["panel"] > 1 and weight_bytes > cpu.l2_bytes / 2 else 0.0
+        streamed = 0.2 if d["panel"] > 1 and streams else 0.0
         outgrown = 0.1 if panel_bytes(d) > 0.75 * cpu.l2_bytes else 0.0
         copied = d["pack"] * 8 / channels
         # A window of the data in NCHW takes one cache line for every channel.
         unpacked = far_apart and not d["pack"] and chunks_in * terms * 64 >= cpu.l1_bytes
         scattered = 0.5 if unpacked else 0.0
         again = streamed * 32 / (d["tile_ow"] * d["panel"])
+        # Where few tiles share a block of the weight, waiting for it counts.
+        fetched = 0.05 * d["prefetch"] * (-1 if tiles(d) <= _FEW_TILES else 1)
         return (
             tile * short * (1 + rounding(d))
             + again
+            + fetched
             + outgrown
             + copied
             + scattered

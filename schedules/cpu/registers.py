@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
 
     A tile is tile_oh x tile_ow pixels by tile_oc vectors; `store` takes it from `conv` right after
     the reduction. Loops over tiles: images, channels and rows are shared out among the threads.
-    With `panel`, tiles of a row come in panels, and every panel meets all channels.
+    With `panel`, tiles of a row come in panels, and every panel meets all channels. With
+    `prefetch`, the weight of the next channel tile comes while these tiles use theirs.
     """
     conv, partial = sch.get_sblock("conv"), sch.get_sblock("partial")
     block = oc_block(sch)
@@ -101,6 +103,9 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     sch.parallel(sch.fuse(*outer))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
     sch.annotate(xo, "pragma_loop_partition_hint", 1)
+    if d.get("prefetch", 0):
+        elements = d["tile_oc"] * math.prod(map(int, sch.mod["main"].params[1].shape[1:]))
+        sch.annotate(xo, PREFETCH, [elements, elements])
     sch.vectorize(cb)
     for loop in (yi, xi, ci):
         sch.unroll(loop)
