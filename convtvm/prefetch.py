@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad, Var
-from tvm.tirx import For, ForKind
+from tvm.tirx import For, ForKind, IntImm
 
 from schedules.cpu.registers import PREFETCH
 
@@ -42,14 +42,14 @@ class _Place:
     position: tirx.PrimExpr
 
 
-def _fetching(tiles: For, block: int, distance: int) -> For:
-    """`tiles`, which reads `block` elements of the weight again and again, fetching those
+def _fetching(tiles: For, block: int, distance: int, most: int) -> For:
+    """`tiles`, `most` iterations that read the same `block` elements of the weight, fetching those
     `distance` further, a part each time."""
     loads = _loads(tiles)
     if not loads:
         return tiles
     lines = -(-block // _LINE)
-    place = _place(tiles, lines)
+    place = _place(tiles, lines, most)
     each = -(-lines // place.iterations)
     start = _at_start(loads[0].indices[0].base, tiles) + distance + place.position * (each * _LINE)
     fetches = [_fetch(loads[0].source, start + i * _LINE) for i in range(each)]
@@ -63,9 +63,11 @@ def _fetching(tiles: For, block: int, distance: int) -> For:
     return tvm_ffi.structural_map(tiles, [(For, on_for)], order="post")
 
 
-def _place(tiles: For, lines: int) -> _Place:
+def _place(tiles: For, lines: int, most: int) -> _Place:
     """The innermost loop around all reading that has no more iterations than `lines`."""
-    place = _Place(tiles, int(tiles.extent), tiles.loop_var)
+    # How many tiles are whole may be known at run time only; then less is fetched than could be.
+    whole = int(tiles.extent) if isinstance(tiles.extent, IntImm) else most
+    place = _Place(tiles, whole, tiles.loop_var)
     while True:
         reading = [loop for loop in _loops(place.loop.body) if _loads(loop)]
         if not reading or len(_loads(reading[0])) < len(_loads(place.loop)):

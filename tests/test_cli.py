@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,8 @@ def test_tune_for_another_machine_is_refused(convtvm: Convtvm) -> None:
         ([LINE, "-o", "x.so", "--log", "no.jsonl"], ["cannot read log no.jsonl"]),
         ([LINE, "-o", "x.so", "--target", "toaster"], ["unknown target 'toaster'"]),
         ([LINE, "-o", "x.so", "--keep", "some"], ["--keep", "some", "pareto"]),
+        ([LINE, "-o", "x.so", "--algorithms", "dierct"], ["unknown algorithm 'dierct'", "direct"]),
+        ([LINE, "-o", "x.so", "--batch", "0"], ["--batch", "0", "x>=1"]),
         ([LINE, "-o", "x.so", "--epilogues", "gelu"], ["epilogue is 'gelu'", "none, clip, add"]),
         ([LINE, "-o", "x.so", "--target", "avx2,aarch64"], ["targets of one library", "aarch64"]),
         ([LINE, "-o", "x.so", "--target", "avx2,toaster"], ["unknown target 'avx2,toaster'"]),
@@ -270,6 +273,21 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert status == 0 and "2 of 2 workloads untuned" in err and "--log FILE" in err
     assert len(json.loads(out)["workloads"]) == 2
     return folder
+
+
+def test_compile_what_was_asked_for(convtvm: Convtvm) -> None:
+    """--batch and --algorithms; the hint repeats them."""
+    options = ("--batch", "3", "--algorithms", "mec:b,winograd:2", "--keep", "all")
+    status, out, err = convtvm("compile", LINE, "-o", "x.so", *options, "--json")
+    assert status == 0 and "--batch 3 --algorithms mec:b,winograd:2 --log FILE" in err, err
+    (made,) = json.loads(out)["workloads"]
+    assert made["workload"] == replace(WORKLOAD, n=3).key
+    assert {c["algorithm"] for c in made["candidates"]} == {"mec:b", "winograd:2"}
+    refused(
+        convtvm("compile", "mb1ic8ih6oc8kh1", "-o", "y.so", "--algorithms", "winograd"),
+        "none of the algorithms",
+    )
+    assert not Path("y.so").exists()
 
 
 def test_tune_resumes(convtvm: Convtvm, tuned: Path, tmp_path: Path) -> None:

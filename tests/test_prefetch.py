@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import tvm_ffi
+from support import run_task
 from tvm import tirx
 from tvm.ir import Call, Var
 from tvm.sym import Analyzer
-from tvm.tirx import For
+from tvm.tirx import For, IntImm
 
 from convtvm import codegen, prefetch
+from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.targets import resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
@@ -101,6 +104,21 @@ def test_im2col_fetches_the_next_channel_tile() -> None:
     assert len(set(elements)) == len(elements)
 
 
+def test_the_last_panel_has_fewer_whole_tiles() -> None:
+    """Four tiles of 13 pixels cover 49: not all panels have two whole ones."""
+    w = ConvWorkload.parse("mb1ic256ih7oc320oh7kh1ph0")
+    task = Task(w, "im2col", resolve("avx2", 1))
+    tiling = {"tile_ow": 13, "tile_oc": 1, "tile_ic": 16, "unroll_ic": 1, "panel": 2, "pack": 1}
+    decisions = {**tiling, "prefetch": 1}
+    assert task.space.contains(decisions)
+    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    around = [loop for loop in found(mod, For) if fetches(loop)]
+    assert any(not isinstance(loop.extent, IntImm) for loop in around)
+    data, weight, bias = random_inputs(w, 0, "NCHW", "integer")
+    reference = conv2d_reference(w, data, weight, bias, "NCHW")
+    assert np.array_equal(run_task(task, decisions, data, weight, bias), reference)
+
+
 @pytest.mark.parametrize("workload", ["mb1ic8ih3oc8oh3kh1ph0", "mb1ic16ih14oc32oh14kh3ph1"])
 def test_im2col_has_no_choice_where_the_weight_stays_in_cache(workload: str) -> None:
     space = Task(ConvWorkload.parse(workload), "im2col", resolve("avx2", 1)).space
@@ -121,7 +139,7 @@ def test_a_loop_that_reads_no_weight_stays() -> None:
         loop.extent,
         loop.kind,
         tirx.Evaluate(tirx.const(0, "int32")),
-        annotations={prefetch.PREFETCH: [16, 16]},
+        annotations={prefetch.PREFETCH: [16, 16, 1]},
     )
     changed = prefetch.insert(codegen.merge({"main": func.with_body(bare)}))
     assert fetches(changed) == []

@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.options import (
+    batch_option,
+    json_option,
+    layout_option,
+    logs_option,
+    read_workloads,
+    target_options,
+)
 from convtvm.cli.output import (
     chatter_on_stderr,
-    json_option,
     labels,
-    layout_option,
     ms,
     print_json,
     print_table,
     significant,
-    target_options,
     text_of,
     warn,
 )
-from convtvm.sources import merge_duplicates, read_source
 
 if TYPE_CHECKING:
     from convtvm.bench import BenchRow
@@ -31,16 +35,9 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("source")
+@batch_option
 @target_options
-@click.option(
-    "--log",
-    "logs",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Tuning log to take the fastest decisions from; may be repeated.  "
-    "[default: the logs that came with convtvm]",
-)
+@logs_option
 @click.option(
     "--peers",
     default="",
@@ -55,6 +52,7 @@ def bench(
     threads: int | None,
     logs: Sequence[Path],
     peers: str,
+    batch: int | None,
     layout: str,
     repeat: int,
     as_json: bool,
@@ -68,7 +66,7 @@ def bench(
     from convtvm.peers import select_peers
 
     chosen = select_peers([name for name in peers.split(",") if name])
-    workloads = merge_duplicates(read_source(source))
+    workloads = read_workloads(source, batch)
     from convtvm.bench import bench as run_bench
     from convtvm.build import compile as build_library
     from convtvm.peak import measure_peak

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
-from convtvm.cli.output import json_option, print_json, print_table, text_of
+from convtvm.cli.options import json_option
+from convtvm.cli.output import (
+    print_json,
+    print_table,
+    text_of,
+)
 
 
 @click.command()

@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.options import (
+    algorithms_option,
+    batch_option,
+    dtype_option,
+    json_option,
+    layout_option,
+    logs_option,
+    read_workloads,
+    target_options,
+)
 from convtvm.cli.output import (
     check_writable,
-    dtype_option,
-    in_dtype,
-    json_option,
     labels,
-    layout_option,
     ms,
     plural,
     print_json,
     print_table,
-    target_options,
     text_of,
     warn,
     without_torch,
 )
-from convtvm.sources import merge_duplicates, read_source
 
 if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary
@@ -45,17 +49,11 @@ if TYPE_CHECKING:
     help="Library file to write.",
 )
 @target_options
-@click.option(
-    "--log",
-    "logs",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Tuning log to take the fastest decisions from; may be repeated.  "
-    "[default: the logs that came with convtvm]",
-)
+@logs_option
 @layout_option
+@batch_option
 @dtype_option
+@algorithms_option("Only kernels of these; a family's name means all its variants.  [default: all]")
 @click.option(
     "--keep",
     type=click.Choice(["best", "pareto", "all"]),
@@ -79,7 +77,9 @@ def compile_(
     threads: int | None,
     logs: Sequence[Path],
     layout: str,
+    batch: int | None,
     dtype: str | None,
+    algorithms: list[str] | None,
     keep: str,
     epilogues: str,
     as_json: bool,
@@ -89,7 +89,7 @@ def compile_(
     What the logs hold no records of takes the decisions of its nearest like, or the default ones.
     --target avx2,avx512 makes one library with kernels of both; the CPU that loads it decides.
     """
-    workloads = in_dtype(merge_duplicates(read_source(source)), dtype)
+    workloads = read_workloads(source, batch, dtype)
     check_writable(out)
     from convtvm.build import compile as build_library
 
@@ -101,6 +101,7 @@ def compile_(
         logs=list(logs) or None,
         layout=layout,
         keep=keep,
+        algorithms=algorithms,
         epilogues=[name.strip() for name in epilogues.split(",") if name.strip()],
     )
     lib.export(out)
@@ -122,6 +123,9 @@ def compile_(
         options = [source, "--threads", str(lib.threads)]
         options += [] if target == "native" else ["--target", target]
         options += [] if layout == "NCHW" else ["--layout", layout]
+        options += [] if batch is None else ["--batch", str(batch)]
+        options += [] if dtype is None else ["--dtype", dtype]
+        options += [] if algorithms is None else ["--algorithms", ",".join(algorithms)]
         warn(
             f"{len(untuned)} of {plural(count, 'workload')} untuned; to tune: "
             f"`convtvm tune {shlex.join(options)} --log FILE`"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.options import json_option
 from convtvm.cli.output import (
     check_writable,
-    json_option,
     ms,
     plural,
     print_json,

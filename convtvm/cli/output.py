@@ -1,4 +1,4 @@
-"""What the commands share: options, texts of numbers, tables, JSON, and checks of output files."""
+"""What the commands share in print: texts of numbers, tables, JSON, and checks of output files."""
 
 from __future__ import annotations
 
@@ -10,55 +10,17 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from convtvm import files
 from convtvm.errors import ConvtvmError, WorkloadError
-from convtvm.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
+from convtvm.workload import ConvWorkload
 
 _UNCUT = 100_000  # columns
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
-)
-layout_option = click.option(
-    "--layout",
-    type=click.Choice([*LAYOUTS, *BLOCKED_LAYOUTS]),
-    default="NCHW",
-    help="Layout of data and output.",
-)
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    help="Compute the workloads in this type; float16 is for GPUs.  [default: as they say]",
-)
-_target = click.option(
-    "--target",
-    default="native",
-    help="native (this CPU), avx2, avx512, aarch64, 'llvm -mcpu=NAME', or TVM's JSON.",
-)
-_threads = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Threads of a kernel.  [default: one per core]",
-)
-
-
-def in_dtype(workloads: Iterable[ConvWorkload], dtype: str | None) -> list[ConvWorkload]:
-    """The workloads, of the type that --dtype asks for."""
-    return [w if dtype is None else replace(w, dtype=dtype) for w in workloads]
-
-
-def target_options(command: F) -> F:
-    """Add --target and --threads."""
-    return _target(_threads(command))
 
 
 @contextlib.contextmanager

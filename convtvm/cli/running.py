@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.options import json_option
 from convtvm.cli.output import (
     check_writable,
     gflops,
-    json_option,
     labels,
     ms,
     plural,

@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convtvm.cli.monitor import Monitor, monitor
-from convtvm.cli.output import (
+from convtvm.cli.options import (
+    algorithms_option,
+    batch_option,
     dtype_option,
-    gflops,
-    in_dtype,
     json_option,
-    labels,
     layout_option,
+    read_workloads,
+    target_options,
+)
+from convtvm.cli.output import (
+    gflops,
+    labels,
     ms,
     plural,
     print_json,
     print_table,
-    target_options,
     text_of,
     warn,
     without_torch,
@@ -31,7 +35,6 @@ from convtvm.cli.output import (
 from convtvm.cpu import missing_features
 from convtvm.cuda import gpu
 from convtvm.errors import TargetError, WorkloadError
-from convtvm.sources import merge_duplicates, read_source
 from convtvm.workload import ConvWorkload
 
 if TYPE_CHECKING:
@@ -40,16 +43,6 @@ if TYPE_CHECKING:
     from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 _INTERRUPTED = 130
-
-
-def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
-    """The names of a comma-separated list."""
-    if value is None:
-        return None
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if not names:
-        raise click.BadParameter("expected names separated by commas, such as direct,winograd")
-    return names
 
 
 def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -61,12 +54,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
 @click.command()
 @click.argument("source")
 @target_options
-@click.option(
-    "--algorithms",
-    callback=_names,
-    metavar="A,B",
-    help="Only these algorithms; a family's name means all its variants.  [default: all]",
-)
+@algorithms_option("Only these; a family's name means all its variants.  [default: all]")
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
@@ -114,6 +102,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
 @click.option("--tracker", metavar="HOST:PORT", help="Measure on the devices of TVM's RPC tracker.")
 @click.option("--key", metavar="K", help="The key of the devices to use at the tracker.")
 @layout_option
+@batch_option
 @dtype_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
@@ -138,6 +127,7 @@ def tune(
     tracker: str | None,
     key: str | None,
     layout: str,
+    batch: int | None,
     dtype: str | None,
     seed: int,
     quiet: bool,
@@ -149,7 +139,7 @@ def tune(
 
     Ctrl-C keeps every finished trial; the same command resumes.
     """
-    workloads = in_dtype(merge_duplicates(read_source(source)), dtype)
+    workloads = read_workloads(source, batch, dtype)
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.targets import resolve
     from convtvm.tuning.tuner import tune as run_tuner

@@ -13,7 +13,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from schedules.knobs import Decisions
 
 # Annotation of a loop over register tiles that read the same elements of the weight: how many these
-# are, and how much further the next ones lie. Lowering makes it prefetches.
+# are, how much further the next ones lie, and how many tiles the loop has before lowering cuts off
+# those that overhang. Lowering makes it prefetches.
 PREFETCH = "convtvm.prefetch"
 
 _MAX_TERMS = 768  # of one partial sum
@@ -105,7 +106,7 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     sch.annotate(xo, "pragma_loop_partition_hint", 1)
     if d.get("prefetch", 0):
         elements = d["tile_oc"] * math.prod(map(int, sch.mod["main"].params[1].shape[1:]))
-        sch.annotate(xo, PREFETCH, [elements, elements])
+        sch.annotate(xo, PREFETCH, [elements, elements, int(sch.get(xo).extent)])
     sch.vectorize(cb)
     for loop in (yi, xi, ci):
         sch.unroll(loop)

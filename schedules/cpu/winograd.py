@@ -193,7 +193,7 @@ def _multiply(sch: Schedule, d: Decisions) -> None:
         block = d["tile_oc"] * math.prod(map(int, chunk))
         # Next come the same channels of another product, or other channels of the same one.
         distance = block // d["tile_oc"] * int(chunks) if d["gemm_at_oc"] else block
-        sch.annotate(po, PREFETCH, [block, distance])
+        sch.annotate(po, PREFETCH, [block, distance, int(sch.get(po).extent)])
     sch.vectorize(cb)
     for loop in tile:
         sch.unroll(loop)
