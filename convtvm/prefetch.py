@@ -1,13 +1,14 @@
-"""Software prefetch: while register tiles reuse a block of the packed weight, the next one comes.
+"""Software prefetch: while register tiles reuse a block of weight or data, the next one comes.
 
-A kernel reads a block of the weight once for every register tile. The first reading waits for
-memory and the others do not: the core is idle first, the memory afterwards, and the processor's own
-prefetcher looks ahead a page at most. Fetching the next block in small parts during all readings
-evens that out.
+A kernel reads a block of the weight once for every register tile, and a panel of the data once for
+every tile of channels. The first reading waits for memory and the others do not: the core is idle
+first, the memory afterwards, and the processor's own prefetcher looks ahead a page at most.
+Fetching the next block in small parts during all readings evens that out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm_ffi
@@ -15,9 +16,8 @@ from tvm import tirx
 from tvm.ir import TensorLoad, Var
 from tvm.tirx import For, ForKind, IntImm
 
-from schedules.cpu.registers import PREFETCH
+from schedules.cpu.registers import PREFETCH, PREFETCH_DATA
 
-_BUFFER = "weight"
 _LINE = 16  # elements of a cache line
 _READ, _INTO_L2, _DATA = (tirx.const(i, "int32") for i in (0, 2, 1))  # of llvm.prefetch
 
@@ -26,9 +26,15 @@ _READ, _INTO_L2, _DATA = (tirx.const(i, "int32") for i in (0, 2, 1))  # of llvm.
 def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     """`func`, lowered to flat buffers, with fetches in the loops that schedules have annotated."""
 
+    shared = [loop for loop in _loops(func.body) if loop.kind == ForKind.PARALLEL]
+
     def on_for(loop: For) -> For:
-        value = (loop.annotations or {}).get(PREFETCH)
-        return loop if value is None else _fetching(loop, *map(int, value))
+        notes = loop.annotations or {}
+        if PREFETCH in notes:
+            return _fetching(loop, *map(int, notes[PREFETCH]))
+        if PREFETCH_DATA in notes:
+            return _fetching_planes(loop, shared, *map(int, notes[PREFETCH_DATA]))
+        return loop
 
     return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
 
@@ -63,6 +69,31 @@ def _fetching(tiles: For, block: int, distance: int, most: int) -> For:
     return tvm_ffi.structural_map(tiles, [(For, on_for)], order="post")
 
 
+def _fetching_planes(
+    tiles: For, shared: Sequence[For], planes: int, plane: int, run: int, most: int, readings: int
+) -> For:
+    """`tiles`, `most` iterations of which `readings` runs of `tiles` read the same `run` elements
+    of each of the `planes`, fetching the runs that follow, a part each time."""
+    loads = _loads(tiles, "data")
+    around = [loop for loop in shared if _contains(loop, tiles)]
+    if not loads or not around:
+        return tiles
+    lines = -(-run // _LINE)
+    each = -(-planes * lines // (readings * most))
+    reading = tirx.floormod(around[0].loop_var, readings)
+    part = (reading * most + tiles.loop_var) * each
+    i = tirx.Var("i", "int32")
+    start = _at_start(loads[0].indices[0].base, tiles) + run
+    index = tirx.floordiv(part + i, lines) * plane + tirx.floormod(part + i, lines) * _LINE
+    fetch = For(i, 0, each, ForKind.SERIAL, _fetch(loads[0].source, start + index))
+    body = tirx.SeqStmt([fetch, tiles.body])
+    return For(tiles.loop_var, tiles.min, tiles.extent, tiles.kind, body)
+
+
+def _contains(loop: For, other: For) -> bool:
+    return any(inner.loop_var.same_as(other.loop_var) for inner in _loops(loop.body))
+
+
 def _place(tiles: For, lines: int, most: int) -> _Place:
     """The innermost loop around all reading that has no more iterations than `lines`."""
     # How many tiles are whole may be known at run time only; then less is fetched than could be.
@@ -84,12 +115,12 @@ def _loops(node: object) -> list[For]:
     return found
 
 
-def _loads(node: object) -> list[TensorLoad]:
-    """Vector loads of the weight."""
+def _loads(node: object, buffer: str = "weight") -> list[TensorLoad]:
+    """Vector loads from the buffer."""
     found: list[TensorLoad] = []
 
     def on_load(load: TensorLoad) -> None:
-        if load.source.name == _BUFFER and isinstance(load.indices[0], tirx.Ramp):
+        if load.source.name == buffer and isinstance(load.indices[0], tirx.Ramp):
             found.append(load)
 
     tvm_ffi.structural_walk(node, (TensorLoad, on_load), order="pre")

@@ -125,6 +125,42 @@ def test_im2col_has_no_choice_where_the_weight_stays_in_cache(workload: str) -> 
     assert space.knobs["prefetch"] == (0,)
 
 
+def test_pointwise_fetches_the_next_panel() -> None:
+    """Three tiles of 8 channels meet a panel of two tiles of 8 pixels, in each of 128 planes."""
+    w = ConvWorkload.parse("mb1ic128ih24oc24oh24kh1ph0")
+    task = Task(w, "direct:pointwise", resolve("avx2", 1))
+    decisions = {"tile_c": 8, "tile_p": 1, "panel": 2, "unroll": 1, "pack": 0, "prefetch": 1}
+    assert task.space.contains(decisions)
+    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    shared, tiles, i = (loop for loop in found(mod, For) if fetches(loop))
+    (index,) = fetches(tiles)
+    panels = 24 * 24 // 16
+    assert [int(loop.extent) for loop in (shared, tiles)] == [panels * 3, 2]
+    for panel in (0, 5):
+        elements = [
+            value(index, {shared.loop_var: panel * 3 + c, tiles.loop_var: t, i.loop_var: k})
+            for c, t, k in itertools.product(range(3), range(2), range(int(i.extent)))
+        ]
+        expected = {plane * 24 * 24 + (panel + 1) * 16 for plane in range(128)}
+        assert expected <= set(elements) and len(elements) == len(set(elements)) < 128 + 6
+
+
+@pytest.mark.parametrize(
+    ("workload", "changes"),
+    [
+        ("mb1ic8ih24oc24oh24kh1ph0", {}),
+        ("mb1ic128ih24oc24oh24kh1ph0", {"pack": 1}),
+        ("mb1ic128ih24oc8oh24kh1ph0", {}),
+    ],
+    ids=["data in cache", "copied", "one tile of channels"],
+)
+def test_pointwise_does_not_fetch_in_vain(workload: str, changes: dict[str, int]) -> None:
+    task = Task(ConvWorkload.parse(workload), "direct:pointwise", resolve("avx2", 1))
+    tiling = {"tile_c": 8, "tile_p": 1, "panel": 2, "unroll": 1, "pack": 0, "prefetch": 1}
+    assert not task.space.contains({**tiling, **changes})
+    assert task.space.contains({**tiling, **changes, "prefetch": 0})
+
+
 def test_machine_code_fetches() -> None:
     module = codegen.compile_lowered(lowered(), TASK.target.tvm)
     assert "prefetcht1" in module.inspect_source("asm")

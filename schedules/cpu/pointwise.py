@@ -3,7 +3,8 @@ pixels.
 
 Data and output are read and written by whole vectors as they lie; the weight is broadcast. Where
 the pixels of an image do not fill tiles, or a deep sum would touch a new cache line with every
-channel, the data is first copied tile by tile.
+channel, the data is first copied tile by tile. Uncopied, the next panel can be fetched while all
+channels meet this one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 
 from schedules.cpu.registers import (
+    PREFETCH_DATA,
     CpuModel,
     extents,
     find_block,
@@ -25,7 +27,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 1
+VERSION = 2
 COMPUTE_KNOBS = ("tile_c", "tile_p", "pack")
 
 
@@ -34,6 +36,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     _, channels, padded, depth = extents(sch, "conv")
     pixels = _pixels(sch)
     block = oc_block(sch)
+    streams = layout(sch) == "NCHW" and 4.0 * depth * pixels > cpu.l2_bytes / 2
     knobs = {
         "tile_c": tuple(t for t in range(1, min(block, channels) + 1) if block % t == 0),
         "tile_p": tuple(t for t in (1, 2, 3, 4, 6) if t * cpu.lanes <= padded),
@@ -41,6 +44,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "panel": (1, 2, 4, 8, 16),
         "unroll": tuple(u for u in (1, 2, 4) if depth % u == 0),
         "pack": (0, 1),
+        "prefetch": (0, 1) if streams else (0,),
     }
 
     def is_valid(d: Decisions) -> bool:
@@ -49,6 +53,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             fits(d["tile_c"], d["tile_p"], cpu)
             and d["panel"] <= -(-pixels // tile)
             and (d["pack"] == 1 or pixels % tile == 0)
+            # The copy reads as the data lies, and a single reading leaves no time to fetch.
+            and (d["prefetch"] == 0 or (d["pack"] == 0 and d["tile_c"] < channels))
         )
 
     def is_worthwhile(d: Decisions) -> bool:
@@ -67,10 +73,13 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         copy = 8 / channels if d["pack"] else 0.1 * (depth >= 512)
         # A cache line of pixels is what a channel has to give at once.
         lines = 0.02 * abs(d["tile_p"] - 2)
+        # Short sums leave little to wait for.
+        fetched = 0.03 * d["prefetch"] * (-1 if depth >= 128 else 1)
         return (
             tile * useless(d)
             + copy
             + lines
+            + fetched
             + 0.005 * abs(d["unroll"] - 2)
             + 0.002 * abs(d["panel"] - 4)
         )
@@ -97,12 +106,18 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     ko, ki = sch.split(k, [None, d["unroll"]])
     tile = tile_order(d["tile_c"], d["tile_p"], [ci], [pv])
     sch.reorder(n, panel, co, po, ko, ki, *tile, lane)
+    readings = int(sch.get(co).extent)
     sch.parallel(sch.fuse(n, panel, co))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
     sch.annotate(po, "pragma_loop_partition_hint", 1)
     sch.vectorize(lane)
     for loop in (ki, *tile):
         sch.unroll(loop)
+    if d["prefetch"]:
+        planes = int(sch.get(ko).extent) * d["unroll"]
+        run = d["panel"] * d["tile_p"] * cpu.lanes
+        pixels = extents(sch, "out")[-1]
+        sch.annotate(po, PREFETCH_DATA, [planes, pixels, run, d["panel"], readings])
     sch.reverse_compute_at(out, po, preserve_unit_loops=True)
     vectorize_innermost(sch, sch.decompose_reduction(conv, ko), unroll=2)
 

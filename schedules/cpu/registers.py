@@ -17,6 +17,12 @@ from schedules.knobs import Decisions
 # those that overhang. Lowering makes it prefetches.
 PREFETCH = "convtvm.prefetch"
 
+# Annotation of a loop over register tiles that read a panel of the data, a run of pixels from each
+# of its planes, the next panel following it: the number of planes, elements from one to the next,
+# elements of a run, tiles of the panel, and how many iterations of the parallel loop around, one
+# after another, read this panel.
+PREFETCH_DATA = "convtvm.prefetch_data"
+
 _MAX_TERMS = 768  # of one partial sum
 
 
