@@ -188,6 +188,16 @@ def test_too_few_undisturbed_samples_are_marked(monkeypatch: pytest.MonkeyPatch)
     assert trial.timed(lambda number: 1e-3, limits) == ([1e-3], False)
 
 
+def test_no_waiting_for_the_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disturbed candidate is waited for unless all of its windows are far above the best."""
+    limits = Limits(samples=3, patience=10.0, hopeless=2e-3)
+    windows(monkeypatch, [(5e-3, False), (3e-3, True), (4e-3, False)])
+    assert trial.timed(lambda number: 1e-3, limits) == ([3e-3], False)
+    late = [(5e-3, False), (3e-3, False), (1.9e-3, False), *[(1e-3, True)] * 9]
+    windows(monkeypatch, late)
+    assert trial.timed(lambda number: 1e-3, limits) == ([1e-3] * 3, True)
+
+
 class Cores:
     """Cores whose speed is scripted: at full speed when waited for, then these answers."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ class Limits:
     """Workers at once, seconds a job may take, and for runs the number of threads and the timing.
 
     A candidate is timed in windows of at least `window` seconds, until there are `samples` times or
-    `patience` seconds are over.
+    `patience` seconds are over; no time is spent on waiting for one that has needed more than
+    `hopeless` seconds in each of them.
     With a `tracker`, HOST:PORT, runs are on the devices that it has under `key`, one a worker.
     """
 
@@ -64,6 +66,7 @@ class Limits:
     window: float = 0.0005
     samples: int = 5
     patience: float = 0.3
+    hopeless: float = math.inf
     tracker: str = ""
     key: str = ""
 

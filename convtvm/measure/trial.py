@@ -140,7 +140,9 @@ def timed(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float]
     disturbed: list[float] = []
     deadline = time.monotonic() + limits.patience
     while len(clean) < 3 * limits.samples:
-        if time.monotonic() >= deadline and len(clean) + len(disturbed) >= limits.samples:
+        taken = [*clean, *disturbed]
+        over = time.monotonic() >= deadline or min(taken, default=0.0) > limits.hopeless
+        if over and len(taken) >= limits.samples:
             break
         seconds, alone = _window(lambda: evaluate(number), pace(limits.threads), limits.threads)
         (clean if alone else disturbed).append(seconds)

@@ -21,6 +21,8 @@ from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.task import Scratch, Task, decisions_of
 from convtvm.workload import ConvWorkload
 
+_HOPELESS = 1.5  # times the best of the task: no reason to wait for a quiet moment
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -128,8 +130,7 @@ class _Measurement(PyRunnerFuture):  # type: ignore[misc]
 
     def result(self) -> RunnerResult:
         while not self.done():
-            path, self.runner.outcomes[path] = next(self.stream)
-            Path(path).unlink(missing_ok=True)
+            self.runner.take(*next(self.stream))
         outcome = self.runner.outcomes[self.path]
         if outcome.kind:
             return RunnerResult(None, f"{outcome.kind}: {outcome.message}")
@@ -147,13 +148,22 @@ class ZygoteRunner(PyRunner):  # type: ignore[misc]
         shape, tolerance = task.packed_shape(), task.tolerance
         self.job = RunJob("", builder.pack, shape, inputs, tolerance, device=task.target.kind)
         self.outcomes: dict[str, Outcome] = {}
+        self._best = math.inf
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[PyRunnerFuture]:
         paths = [str(i.artifact_path) for i in runner_inputs]
         jobs = [replace(self.job, path=path, scratch=self.scratch[path]) for path in paths]
-        answers = self.zygote.call("run", jobs, self.limits)
+        limits = replace(self.limits, hopeless=_HOPELESS * self._best)
+        answers = self.zygote.call("run", jobs, limits)
         stream = ((jobs[index].path, outcome) for index, outcome in answers)
         return [_Measurement(self, stream, job.path) for job in jobs]
+
+    def take(self, path: str, outcome: Outcome) -> None:
+        """Keep the outcome of a library, and delete the file."""
+        self.outcomes[path] = outcome
+        Path(path).unlink(missing_ok=True)
+        if not outcome.kind:
+            self._best = min([self._best, *outcome.value[0]])
 
 
 class Workbench:
