@@ -24,13 +24,10 @@ from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
 from convtvm import prefetch
+from convtvm.algorithms import STACK_BYTES
 from convtvm.cuda import device_code
 from convtvm.errors import BuildError
 from convtvm.targets import CompileTarget
-
-# A buffer of up to this many bytes stays an LLVM alloca. TVM's own limit is 1024, above which it
-# calls the workspace allocator and LLVM promotes a register tile only if LICM manages it.
-STACK_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -174,6 +171,8 @@ def constant_bytes(buffer: Var) -> int | None:
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.KeepTilesOnStack")
 def _keep_tiles_on_stack(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    # Above its own limit of 1024 bytes TVM calls the workspace allocator, and LLVM promotes a
+    # register tile only if LICM manages it; an alloca always.
     def on_alloc(stmt: AllocBuffer) -> AllocBuffer:
         size = constant_bytes(stmt.buffer)
         if size is None or size > STACK_BYTES or stmt.buffer.scope() != "global":

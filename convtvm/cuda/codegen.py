@@ -17,7 +17,7 @@ from tvm.ir.instrument import pass_instrument
 from tvm.s_tir import SBlockRealize
 from tvm.s_tir import pipeline as s_tir_pipeline
 from tvm.s_tir.analysis import verify_gpu_code
-from tvm.tirx import AttrStmt, For, ForKind
+from tvm.tirx import For, ForKind
 from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import split_host_device_mods, tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
@@ -31,10 +31,6 @@ from convtvm.cuda.gpu import Architecture
 from convtvm.cuda.instructions import TENSOR_CORES, uses_tensor_cores, with_instructions
 from convtvm.errors import BuildError
 from convtvm.targets import CudaTarget
-
-# Annotation of a blockIdx loop: the number of blocks that a processor should hold at once, which
-# bounds the registers of a thread (__launch_bounds__).
-MIN_BLOCKS = "convtvm.min_blocks"
 
 _CONFIG = {
     "tirx.use_async_copy": True,  # cp.async where a template asks for it
@@ -100,7 +96,7 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         raise BuildError(
             f"tensor cores need sm_{TENSOR_CORES} or newer, the target has {target.arches[0]}"
         )
-    functions = {v: _bound_registers(with_instructions(f)) for v, f in mod.functions_items()}
+    functions = {v: with_instructions(f) for v, f in mod.functions_items()}
     bounded = tvm.IRModule(functions)
     passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
     with tvm.transform.PassContext(config=_CONFIG, instruments=[_Passes()]):
@@ -166,22 +162,6 @@ def _source_only() -> Iterator[None]:
         del os.environ[variable]
         if before is not None:
             os.environ[variable] = before
-
-
-def _bound_registers(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """`func` with MIN_BLOCKS annotations in the form that TVM's code generator knows."""
-
-    def on_for(loop: For) -> For:
-        if MIN_BLOCKS not in loop.annotations:
-            return loop
-        key = "tirx.launch_bounds_min_blocks_per_sm"
-        annotations = {k: v for k, v in loop.annotations.items() if k != MIN_BLOCKS}
-        body = AttrStmt(tirx.IntImm("int32", 0), key, loop.annotations[MIN_BLOCKS], loop.body)
-        return For(
-            loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, annotations
-        )
-
-    return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
 
 
 def _check_resources(kernels: tvm.IRModule, limits: Architecture) -> None:
