@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """What a short tuning run misses: its winners beside those of a run that goes on ten times as long.
 
-    scripts/compare_budgets.py [SOURCE] [--seconds 590] [--times 10] [--threads N] [--json]
+    scripts/compare_budgets.py [SOURCE] [--seconds 590] [--times 10] [--threads N] [--warm] [--json]
     scripts/compare_budgets.py [SOURCE] --logs SHORT LONG       # of runs made before
 
 The distinct layers of SOURCE, a network by default, are tuned by all applicable algorithms within
-the seconds. A copy of that log is continued for `--times` as long. Then the winners of both logs,
-each in an exported library, are timed layer by layer, in turn, so that a slow moment of the machine
-hits both. The gap is the short run's time over the long run's, less one. Where both chose the same
-kernel there is none, and what is measured tells the noise.
+the seconds, from nothing, or `--warm`: with the experience of the logs that came with convtvm. A
+copy of that log is continued for `--times` as long. Then the winners of both logs, each in an
+exported library, are timed layer by layer, in turn, so that a slow moment of the machine hits both.
+The gap is the short run's time over the long run's, less one. Where both chose the same kernel
+there is none, and what is measured tells the noise.
 """
 
 from __future__ import annotations
@@ -193,7 +194,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for short.jsonl and long.jsonl")
     parser.add_argument("--repeat", type=int, default=25, help="calls that count, of each")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--warm", action="store_true", help="use the logs that came with convtvm")
     options = parser.parse_args()
+    if not options.warm:
+        records.shipped_logs = list
     workloads = merge_duplicates(read_source(options.source))
     target = resolve("native", options.threads)
     with tempfile.TemporaryDirectory() as folder:

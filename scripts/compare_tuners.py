@@ -19,7 +19,7 @@ from typing import Any
 
 from tvm.s_tir import meta_schedule as ms
 
-from convtvm import codegen
+from convtvm import codegen, records
 from convtvm.cpu import physical_cores
 from convtvm.targets import resolve
 from convtvm.task import Task, annotate_knobs, decisions_of
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    records.shipped_logs = list  # what others have tuned before is no part of the comparison
     workload, target = ConvWorkload.parse(args.workload), resolve("native", args.threads)
     task = Task(workload, args.algorithm, target)
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import numpy as np
 import psutil
 import pytest
 from support import Planted
+from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from convtvm.errors import BuildError
 from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
-from convtvm.measure.workbench import write_problem
+from convtvm.measure.workbench import Workbench, write_problem
 from convtvm.targets import resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
@@ -210,6 +212,29 @@ def test_good_run(zygote: Zygote, good_run: RunJob) -> None:
         run_secs, error, clean = outcome.value
         assert outcome.kind == "" and 1 <= len(run_secs) <= 5 and type(clean) is bool
         assert all(0 < s < 10 for s in run_secs) and 0 <= error < 1e-5
+
+
+def test_what_is_hopeless_follows_the_best(zygote: Zygote) -> None:
+    """Each batch is told the best of those before it; wrong answers do not count."""
+    told, times = [], iter([(4e-3, ""), (2e-3, ""), (1e-3, "wrong_answer"), (3e-3, "")])
+
+    class Recording:
+        folder, fresh_path, farm = zygote.folder, zygote.fresh_path, None
+
+        def call(
+            self, kind: str, jobs: Sequence[RunJob], limits: Limits
+        ) -> Iterator[tuple[int, Outcome]]:
+            told.append(limits.hopeless)
+            for index, (seconds, failed) in zip(range(len(jobs)), times, strict=False):
+                yield index, Outcome(([seconds], 0.0, True), failed)
+
+    bench = Workbench(TASK, Recording())
+    for number in (2, 1, 1):
+        paths = [str(zygote.fresh_path(".so")) for _ in range(number)]
+        bench.builder.scratch.update(dict.fromkeys(paths, ()))
+        for future in bench.runner.run([RunnerInput(path, "cpu", []) for path in paths]):
+            future.result()
+    assert told == pytest.approx([math.inf, 3e-3, 3e-3])
 
 
 def test_check_without_timing(zygote: Zygote, good_run: RunJob) -> None:
