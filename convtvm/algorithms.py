@@ -139,13 +139,18 @@ def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
 
 
 def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
-    r = max(w.kh, w.kw)
-    if r == 1:
-        return "kernel is 1x1, Winograd saves nothing"
-    if m + r - 1 > MAX_ALPHA:
-        return f"F({m}, {r}) has tiles of {m + r - 1} > {MAX_ALPHA}, which lose too much accuracy"
-    if (w.sh, w.sw) != (1, 1):
-        return f"stride is {w.sh}x{w.sw}, Winograd needs 1"
+    taps = max(stages.ceil_div(w.kh, w.sh), stages.ceil_div(w.kw, w.sw))  # of a phase
+    if taps == 1:
+        stride = "" if (w.sh, w.sw) == (1, 1) else f" with stride {w.sh}x{w.sw}"
+        return f"kernel is {w.kh}x{w.kw}{stride}, Winograd saves nothing"
+    if 1 < w.kh < w.sh or 1 < w.kw < w.sw:
+        return f"stride is {w.sh}x{w.sw}, Winograd needs no more than the kernel's {w.kh}x{w.kw}"
+    if m + taps - 1 > MAX_ALPHA:
+        alpha = m + taps - 1
+        return f"F({m}, {taps}) has tiles of {alpha} > {MAX_ALPHA}, which lose too much accuracy"
+    side = max((m - 1) * s + r for r, s in ((w.kh, w.sh), (w.kw, w.sw)) if r > 1)
+    if side > winograd.MAX_TILE:
+        return f"{m} outputs of stride {w.sh}x{w.sw} take {side} > {winograd.MAX_TILE} pixels"
     if (w.dh, w.dw) != (1, 1):
         return f"dilation is {w.dh}x{w.dw}, Winograd needs 1"
     if w.groups != 1:
@@ -179,8 +184,8 @@ def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decision
     grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
     alpha_h, alpha_w, oc_chunks, ic_chunks, *blocks = winograd.packed_weight_shape(w, m, cpu.lanes)
     ic_vector, oc_vector = (4 * block for block in blocks)
-    rows, cols = grid_h * tiling.rows.m + w.kh - 1, grid_w * tiling.cols.m + w.kw - 1
-    tiles, panel = w.n * grid_h * grid_w, d["panel_h"] * d["panel_w"]
+    rows, cols = tiling.padded(grid_h, grid_w)
+    tiles, panel = w.n * grid_h * grid_w, d["images"] * d["panel_h"] * d["panel_w"]
 
     elements = alpha_h * alpha_w
     pad = w.n * ic_chunks * rows * cols * ic_vector

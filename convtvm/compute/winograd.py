@@ -23,6 +23,8 @@ from convtvm.compute import stages
 from convtvm.compute.winograd_matrices import WinogradMatrices, even_odd_pairs, matrices
 from convtvm.workload import ConvWorkload
 
+MAX_TILE = 9  # pixels of the side of a tile, all of which is unrolled
+
 Row = Sequence[Fraction]
 
 
@@ -35,7 +37,9 @@ class Tiling:
 
     @classmethod
     def of(cls, w: ConvWorkload, m: int) -> Tiling:
-        return cls(matrices(m if w.kh > 1 else 1, w.kh), matrices(m if w.kw > 1 else 1, w.kw))
+        return cls(
+            matrices(m if w.kh > 1 else 1, w.kh, w.sh), matrices(m if w.kw > 1 else 1, w.kw, w.sw)
+        )
 
     def grid(self, w: ConvWorkload, panel_h: int = 1, panel_w: int = 1) -> tuple[int, int]:
         """Tiles per image (rows, columns), each rounded up to whole panels."""
@@ -43,6 +47,14 @@ class Tiling:
         return (
             stages.ceil_div(high, panel_h) * panel_h,
             stages.ceil_div(wide, panel_w) * panel_w,
+        )
+
+    def padded(self, grid_h: int, grid_w: int) -> tuple[int, int]:
+        """Rows and columns of the padded input that a grid of tiles reads."""
+        rows, cols = self.rows, self.cols
+        return (
+            (grid_h * rows.m - 1) * rows.stride + rows.r,
+            (grid_w * cols.m - 1) * cols.stride + cols.r,
         )
 
     def transform_additions(self) -> tuple[int, int]:
@@ -168,16 +180,17 @@ def conv2d(
     tiling = Tiling.of(w, m)
     m_h, m_w, dtype = tiling.rows.m, tiling.cols.m, w.dtype
     grid_h, grid_w = tiling.grid(w, panel_h, panel_w)
+    step_h, step_w = m_h * w.sh, m_w * w.sw
     tiles = w.n * grid_h * grid_w
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, m, lanes)
     alpha_h, alpha_w, oc_chunks, ic_chunks, block, _ = shape
     weight = te.placeholder(shape, dtype, name="weight")
-    pad = _packed_input(w, data, layout, grid_h * m_h + w.kh - 1, grid_w * m_w + w.kw - 1, block)
+    pad = _packed_input(w, data, layout, *tiling.padded(grid_h, grid_w), block)
 
     def input_rows(io, p, e, x, ii):
         image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
-        pixel = lambda y: pad[image, io, ty * m_h + y, tx * m_w + x, ii]  # noqa: E731
+        pixel = lambda y: pad[image, io, ty * step_h + y, tx * step_w + x, ii]  # noqa: E731
         return transform(tiling.rows.B_T, e, pixel, dtype)
 
     rows = te.compute((ic_chunks, tiles, alpha_h, alpha_w, block), input_rows, name="input_rows")

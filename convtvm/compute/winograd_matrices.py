@@ -1,6 +1,6 @@
 """Cook-Toom matrices of the Winograd algorithm F(m, r), as exact rationals.
 
-    y = A^T [(G g) * (B^T d)]        y[i] = sum_k d[i + k] g[k]
+    y = A^T [(G g) * (B^T d)]        y[i] = sum_k d[stride * i + k] g[k]
 
 computes m outputs of a correlation with r taps from alpha = m + r - 1 inputs in alpha
 multiplications (Lavin & Gray, arXiv 1509.09308, equation 6; nested twice for 2-D, equation 8).
@@ -17,6 +17,10 @@ in float64, while B^T and A^T run at every call. The rows of B^T are thus monic 
 each holds a coefficient 1, which costs no multiplication, and every constant is exact in float32.
 More powers of two could move between B^T, G and A^T without changing any rounding error, so they
 stay where they are. The row of point 0 takes the sign that makes G[0] positive, as in the paper.
+
+With a stride, inputs and taps at the same position modulo the stride only meet each other. Each such
+phase is a correlation of stride 1 with the taps it has, and y the sum of all phases: their matrices
+stand side by side. A phase saves (m - 1) * (taps - 1) multiplications.
 """
 
 from __future__ import annotations
@@ -48,10 +52,14 @@ POINTS: dict[int, tuple[Fraction | int, ...]] = {
 
 @dataclass(frozen=True)
 class WinogradMatrices:
-    """F(m, r): A_T [m][alpha], G [alpha][r], B_T [alpha][alpha]; `points` without infinity."""
+    """F(m, r): A_T [m][alpha], G [alpha][r], B_T [alpha][alpha]; `points` without infinity.
+
+    With a stride above one `points` has those of all phases, one phase after another.
+    """
 
     m: int
     r: int
+    stride: int
     alpha: int
     points: Row
     A_T: Matrix
@@ -69,20 +77,43 @@ class EvenOddPair(NamedTuple):
 
 
 @cache
-def matrices(m: int, r: int) -> WinogradMatrices:
-    """F(m, r) with the points of `POINTS`.
+def matrices(m: int, r: int, stride: int = 1) -> WinogradMatrices:
+    """F(m, r) with the points of `POINTS`; the `m` outputs are `stride` inputs apart.
 
     With m = 1 or r = 1 there is nothing to save, and the exact plain algorithm comes back: B^T, and
     G or A^T, are identities, the remaining matrix is all ones, and `points` is empty.
     """
+    if stride > 1 and r > 1:
+        return _phases(m, r, stride)
     alpha = _checked_alpha(m, r)
     if m == 1 or r == 1:
         identity = tuple(_unit(alpha, i) for i in range(alpha))
         ones = (Fraction(1),)
         A_T = (ones * alpha,) if m == 1 else identity
         G = (ones,) * alpha if r == 1 else identity
-        return WinogradMatrices(m, r, alpha, (), A_T, G, identity)
+        return WinogradMatrices(m, r, stride, alpha, (), A_T, G, identity)
     return cook_toom(POINTS[alpha], m, r)
+
+
+def _phases(m: int, r: int, stride: int) -> WinogradMatrices:
+    """The matrices of all phases side by side, spread over the inputs and taps of each."""
+    if r < stride:
+        raise ValueError(f"F({m}, {r}) of stride {stride}: some inputs meet no tap")
+    alpha, points, A_T, G, B_T = (m - 1) * stride + r, (), [()] * m, [], []
+    for phase in range(stride):
+        part = matrices(m, -(-(r - phase) // stride))
+        points += part.points
+        A_T = [(*row, *more) for row, more in zip(A_T, part.A_T, strict=True)]
+        G += [_spread(row, phase, stride, r) for row in part.G]
+        B_T += [_spread(row, phase, stride, alpha) for row in part.B_T]
+    return WinogradMatrices(m, r, stride, alpha, points, tuple(A_T), tuple(G), tuple(B_T))
+
+
+def _spread(row: Row, phase: int, stride: int, length: int) -> Row:
+    """The entries of `row` at positions phase, phase + stride, …, zeros between them."""
+    spread = [Fraction(0)] * length
+    spread[phase::stride] = row
+    return tuple(spread)
 
 
 def cook_toom(points: Iterable[Fraction | int], m: int, r: int) -> WinogradMatrices:
@@ -102,7 +133,7 @@ def cook_toom(points: Iterable[Fraction | int], m: int, r: int) -> WinogradMatri
         B_T.append((*(sign * c for c in _monic(others)), Fraction(0)))
     G.append(_unit(r, r - 1))
     B_T.append(_monic(nodes))
-    return WinogradMatrices(m, r, alpha, nodes, A_T, tuple(G), tuple(B_T))
+    return WinogradMatrices(m, r, 1, alpha, nodes, A_T, tuple(G), tuple(B_T))
 
 
 def even_odd_pairs(

@@ -16,6 +16,7 @@ from schedules.cpu.registers import (
     extents,
     find_block,
     fits,
+    image_counts,
     layout,
     number_pixels,
     oc_block,
@@ -25,7 +26,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 2
+VERSION = 3
 COMPUTE_KNOBS = ("tile_ic", "flat")
 
 _MAX_UNROLLED_ROWS = 4
@@ -45,6 +46,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "tile_ic": tile_ic_values(chunks_in, terms),
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic_block % u == 0),
         "rows_outer": (0, 1),
+        # images that meet a block of the weight in turn
+        "images": image_counts(sch),
         # 1: pixels are numbered through, a tile may go from the end of a row into the next
         "flat": (0, 1) if oh > 1 else (0,),
     }
@@ -56,6 +59,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             and chunks_out % d["tile_oc"] == 0
             # Numbered through, there is a single row.
             and not (d["flat"] and (d["tile_oh"] > 1 or d["rows_outer"]))
+            and not (d["images"] > 1 and d["rows_outer"])
         )
 
     def is_worthwhile(d: Decisions) -> bool:

@@ -20,6 +20,7 @@ from schedules.cpu.registers import (
     find_block,
     fits,
     ic_block,
+    image_counts,
     layout,
     number_pixels,
     oc_block,
@@ -29,7 +30,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 3
+VERSION = 4
 COMPUTE_KNOBS = ("tile_ic", "tile_ow", "panel", "pack")
 
 _FEW_TILES = 16
@@ -50,13 +51,15 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "tile_ic": tile_ic_values(chunks_in, terms),
         "unroll_ic": tuple(u for u in (1, 2, 4) if ic % u == 0),
         "panel": (1, 2, 4, 8, 16, 32),
+        # images that meet a block of the weight in turn
+        "images": image_counts(sch),
         "pack": (1,) if copies else (0, 1),
         "prefetch": (0, 1) if streams else (0,),
     }
 
     def tiles(d: Decisions) -> int:
         """Register tiles that meet a block of the weight in turn."""
-        return d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"])
+        return d["images"] * (d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"]))
 
     def rounding(d: Decisions) -> float:
         return waste(pixels, d["tile_ow"] * d["panel"])
@@ -67,7 +70,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             and chunks_out % d["tile_oc"] == 0
             # Without a copy nothing can fill the last panel.
             and (d["pack"] == 1 or d["panel"] == 1 or rounding(d) == 0)
-            and (d["prefetch"] == 0 or tiles(d) > 1)
+            # Shared by several images, the weight is waited for too seldom to prefetch it.
+            and (d["prefetch"] == 0 or (tiles(d) > 1 and d["images"] == 1))
         )
 
     def is_worthwhile(d: Decisions) -> bool:
@@ -85,7 +89,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         # A window of the data in NCHW takes one cache line for every channel.
         unpacked = far_apart and not d["pack"] and chunks_in * terms * 64 >= cpu.l1_bytes
         scattered = 0.5 if unpacked else 0.0
-        again = streamed * 32 / (d["tile_ow"] * d["panel"])
+        again = streamed * 32 / (d["tile_ow"] * tiles(d))
         # Where few tiles share a block of the weight, waiting for it counts.
         fetched = 0.05 * d["prefetch"] * (-1 if tiles(d) <= _FEW_TILES else 1)
         return (

@@ -17,6 +17,7 @@ from schedules.cpu.registers import (
     extents,
     find_block,
     fits,
+    image_counts,
     layout,
     number_pixels,
     oc_block,
@@ -27,7 +28,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 2
+VERSION = 3
 COMPUTE_KNOBS = ("tile_c", "tile_p", "pack")
 
 
@@ -42,6 +43,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         "tile_p": tuple(t for t in (1, 2, 3, 4, 6) if t * cpu.lanes <= padded),
         # tiles that meet a tile of channels one after another
         "panel": (1, 2, 4, 8, 16),
+        # images that meet a tile of channels one after another
+        "images": image_counts(sch),
         "unroll": tuple(u for u in (1, 2, 4) if depth % u == 0),
         "pack": (0, 1),
         "prefetch": (0, 1) if streams else (0,),
@@ -53,8 +56,12 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             fits(d["tile_c"], d["tile_p"], cpu)
             and d["panel"] <= -(-pixels // tile)
             and (d["pack"] == 1 or pixels % tile == 0)
-            # The copy reads as the data lies, and a single reading leaves no time to fetch.
-            and (d["prefetch"] == 0 or (d["pack"] == 0 and d["tile_c"] < channels))
+            # The copy reads as the data lies, a single reading leaves no time to fetch, and what
+            # follows is fetched within an image.
+            and (
+                d["prefetch"] == 0
+                or (d["pack"] == 0 and d["tile_c"] < channels and d["images"] == 1)
+            )
         )
 
     def is_worthwhile(d: Decisions) -> bool:
@@ -105,9 +112,10 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     panel, po, pv, lane = sch.split(p, [None, d["panel"], d["tile_p"], cpu.lanes])
     ko, ki = sch.split(k, [None, d["unroll"]])
     tile = tile_order(d["tile_c"], d["tile_p"], [ci], [pv])
-    sch.reorder(n, panel, co, po, ko, ki, *tile, lane)
+    no, ni = sch.split(n, [None, d["images"]])
+    sch.reorder(no, panel, co, ni, po, ko, ki, *tile, lane)
     readings = int(sch.get(co).extent)
-    sch.parallel(sch.fuse(n, panel, co))
+    sch.parallel(sch.fuse(no, panel, co, ni))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
     sch.annotate(po, "pragma_loop_partition_hint", 1)
     sch.vectorize(lane)

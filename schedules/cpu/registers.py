@@ -91,8 +91,9 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
 
     A tile is tile_oh x tile_ow pixels by tile_oc vectors; `store` takes it from `conv` right after
     the reduction. Loops over tiles: images, channels and rows are shared out among the threads.
-    With `panel`, tiles of a row come in panels, and every panel meets all channels. With
-    `prefetch`, the weight of the next channel tile comes while these tiles use theirs.
+    With `panel`, tiles of a row come in panels, and every panel meets all channels. With `images`,
+    so many images meet a channel tile before the next one. With `prefetch`, the weight of the next
+    channel tile comes while these tiles use theirs.
     """
     conv, partial = sch.get_sblock("conv"), sch.get_sblock("partial")
     block = oc_block(sch)
@@ -102,10 +103,11 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     co, ci, cb = sch.split(c, [None, d["tile_oc"], block])
     yo, yi = sch.split(y, [None, d["tile_oh"]])
     xo, xi = sch.split(x, [None, d["tile_ow"]])
-    outer = [n, yo, co] if d["rows_outer"] else [n, co, yo]
+    no, ni = sch.split(n, [None, d.get("images", 1)])
+    outer = [no, ni, yo, co] if d["rows_outer"] else [no, co, ni, yo]
     if d.get("panel", 1) > 1:
         panel, xo = sch.split(xo, [None, d["panel"]])
-        outer = [n, panel, co, yo]
+        outer = [no, panel, co, ni, yo]
     sch.reorder(*outer, xo, k, yi, xi, ci, cb)
     sch.parallel(sch.fuse(*outer))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
@@ -136,6 +138,12 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
         sch.unroll(loop)
     vectorize_innermost(sch, sch.decompose_reduction(partial, io), unroll=3)
     vectorize_innermost(sch, sch.decompose_reduction(conv, k), unroll=3)
+
+
+def image_counts(sch: Schedule) -> tuple[int, ...]:
+    """How many images may meet a block of the weight in turn: the divisors of the batch."""
+    batch = extents(sch, "out")[0]
+    return tuple(i for i in range(1, batch + 1) if batch % i == 0)
 
 
 def tile_ic_values(chunks_in: int, terms: int) -> tuple[int, ...]:

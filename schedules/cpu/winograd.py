@@ -16,6 +16,7 @@ from schedules.cpu.registers import (
     CpuModel,
     extents,
     fits,
+    image_counts,
     layout,
     tile_cost,
     tile_order,
@@ -24,7 +25,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 3
+VERSION = 4
 COMPUTE_KNOBS = ("panel_h", "panel_w")
 
 _MAX_PANEL = 64  # tiles
@@ -39,6 +40,8 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, ic_block = extents(sch, "bgemm")
     ic, oc = ic_chunks * ic_block, oc_chunks * cpu.lanes
     knobs = {
+        # images whose tiles one panel takes
+        "images": image_counts(sch),
         "panel_h": tuple(p for p in range(1, 9) if p <= grid_h),
         "panel_w": tuple(
             p for p in range(1, min(grid_w, _MAX_PANEL) + 1) if waste(grid_w, p) <= _MAX_ROUNDING
@@ -55,24 +58,28 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     }
     smallest_panel = min(8, grid_h * grid_w)
 
+    def panel_tiles(d: Decisions) -> int:
+        return d["images"] * d["panel_h"] * d["panel_w"]
+
     def rounding(d: Decisions) -> float:
         return (1 + waste(grid_h, d["panel_h"])) * (1 + waste(grid_w, d["panel_w"])) - 1
 
     def is_valid(d: Decisions) -> bool:
-        panel = d["panel_h"] * d["panel_w"]
+        panel = panel_tiles(d)
         return (
             fits(d["tile_p"], d["tile_oc"], cpu)
             and panel <= _MAX_PANEL
             # TVM cannot bound a ragged tile: it would live in memory instead of registers.
             and panel % d["tile_p"] == 0
-            # Tiles are numbered row by row: a panel must be one run of numbers.
+            # Tiles are numbered row by row, image by image: a panel must be one run of numbers.
             and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
+            and (d["images"] == 1 or (d["panel_h"], d["panel_w"]) == (grid_h, grid_w))
             and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
             and (d["prefetch"] == 0 or panel > d["tile_p"])
         )
 
     def is_worthwhile(d: Decisions) -> bool:
-        panel = d["panel_h"] * d["panel_w"]
+        panel = panel_tiles(d)
         return (
             d["tile_p"] * d["tile_oc"] >= 4
             and panel >= smallest_panel
@@ -81,22 +88,23 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
     def footprint(d: Decisions) -> float:
         """Bytes of V and M that one panel keeps."""
-        panel = d["panel_h"] * d["panel_w"]
+        panel = panel_tiles(d)
         products = d["tile_oc"] * cpu.lanes if d["gemm_at_oc"] else oc
         return 4.0 * alpha_h * alpha_w * panel * (ic + products)
 
     def cost(d: Decisions) -> float:
-        panel = d["panel_h"] * d["panel_w"]
+        panel = panel_tiles(d)
         tile = tile_cost(d["tile_p"], d["tile_oc"], cpu)
-        # Every panel streams the whole packed weight, and spills when it outgrows the cache.
-        weight = 0.5 * 8 / panel
-        cache = max(0.0, footprint(d) / cpu.l2_bytes - 0.6)
+        # Every panel streams the whole packed weight, and every tile of channels a panel that
+        # outgrows the cache.
+        weight = 4 / panel
+        cache = min(max(0.0, footprint(d) / cpu.l2_bytes - 0.6), 4 / (d["tile_oc"] * cpu.lanes))
         # A weight that one or two register tiles use keeps memory busy by itself.
         fetched = 0.05 * d["prefetch"] if panel > 2 * d["tile_p"] else -0.05 * d["prefetch"]
         return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"] - fetched
 
     def features(d: Decisions) -> dict[str, float]:
-        panel = d["panel_h"] * d["panel_w"]
+        panel = panel_tiles(d)
         return {
             "panel": panel,
             "accumulators": d["tile_p"] * d["tile_oc"],
@@ -116,11 +124,12 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
 
     # Panels of tiles outside, channel tiles inside them, one output tile innermost.
     n, c, y, x = sch.get_loops(inverse)
+    n_panel, n_tile = sch.split(n, [None, d["images"]])
     co, ci, cb = sch.split(c, [None, d["tile_oc"], lanes])
     y_panel, y_tile, yi = sch.split(y, [None, d["panel_h"], tile_h])
     x_panel, x_tile, xi = sch.split(x, [None, d["panel_w"], tile_w])
-    sch.reorder(n, y_panel, x_panel, co, y_tile, x_tile, ci, yi, xi, cb)
-    panel = sch.fuse(n, y_panel, x_panel)
+    sch.reorder(n_panel, y_panel, x_panel, co, n_tile, y_tile, x_tile, ci, yi, xi, cb)
+    panel = sch.fuse(n_panel, y_panel, x_panel)
     if d["input_first"]:
         panel = co = sch.fuse(panel, co)
     sch.parallel(panel)
