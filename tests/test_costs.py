@@ -106,8 +106,20 @@ def test_products_are_multiplied_and_added_once(w: ConvWorkload, layout: str) ->
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (3, 1), (2, 2)])
 def test_winograd(m: int, kernel: tuple[int, int]) -> None:
     """With its transforms, on whole tiles and whole vectors of channels."""
-    size = 2 * m
-    w = make(16, 8, size + kernel[0] - 1, size + kernel[1] - 1, *kernel, n=2)
+    assert_counted(m, kernel, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("m", "kernel", "stride"),
+    [(2, (3, 3), (2, 2)), (4, (3, 3), (2, 2)), (3, (3, 1), (2, 1)), (2, (7, 3), (2, 1))],
+)
+def test_strided_winograd(m: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    assert_counted(m, kernel, stride)
+
+
+def assert_counted(m: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    high, wide = ((2 * m - 1) * s + k for s, k in zip(stride, kernel, strict=True))
+    w = make(16, 8, high, wide, *kernel, n=2, stride=stride)
     for layout in LAYOUTS:
         task = Task(w, f"winograd:{m}", resolve("avx2", 1), layout)
         count = executed(task, whole_tiles(task))

@@ -23,7 +23,18 @@ from convtvm.workload import ConvWorkload
 # 5x5 tiles; one panel has three rows, so that tiles overhang below.
 W = ConvWorkload.parse("mb1ic16ih10oc24oh10kh3ph1")
 TASK = Task(W, "winograd:2", resolve("avx2", 1))
-TILING = {"panel_h": 3, "panel_w": 5, "tile_p": 5, "tile_oc": 1, "input_first": 0}
+TILING = {"panel_h": 3, "panel_w": 5, "tile_p": 5, "tile_oc": 1, "input_first": 0, "images": 1}
+
+IM2COL = {"tile_ic": 16, "unroll_ic": 1, "pack": 1, "images": 1, "prefetch": 1}
+POINTWISE = {
+    "tile_c": 8,
+    "tile_p": 1,
+    "panel": 2,
+    "images": 1,
+    "unroll": 1,
+    "pack": 0,
+    "prefetch": 1,
+}
 
 
 def lowered(**changes: int) -> Any:
@@ -88,9 +99,9 @@ def test_im2col_fetches_the_next_channel_tile() -> None:
     """A weight of 320 KiB; three tiles of four pixels share 256 channels of two vectors."""
     w = ConvWorkload.parse("mb1ic256ih3iw4oc320oh3ow4kh1kw1ph0")
     task = Task(w, "im2col", resolve("avx2", 1))
-    tiling = {"tile_ow": 4, "tile_oc": 2, "tile_ic": 16, "unroll_ic": 1, "panel": 1, "pack": 1}
-    assert task.space.contains({**tiling, "prefetch": 1})
-    mod = codegen.lower(task.instantiate({**tiling, "prefetch": 1}), task.target.tvm)
+    decisions = {**IM2COL, "tile_ow": 4, "tile_oc": 2, "panel": 1}
+    assert task.space.contains(decisions)
+    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
     around = [loop for loop in found(mod, For) if fetches(loop)]
     pixels, channels = around[-2:]
     outside = {loop.loop_var: 0 for loop in around}
@@ -108,8 +119,7 @@ def test_the_last_panel_has_fewer_whole_tiles() -> None:
     """Four tiles of 13 pixels cover 49: not all panels have two whole ones."""
     w = ConvWorkload.parse("mb1ic256ih7oc320oh7kh1ph0")
     task = Task(w, "im2col", resolve("avx2", 1))
-    tiling = {"tile_ow": 13, "tile_oc": 1, "tile_ic": 16, "unroll_ic": 1, "panel": 2, "pack": 1}
-    decisions = {**tiling, "prefetch": 1}
+    decisions = {**IM2COL, "tile_ow": 13, "tile_oc": 1, "panel": 2}
     assert task.space.contains(decisions)
     mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
     around = [loop for loop in found(mod, For) if fetches(loop)]
@@ -129,9 +139,8 @@ def test_pointwise_fetches_the_next_panel() -> None:
     """Three tiles of 8 channels meet a panel of two tiles of 8 pixels, in each of 128 planes."""
     w = ConvWorkload.parse("mb1ic128ih24oc24oh24kh1ph0")
     task = Task(w, "direct:pointwise", resolve("avx2", 1))
-    decisions = {"tile_c": 8, "tile_p": 1, "panel": 2, "unroll": 1, "pack": 0, "prefetch": 1}
-    assert task.space.contains(decisions)
-    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    assert task.space.contains(POINTWISE)
+    mod = codegen.lower(task.instantiate(POINTWISE), task.target.tvm)
     shared, tiles, i = (loop for loop in found(mod, For) if fetches(loop))
     (index,) = fetches(tiles)
     panels = 24 * 24 // 16
@@ -151,14 +160,14 @@ def test_pointwise_fetches_the_next_panel() -> None:
         ("mb1ic8ih24oc24oh24kh1ph0", {}),
         ("mb1ic128ih24oc24oh24kh1ph0", {"pack": 1}),
         ("mb1ic128ih24oc8oh24kh1ph0", {}),
+        ("mb2ic128ih24oc24oh24kh1ph0", {"images": 2}),
     ],
-    ids=["data in cache", "copied", "one tile of channels"],
+    ids=["data in cache", "copied", "one tile of channels", "another image follows"],
 )
 def test_pointwise_does_not_fetch_in_vain(workload: str, changes: dict[str, int]) -> None:
     task = Task(ConvWorkload.parse(workload), "direct:pointwise", resolve("avx2", 1))
-    tiling = {"tile_c": 8, "tile_p": 1, "panel": 2, "unroll": 1, "pack": 0, "prefetch": 1}
-    assert not task.space.contains({**tiling, **changes})
-    assert task.space.contains({**tiling, **changes, "prefetch": 0})
+    assert not task.space.contains({**POINTWISE, **changes})
+    assert task.space.contains({**POINTWISE, **changes, "prefetch": 0})
 
 
 def test_machine_code_fetches() -> None:

@@ -55,6 +55,11 @@ WINOGRAD = {
     "asymmetric padding": make(5, 33, 7, 13, 3, padding=(2, 0, 1, 3)),
     "1-D": make(16, 3, 1, 13, 1, 3, padding=(0, 1)),
     "oblong": make(3, 16, 5, 13, 5, 3, padding=1),
+    "stride 2": make(5, 17, 13, kh=3, stride=2, padding=1),
+    "strides differ, batch 2": make(3, 16, 13, 7, 3, n=2, stride=(1, 2), padding=(0, 1)),
+    "stride 3 of 5": make(5, 3, 17, 11, 5, 4, stride=(3, 2), padding=(2, 1)),
+    "strided rows": make(16, 5, 7, 13, 1, 3, stride=(2, 1), padding=(0, 1)),
+    "stem": make(3, 16, 17, kh=7, stride=2, padding=3),
 }
 POINTWISE = {
     "one of everything": make(1, 1, 1),
@@ -67,7 +72,9 @@ SHAPES = {
     "direct": DIRECT,
     "direct:pointwise": POINTWISE,
     "winograd:2": WINOGRAD,
-    "winograd:4": {shape: w for shape, w in WINOGRAD.items() if shape != "oblong"},
+    "winograd:4": {
+        shape: w for shape, w in WINOGRAD.items() if not ALGORITHMS["winograd:4"].inapplicable(w)
+    },
 }
 CASES = {
     f"{name}-{shape}": (name, w) for name, shapes in SHAPES.items() for shape, w in shapes.items()
@@ -111,6 +118,20 @@ def test_answers(name: str, w: ConvWorkload) -> None:
         (data, _, bias), reference = problem(task)
         out = run_kernel(task, decisions, data, packed, bias)
         assert is_right(task, out, reference), (task.layout, decisions)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["direct", "direct:pointwise", "im2col", "winograd:2"])
+def test_images_share_the_weight(name: str, layout: str) -> None:
+    kh = 1 if name == "direct:pointwise" else 3
+    task = task_of(name, make(17, 33, 7, kh=kh, padding=kh // 2, n=4), layout)
+    (data, weight, bias), reference = problem(task)
+    packed = pack_weight(task, weight)
+    for images in (2, 4):
+        shared = [d for d in all_valid(task.space) if d["images"] == images]
+        for decisions in random.Random(images).sample(shared, 2):
+            out = run_kernel(task, decisions, data, packed, bias)
+            assert is_right(task, out, reference), decisions
 
 
 @any_case
@@ -187,8 +208,9 @@ def test_space_without_valid_points_says_so() -> None:
         (make(8, 8, 9, stride=2), "direct:pointwise", "stride is 2x2"),
         (make(8, 8, 9, padding=1), "direct:pointwise", "the input of 9x9 is padded to 11x11"),
         (make(8, 8, 9, groups=2), "direct:pointwise", "groups is 2"),
-        (make(8, 8, 9, kh=3, stride=2), "winograd:4", "stride is 2x2"),
-        (make(8, 8, 9, kh=3, stride=(1, 3)), "winograd:2", "stride is 1x3"),
+        (make(8, 8, 9, kh=3, stride=3), "winograd:4", "kernel is 3x3 with stride 3x3"),
+        (make(8, 8, 9, kh=3, kw=2, stride=(1, 3)), "winograd:2", "stride is 1x3"),
+        (make(8, 8, 9, kh=3, stride=2), "winograd:5", "5 outputs of stride 2x2 take 11 > 9 pixels"),
         (make(8, 8, 9, kh=3, dilation=(2, 1)), "winograd:2", "dilation is 2x1"),
         (make(8, 8, 9, kh=3, groups=2), "winograd:2", "groups is 2"),
         (make(8, 8, 9, kh=7), "winograd:4", "F(4, 7) has tiles of 10 > 8"),

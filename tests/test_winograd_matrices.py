@@ -24,6 +24,7 @@ from convtvm.compute.winograd_matrices import (
 Matrix = Sequence[Sequence[Fraction]]
 
 SIZES = [(m, r) for m in range(1, MAX_ALPHA + 1) for r in range(1, MAX_ALPHA + 2 - m)]
+STRIDED = [(2, 3, 2), (3, 3, 2), (4, 3, 2), (2, 7, 2), (2, 5, 3), (3, 4, 3), (2, 2, 2), (1, 3, 2)]
 HALF = Fraction(1, 2)
 
 
@@ -41,7 +42,7 @@ def assert_computes_correlation(mats: WinogradMatrices) -> None:
         for j in range(mats.alpha):
             for k in range(mats.r):
                 y = sum(mats.A_T[i][t] * mats.G[t][k] * mats.B_T[t][j] for t in range(mats.alpha))
-                assert y == (j == i + k), (mats.m, mats.r, i, j, k)
+                assert y == (j == mats.stride * i + k), (mats.m, mats.r, i, j, k)
 
 
 def test_sizes_cover_what_the_design_promises():
@@ -52,6 +53,36 @@ def test_sizes_cover_what_the_design_promises():
 @pytest.mark.parametrize(("m", "r"), SIZES)
 def test_exact_identity(m, r):
     assert_computes_correlation(matrices(m, r))
+
+
+@pytest.mark.parametrize(("m", "r", "stride"), STRIDED)
+def test_exact_identity_of_strides(m, r, stride):
+    mats = matrices(m, r, stride)
+    assert_computes_correlation(mats)
+    assert mats.stride == stride
+    assert mats.alpha == (m - 1) * stride + r == len(mats.B_T) == len(mats.G) == len(mats.B_T[0])
+    saved = sum((m - 1) * (len(range(phase, r, stride)) - 1) for phase in range(stride))
+    assert mats.alpha == m * r - saved
+
+
+def test_f23_of_stride_2():
+    """Even inputs and taps by F(2, 2), odd ones as they are."""
+    mats = matrices(2, 3, 2)
+    assert mats.B_T == (
+        (1, 0, -1, 0, 0),
+        (0, 0, 1, 0, 0),
+        (0, 0, -1, 0, 1),
+        (0, 1, 0, 0, 0),
+        (0, 0, 0, 1, 0),
+    )
+    assert mats.G == ((1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0), (0, 1, 0))
+    assert mats.A_T == ((1, 1, 0, 1, 0), (0, 1, 1, 0, 1))
+
+
+def test_an_axis_of_one_tap_may_have_any_stride():
+    assert matrices(1, 1, 3).B_T == ((1,),)
+    with pytest.raises(ValueError, match=r"F\(4, 2\) of stride 3: some inputs meet no tap"):
+        matrices(4, 2, 3)
 
 
 @pytest.mark.parametrize(("m", "r"), SIZES)

@@ -18,9 +18,9 @@ each holds a coefficient 1, which costs no multiplication, and every constant is
 More powers of two could move between B^T, G and A^T without changing any rounding error, so they
 stay where they are. The row of point 0 takes the sign that makes G[0] positive, as in the paper.
 
-With a stride, inputs and taps at the same position modulo the stride only meet each other. Each such
-phase is a correlation of stride 1 with the taps it has, and y the sum of all phases: their matrices
-stand side by side. A phase saves (m - 1) * (taps - 1) multiplications.
+With a stride, inputs and taps at the same position modulo the stride meet only each other. Each
+such phase is a correlation of stride 1 with the taps it has, and y the sum of all phases: their
+matrices stand side by side. A phase saves (m - 1) * (taps - 1) multiplications.
 """
 
 from __future__ import annotations

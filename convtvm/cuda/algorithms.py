@@ -84,8 +84,16 @@ def _tf32(a: Algorithm) -> Algorithm:
 
 
 def _winograd(m: int) -> Algorithm:
+    cpu = ALGORITHMS[f"winograd:{m}"]
+
+    def inapplicable(w: ConvWorkload) -> str | None:
+        # A thread keeps a tile in registers, and a strided one has too many pixels.
+        if (w.sh, w.sw) != (1, 1):
+            return f"stride is {w.sh}x{w.sw}, Winograd on a GPU needs 1"
+        return cpu.inapplicable(w)
+
     return replace(
-        _in_float32(ALGORITHMS[f"winograd:{m}"]),
+        _in_float32(replace(cpu, inapplicable=inapplicable)),
         template=cuda_winograd,
         compute=partial(winograd.conv2d, m=m),
         pack=lambda w, lanes, layout: winograd.pack_weight(w, m),
