@@ -8,7 +8,6 @@ Fetching the next block in small parts during all readings evens that out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm_ffi
@@ -26,14 +25,13 @@ _READ, _INTO_L2, _DATA = (tirx.const(i, "int32") for i in (0, 2, 1))  # of llvm.
 def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     """`func`, lowered to flat buffers, with fetches in the loops that schedules have annotated."""
 
-    shared = [loop for loop in _loops(func.body) if loop.kind == ForKind.PARALLEL]
-
     def on_for(loop: For) -> For:
         notes = loop.annotations or {}
         if PREFETCH in notes:
             return _fetching(loop, *map(int, notes[PREFETCH]))
         if PREFETCH_DATA in notes:
-            return _fetching_planes(loop, shared, *map(int, notes[PREFETCH_DATA]))
+            around = [shared for shared in _loops(func.body) if _is_shared_around(shared, loop)]
+            return _fetching_planes(loop, around[0], *map(int, notes[PREFETCH_DATA]))
         return loop
 
     return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
@@ -70,17 +68,16 @@ def _fetching(tiles: For, block: int, distance: int, most: int) -> For:
 
 
 def _fetching_planes(
-    tiles: For, shared: Sequence[For], planes: int, plane: int, run: int, most: int, readings: int
+    tiles: For, shared: For, planes: int, plane: int, run: int, most: int, readings: int
 ) -> For:
-    """`tiles`, `most` iterations of which `readings` runs of `tiles` read the same `run` elements
-    of each of the `planes`, fetching the runs that follow, a part each time."""
+    """`tiles`, `most` iterations that read the same `run` elements of each of the `planes` in
+    `readings` iterations of `shared`, fetching the runs that follow, a part each time."""
     loads = _loads(tiles, "data")
-    around = [loop for loop in shared if _contains(loop, tiles)]
-    if not loads or not around:
+    if not loads:
         return tiles
     lines = -(-run // _LINE)
     each = -(-planes * lines // (readings * most))
-    reading = tirx.floormod(around[0].loop_var, readings)
+    reading = tirx.floormod(shared.loop_var, readings)
     part = (reading * most + tiles.loop_var) * each
     i = tirx.Var("i", "int32")
     start = _at_start(loads[0].indices[0].base, tiles) + run
@@ -90,8 +87,10 @@ def _fetching_planes(
     return For(tiles.loop_var, tiles.min, tiles.extent, tiles.kind, body)
 
 
-def _contains(loop: For, other: For) -> bool:
-    return any(inner.loop_var.same_as(other.loop_var) for inner in _loops(loop.body))
+def _is_shared_around(loop: For, inner: For) -> bool:
+    """Whether the threads share out `loop`, and `inner` is in its body."""
+    inside = (found.loop_var.same_as(inner.loop_var) for found in _loops(loop.body))
+    return loop.kind == ForKind.PARALLEL and any(inside)
 
 
 def _place(tiles: For, lines: int, most: int) -> _Place:
@@ -103,8 +102,11 @@ def _place(tiles: For, lines: int, most: int) -> _Place:
         reading = [loop for loop in _loops(place.loop.body) if _loads(loop)]
         if not reading or len(_loads(reading[0])) < len(_loads(place.loop)):
             return place
-        loop, iterations = reading[0], place.iterations * int(reading[0].extent)
-        if loop.kind != ForKind.SERIAL or iterations > lines:
+        loop = reading[0]
+        if loop.kind != ForKind.SERIAL or not isinstance(loop.extent, IntImm):
+            return place
+        iterations = place.iterations * int(loop.extent)
+        if iterations > lines:
             return place
         place = _Place(loop, iterations, place.position * loop.extent + loop.loop_var)
 

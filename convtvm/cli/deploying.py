@@ -7,11 +7,7 @@ from pathlib import Path
 import click
 
 from convtvm.cli.options import json_option
-from convtvm.cli.output import (
-    print_json,
-    print_table,
-    text_of,
-)
+from convtvm.cli.output import print_json, print_table, text_of
 
 
 @click.command()

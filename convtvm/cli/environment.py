@@ -11,11 +11,7 @@ import click
 
 import convtvm
 from convtvm.cli.options import json_option
-from convtvm.cli.output import (
-    print_json,
-    print_table,
-    without_torch,
-)
+from convtvm.cli.output import print_json, print_table, without_torch
 from convtvm.cpu import device_name, host_features, physical_cores
 from convtvm.errors import ConvtvmError
 
