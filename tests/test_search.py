@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from convtvm.errors import ConvtvmError, LogError, WorkloadError
 from convtvm.measure.workbench import Trial
 from convtvm.records import LogWriter, TuningRecord
 from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
-from convtvm.tuning import search
+from convtvm.tuning import budget, search
 from convtvm.tuning.progress import TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch, candidate, make_context
 from convtvm.tuning.speed import KnobCostModel, SpeedModel, workload_features
@@ -414,6 +415,21 @@ def test_time_limit(bench: type[StubBench], tmp_path: Path) -> None:
     assert summary.stopped == "time limit reached" and summary.measured == 0
     summary = tune_stub(tmp_path / "x.jsonl", trials=1000, time_limit=1e6)
     assert summary.stopped == "" and summary.measured == len(small().space.points)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_cheap_workloads_are_not_left_out(
+    bench: type[StubBench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Nothing is to be saved on the second: only its floor brings it more than its defaults."""
+    monkeypatch.setattr(budget, "_FLOOR", share)
+    workloads = [replace(LARGE, multiplicity=1000), SMALL]
+    names = ["direct", "im2col"]
+    log = tmp_path / "x.jsonl"
+    tune(workloads, TARGET, 1, names, trials=500, total_trials=160, log=log, confirm=False)
+    done = Counter((workload, name) for (workload, name, *_), _ in bench.measured)
+    most = max(count for (workload, _), count in done.items() if workload == SMALL.key)
+    assert most >= share * 160 / 2 if share else most == 1
 
 
 def test_hopeless_tasks_wait(

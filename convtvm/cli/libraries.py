@@ -120,7 +120,8 @@ def compile_(
     ]
     if untuned:
         count = len(lib.workloads) * len(lib.manifests)
-        options = [source, "--threads", str(lib.threads)]
+        options = [source]
+        options += [] if target.startswith("cuda") else ["--threads", str(lib.threads)]
         options += [] if target == "native" else ["--target", target]
         options += [] if layout == "NCHW" else ["--layout", layout]
         options += [] if batch is None else ["--batch", str(batch)]

@@ -1,4 +1,5 @@
-"""Where the next trials go: to the task that is expected to save the most time a second."""
+"""Where the next trials go: to the task that is expected to save the most time a second; but no
+workload is left with a few."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from convtvm.cpu import physical_cores
 from convtvm.tuning.progress import TaskProgress, fastest
 from convtvm.tuning.search import TaskSearch
+from convtvm.workload import ConvWorkload
 
 _BATCH = 16  # candidates built together at least; the cost model learns after each batch
 _FAIR = 24  # trials that an algorithm gets before it may be dropped
+_FLOOR = 0.25  # of an equal share of all trials: what the best tried algorithm of a workload gets
 _NO_CHANCE = 0.002  # expected gain of all its trials below which an algorithm is dropped
 _RESERVE = (1.5, 0.2)  # seconds for confirming a workload, and the most of the time limit
 
@@ -72,6 +75,8 @@ class Budget:
             if contender.search.lacks_default:
                 return contender
             ranked.append((self._value(contender, rival), -progress.done, contender))
+        poor = _neglected(contenders)
+        ranked = [r for r in ranked if r[2].progress.task.workload in poor] or ranked
         return max(ranked, key=lambda r: r[:2])[2] if ranked else None
 
     def _ends(self, contender: Contender, rival: float) -> bool:
@@ -98,3 +103,13 @@ class Budget:
         saved = progress.task.workload.multiplicity * rival * gain
         cost = progress.seconds / progress.measured if progress.measured else 1.0
         return saved / cost if math.isfinite(saved) else math.inf
+
+
+def _neglected(contenders: Sequence[Contender]) -> set[ConvWorkload]:
+    """Workloads none of whose algorithms has its floor of trials."""
+    most: dict[ConvWorkload, int] = {}
+    for progress in (c.progress for c in contenders):
+        workload = progress.task.workload
+        most[workload] = max(most.get(workload, 0), progress.done)
+    floor = _FLOOR * sum(c.progress.done for c in contenders) / len(most)
+    return {workload for workload, done in most.items() if done < floor}
