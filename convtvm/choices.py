@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,18 @@ KEEP = ("best", "pareto", "all")
 @dataclass(frozen=True)
 class Choice:
     """A task with the record to build it from; without one, with the record of another task whose
-    decisions it takes, if there is one, and the seconds to expect."""
+    decisions it takes, if there is one, these as `borrowed`, and the seconds to expect."""
 
     task: Task
     record: TuningRecord | None
     source: TuningRecord | None = None
+    borrowed: Mapping[str, int] | None = None
     predicted_secs: float | None = None
 
     @property
     def decisions(self) -> dict[str, int]:
-        made = self.record or self.source
-        return dict(made.decisions if made else self.task.space.default)
+        made = self.record.decisions if self.record else self.borrowed
+        return dict(made or self.task.space.default)
 
     @property
     def origin(self) -> str:
@@ -83,7 +84,7 @@ def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choic
         if choice.record is None:
             hints = hints or Hints(history, task.target, task.layout)
             hint = hints.of(task, failed)
-            choice = Choice(task, None, hint.source, hint.seconds)
+            choice = Choice(task, None, hint.source, hint.decisions, hint.seconds)
         fails = choice.record is None and choice.decisions in failed
         (doubtful if fails else choices).append(choice)
     served = {c.task.workload for c in choices}

@@ -39,9 +39,11 @@ _Task = tuple[ConvWorkload, str]
 
 @dataclass(frozen=True)
 class Hint:
-    """What is known of a task without records: whose decisions to take, seconds to expect."""
+    """What is known of a task without records: whose decisions to take, as they suit its threads,
+    and seconds to expect."""
 
     source: TuningRecord | None = None
+    decisions: Mapping[str, int] | None = None
     seconds: float | None = None
 
 
@@ -60,13 +62,12 @@ class Hints:
 
     def of(self, task: Task, failed: Collection[Mapping[str, int]] = ()) -> Hint:
         """The hint for a task; decisions that `failed` on it are not taken."""
-        source = self._source(task, failed)
-        if source is not None and source.workload == task.workload.key:
-            return Hint(source, self._expected(source))
-        if self._model is None:
-            return Hint(source)
-        name = task.algorithm_name
-        return Hint(source, self._model.seconds(task.workload, [name]).get(name))
+        source, name = self._source(task, failed), task.algorithm_name
+        decisions = task.space.spread(source.decisions) if source else None
+        if source and decisions and source.workload == task.workload.key:
+            return Hint(source, decisions, self._expected(source) * task.space.idling(decisions))
+        known = self._model.seconds(task.workload, [name]) if self._model else {}
+        return Hint(source, decisions, known.get(name))
 
     def _source(self, task: Task, failed: Collection[Mapping[str, int]]) -> TuningRecord | None:
         """The nearest workload's record; of several the one of the nearest threads and target."""
@@ -80,12 +81,13 @@ class Hints:
         for workload, record in sorted(self._known[task.algorithm_name], key=rank):
             if distance(workload, task.workload) > _MAX_DISTANCE:
                 break
-            if record.decisions not in failed and task.space.contains(record.decisions):
+            space, made = task.space, record.decisions
+            if space.contains(made) and space.spread(made) not in failed:
                 return record
         return None
 
     def _expected(self, record: TuningRecord) -> float:
-        """Seconds on as many threads as the target has, if all of them are of use."""
+        """Seconds on as many threads as the target has, if all of them are equally busy."""
         return record.seconds * record.threads / self._target.threads
 
     def _learn(self, layout: str) -> TimeModel | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 Decisions = Mapping[str, int]
+
+_EVEN = 1.2  # times the ideal: up to this, threads count as equally busy
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class Space:
 
     `knobs` maps a name to its values; `is_valid` says which combinations may be built, and
     `is_worthwhile` which of them are not hopeless from the start; `cost` is a rough estimate
-    (lower is better) that picks the default decisions without measuring; `features` are derived
-    quantities that the cost model learns from besides the knobs.
+    (lower is better) of one thread's work, that picks the default decisions without measuring;
+    `features` are derived quantities that the cost model learns from besides the knobs. `turns`
+    counts the iterations of the parallel loop that does most of the work, which `threads` share.
     """
 
     knobs: Mapping[str, tuple[int, ...]]
@@ -25,6 +28,8 @@ class Space:
     is_worthwhile: Callable[[Decisions], bool]
     cost: Callable[[Decisions], float]
     features: Callable[[Decisions], Mapping[str, float]] = field(default=lambda d: {})
+    turns: Callable[[Decisions], int] = field(default=lambda d: 1)
+    threads: int = 1
 
     @property
     def size(self) -> int:
@@ -48,7 +53,39 @@ class Space:
     @cached_property
     def default(self) -> dict[str, int]:
         """The decisions of an untuned kernel: the cheapest by estimate, the first on a tie."""
-        return min(self.points, key=self.cost)
+        return min(self.points, key=self.estimate)
+
+    def idling(self, decisions: Decisions) -> float:
+        """How much longer the busiest thread takes than if all had the same work."""
+        turns = self.turns(decisions)
+        return -(-turns // self.threads) * self.threads / turns
+
+    def estimate(self, decisions: Decisions) -> float:
+        """`cost`, with the time that threads wait for the busiest."""
+        return self.cost(decisions) * self.idling(decisions)
+
+    def spread(self, decisions: Decisions) -> dict[str, int]:
+        """`decisions`, made for any number of threads, as these threads can share them.
+
+        If some would idle, the cheapest decisions that keep all busy and differ in one knob, else
+        in two; if there are none, what the estimate likes best of all these.
+        """
+        if self.idling(decisions) <= _EVEN:
+            return dict(decisions)
+        seen = [dict(decisions)]
+        for count in (1, 2):
+            seen += (d for d in self._changed(decisions, count) if self.is_valid(d))
+            busy = [d for d in seen if self.idling(d) <= _EVEN and self.is_worthwhile(d)]
+            if busy:
+                return min(busy, key=self.cost)
+        return min(seen, key=self.estimate)
+
+    def _changed(self, decisions: Decisions, count: int) -> Iterator[dict[str, int]]:
+        """All that differ from `decisions` in `count` knobs."""
+        for names in itertools.combinations(self.knobs, count):
+            others = ([v for v in self.knobs[n] if v != decisions[n]] for n in names)
+            for values in itertools.product(*others):
+                yield {**decisions, **dict(zip(names, values, strict=True))}
 
     def contains(self, decisions: Decisions) -> bool:
         """Whether `decisions` name exactly these knobs with values that may be built."""

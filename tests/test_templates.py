@@ -6,12 +6,15 @@ import itertools
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
+from tvm.tirx import BufferStore, For, ForKind
 
+from convtvm import codegen
 from convtvm.algorithms import ALGORITHMS
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
@@ -149,6 +152,52 @@ def test_space(name: str, w: ConvWorkload) -> None:
         features = [space.features(point) for point in space.points]
         assert all(list(f) == list(features[0]) for f in features)
         assert all(np.isfinite(list(f.values())).all() for f in features)
+
+
+def found(node: Any, kind: type) -> list[Any]:
+    nodes: list[Any] = []
+    tvm_ffi.structural_walk(node, (kind, nodes.append), order="pre")
+    return nodes
+
+
+def stores_output(loop: For) -> bool:
+    return any(store.buffer.name == "out" for store in found(loop, BufferStore))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_turns_are_those_of_the_parallel_loop(name: str, layout: str) -> None:
+    """Of the one that stores the output."""
+    kh, groups = int(name != "direct:pointwise") * 2 + 1, 40 if name == "direct:depthwise" else 1
+    w = make(40, 40, 13, kh=kh, padding=kh // 2, groups=groups, n=2)
+    task = Task(w, name, resolve("avx2", 2), layout)
+    for decisions in random.Random(name).sample(all_valid(task.space), 4):
+        lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+        shared = [loop for loop in found(lowered, For) if loop.kind == ForKind.PARALLEL]
+        (turns,) = [int(loop.extent) for loop in shared if stores_output(loop)] or [1]
+        assert task.space.turns(decisions) == turns, decisions
+
+
+def test_spread_changes_only_what_idles() -> None:
+    """One panel of all tiles is one turn; a thread of eight can have it only by its channels."""
+    w = make(64, 128, 14, kh=3, padding=1)
+    alone, shared = (Task(w, "winograd:4", resolve("avx2", n)).space for n in (1, 8))
+    one_panel = {"panel_h": 4, "panel_w": 4, "tile_p": 4, "tile_oc": 2, "images": 1, "prefetch": 0}
+    made = {**one_panel, "gemm_at_oc": 0, "input_first": 0}
+    assert alone.turns(made) == shared.turns(made) == 1
+    assert (alone.idling(made), shared.idling(made)) == (1, 8)
+    assert alone.spread(made) == made
+    assert shared.spread(made) == {**made, "gemm_at_oc": 1, "input_first": 1}
+    assert shared.idling(shared.spread(made)) == 1
+    assert shared.idling(shared.default) <= 1.2
+
+
+def test_spread_shares_as_far_as_it_goes() -> None:
+    space = Task(make(1, 1, 5, kh=3), "direct", resolve("avx2", 8)).space
+    decisions = {**space.default, "flat": 1, "tile_oh": 1, "rows_outer": 0, "tile_ow": 3}
+    assert space.contains(decisions) and space.idling(decisions) == 8
+    shared = space.spread(decisions)
+    assert space.contains(shared) and space.turns(shared) > 1
 
 
 @any_case

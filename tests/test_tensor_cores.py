@@ -215,7 +215,7 @@ def test_tf32_is_named_or_in_the_log() -> None:
 def test_the_best_of_both_kinds_is_kept() -> None:
     tasks = [Task(TINY, name, TARGET) for name in ("direct", "direct:tf32", "im2col")]
     times = (2.0, 1.0, 3.0)
-    choices = [Choice(t, None, None, s) for t, s in zip(tasks, times, strict=True)]
+    choices = [Choice(t, None, predicted_secs=s) for t, s in zip(tasks, times, strict=True)]
     assert [c.task.algorithm_name for c in keep_some(choices, "best")] == ["direct", "direct:tf32"]
 
 

@@ -99,14 +99,18 @@ def _phases(m: int, r: int, stride: int) -> WinogradMatrices:
     """The matrices of all phases side by side, spread over the inputs and taps of each."""
     if r < stride:
         raise ValueError(f"F({m}, {r}) of stride {stride}: some inputs meet no tap")
-    alpha, points, A_T, G, B_T = (m - 1) * stride + r, (), [()] * m, [], []
-    for phase in range(stride):
-        part = matrices(m, -(-(r - phase) // stride))
-        points += part.points
-        A_T = [(*row, *more) for row, more in zip(A_T, part.A_T, strict=True)]
-        G += [_spread(row, phase, stride, r) for row in part.G]
-        B_T += [_spread(row, phase, stride, alpha) for row in part.B_T]
-    return WinogradMatrices(m, r, stride, alpha, points, tuple(A_T), tuple(G), tuple(B_T))
+    alpha = (m - 1) * stride + r
+    phases = [(q, matrices(m, -(-(r - q) // stride))) for q in range(stride)]
+    return WinogradMatrices(
+        m,
+        r,
+        stride,
+        alpha,
+        points=tuple(p for _, part in phases for p in part.points),
+        A_T=tuple(tuple(x for _, part in phases for x in part.A_T[j]) for j in range(m)),
+        G=tuple(_spread(row, q, stride, r) for q, part in phases for row in part.G),
+        B_T=tuple(_spread(row, q, stride, alpha) for q, part in phases for row in part.B_T),
+    )
 
 
 def _spread(row: Row, phase: int, stride: int, length: int) -> Row:

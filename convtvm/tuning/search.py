@@ -254,7 +254,8 @@ class TaskSearch:
         if self.lacks_default:
             proposed = [candidate(space, d) for d in self.opening[:count]]
         else:
-            fitting = [d for d in seeds if space.contains(d) and self._point(d) not in self.known]
+            shared = (space.spread(d) for d in seeds if space.contains(d))
+            fitting = [d for d in shared if self._point(d) not in self.known]
             proposed = [candidate(space, d) for d in fitting[:count]] or self._propose(count)
         fresh = {self._decided(c): c for c in proposed if self._decided(c) not in self.known}
         yield from self._measure(list(fresh.values()))

@@ -91,7 +91,7 @@ class SpeedModel:
         """Predicted relative speed of each point; the template's own estimate while little is
         known."""
         if not self.is_warm:
-            return np.array([1 / (1 + task.space.cost(d)) for d in points])
+            return np.array([1 / (1 + task.space.estimate(d)) for d in points])
         rows = np.array(self._features(task, points), dtype=np.float32)
         predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
         return predicted.astype("float64")
@@ -106,7 +106,8 @@ class SpeedModel:
             point = tuple(decisions[name] for name in task.space.knobs)
             row = known.get(point)
             if row is None:
-                row = [*shape, *map(float, point), *task.space.features(decisions).values()]
+                features = task.space.features(decisions).values()
+                row = [*shape, *map(float, point), *features, task.space.idling(decisions)]
                 known[point] = row
             found.append(row)
         return found

@@ -28,11 +28,12 @@ _TILE_W = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`; tile_w counts vectors along the row (NCHW) or pixels (NHWC)."""
-    if layout(sch) == "NCHW":
-        _, _, high, wide, kh, kw = extents(sch, "conv")
+    by_channel = layout(sch) == "NCHW"
+    if by_channel:
+        images, channels, high, wide, kh, kw = extents(sch, "conv")
         wide //= cpu.lanes
     else:
-        _, high, wide, _, kh, kw = extents(sch, "conv")
+        images, high, wide, channels, kh, kw = extents(sch, "conv")
     knobs = {
         "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= high),
         "tile_w": tuple(t for t in _TILE_W if t <= wide),
@@ -58,7 +59,10 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     def features(d: Decisions) -> dict[str, float]:
         return {"accumulators": d["tile_h"] * d["tile_w"], "useless": useless(d)}
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        return images * (channels if by_channel else -(-high // d["tile_h"]))
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

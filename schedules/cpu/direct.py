@@ -34,7 +34,7 @@ _MAX_UNROLLED_ROWS = 4
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
-    chunks_in, _, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
+    chunks_in, images, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
     block = oc_block(sch)
     chunks_out = channels // block
     terms = kh * kw * ic_block
@@ -96,7 +96,11 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        rows = 1 if d["flat"] else -(-oh // d["tile_oh"])
+        return images * rows * (chunks_out // d["tile_oc"])
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

@@ -39,7 +39,7 @@ _MAX_ROUNDING = 0.2  # share of pixels computed only to fill the last tile or pa
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function of whole columns (all compute knobs at their least)."""
-    chunks_in, _, channels, _, pixels, _, kh, kw, ic = extents(sch, "partial")
+    chunks_in, images, channels, _, pixels, _, kh, kw, ic = extents(sch, "partial")
     block, copies = oc_block(sch), find_block(sch, "columns") is not None
     chunks_out, terms = channels // block, kh * kw * ic
     far_apart = layout(sch) == "NCHW"
@@ -112,7 +112,11 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        panels = -(-pixels // (d["tile_ow"] * d["panel"])) if d["panel"] > 1 else 1
+        return images * panels * (chunks_out // d["tile_oc"])
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

@@ -34,7 +34,7 @@ COMPUTE_KNOBS = ("tile_c", "tile_p", "pack")
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose tile is one channel by one vector."""
-    _, channels, padded, depth = extents(sch, "conv")
+    images, channels, padded, depth = extents(sch, "conv")
     pixels = _pixels(sch)
     block = oc_block(sch)
     streams = layout(sch) == "NCHW" and 4.0 * depth * pixels > cpu.l2_bytes / 2
@@ -99,7 +99,11 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "panel_bytes": 4.0 * d["panel"] * d["tile_p"] * cpu.lanes * depth,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        panels = -(-pixels // (d["tile_p"] * cpu.lanes * d["panel"]))
+        return images * panels * -(-channels // d["tile_c"])
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

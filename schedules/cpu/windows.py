@@ -31,7 +31,7 @@ _MAX_UNROLLED_ROWS = 4
 
 def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
     """Knobs of a register tile over copied windows, which may lie in any of `orders`."""
-    chunks_in, _, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
+    chunks_in, images, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
     block, transposes = oc_block(sch), layout(sch) == "NHWC"
     chunks_out, terms = channels // block, kh * kw * ic_block
     knobs = {
@@ -80,7 +80,10 @@ def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space
             "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        return images * -(-oh // d["tile_oh"]) * (chunks_out // d["tile_oc"])
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def copy_windows(

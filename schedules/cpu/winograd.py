@@ -35,7 +35,7 @@ _MAX_ROUNDING = 0.15  # share of tiles computed only to fill the last panel
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose panel is a single tile."""
     tile_h, tile_w = _tile(sch)
-    _, _, height, width = extents(sch, "inverse")
+    batch, _, height, width = extents(sch, "inverse")
     grid_h, grid_w = height // tile_h, width // tile_w
     alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, ic_block = extents(sch, "bgemm")
     ic, oc = ic_chunks * ic_block, oc_chunks * cpu.lanes
@@ -113,7 +113,11 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             "footprint": footprint(d),
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+    def turns(d: Decisions) -> int:
+        panels = batch // d["images"] * -(-grid_h // d["panel_h"]) * -(-grid_w // d["panel_w"])
+        return panels * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
+
+    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
