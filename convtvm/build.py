@@ -7,6 +7,8 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import tvm_ffi
+
 from convtvm import __version__, codegen, manifest, records
 from convtvm.choices import KEEP, Choice, check_targets, choose, keep_some, stale
 from convtvm.compute.epilogue import EPILOGUES
@@ -128,8 +130,8 @@ def _link(
 
     for index, choice in enumerate(choices):
         task = choice.task
-        w = task.workload
-        pack_key = (task.target, task.algorithm_name, *w.weight_shape, w.groups, w.dtype)
+        # Workloads share a packing function where it is the same, whatever else they differ in.
+        pack_key = (task.target, tvm_ffi.structural_hash(task.pack()))
         if pack_key not in packs:
             packs[pack_key] = f"pack_{len(packs)}"
             add(task, None, packs[pack_key])

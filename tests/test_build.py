@@ -16,6 +16,7 @@ from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
 from convtvm.manifest import Kernel
 from convtvm.measure.jobs import BuildJob, Limits, Outcome
+from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import CompileTarget, resolve
 from convtvm.task import Task
 from convtvm.workload import ConvWorkload
@@ -322,6 +323,17 @@ def test_packing_functions_are_shared(stub: StubZygote) -> None:
         assert kernel.packed_shape == task(kernel.algorithm, w).packed_shape()
         (job,) = (j for j in stub.jobs if j.symbol == kernel.function)
         assert kernel.workspace_bytes == len(job.path)
+
+
+def test_packings_of_one_weight_may_differ(tmp_path: Path) -> None:
+    """Winograd's depends on the stride, of which the weight's shape says nothing."""
+    pair = [ConvWorkload.parse(f"mb1ic4ih9oc8kh3ph1{stride}") for stride in ("", "sh2")]
+    library = compile(pair, NATIVE, algorithms=["winograd:2"], logs=[], keep="all")
+    assert len({k.pack for k in library.manifest.kernels}) == 2
+    for w in pair:
+        data, weight, bias = random_inputs(w, seed=0)
+        out = library.plan(w, weight, bias)(data)
+        assert relative_error(out, conv2d_reference(w, data, weight, bias)) < 1e-5
 
 
 def test_workloads_keep_their_order_and_first_name(stub: StubZygote) -> None:
