@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -102,16 +103,20 @@ def interleave(
 ) -> dict[str, tuple[float, bool]]:
     """Median seconds of each and whether too many calls were disturbed: in rounds, one call each.
 
-    A single thread's calls count if the core was at full speed before and after, as far as there
-    are enough of them. The threads of a pool wait for work by spinning, which would look like that,
-    so with several there is a pause instead, for the last contestant's threads to fall asleep.
+    Every round has its own order, so that nobody always follows the same contestant. A single
+    thread's calls count if the core was at full speed before and after, as far as there are enough
+    of them. The threads of a pool wait for work by spinning, which would look like that, so with
+    several there is a pause instead, for the last contestant's threads to fall asleep.
     """
+    timed = _alone if threads == 1 else _after_pause
     clean: dict[str, list[float]] = {key: [] for key in runs}
     every: dict[str, list[float]] = {key: [] for key in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
     for _ in range(_ROUNDS * repeat):
-        for key, run in runs.items():
+        shuffle(order)
+        for key in order:
             if len(clean[key]) < repeat:
-                seconds, alone = _alone(run) if threads == 1 else (_after_pause(run), True)
+                seconds, alone = timed(runs[key])
                 every[key].append(seconds)
                 if alone:
                     clean[key].append(seconds)
@@ -131,11 +136,12 @@ def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
     return seconds, full and (core.is_full() or core.is_full())
 
 
-def _after_pause(run: Callable[[], Any]) -> float:
+def _after_pause(run: Callable[[], Any]) -> tuple[float, bool]:
+    """Seconds of a call with its own threads awake and no others."""
     time.sleep(_PAUSE)
     run()
-    run()  # now its own threads are awake
-    return _seconds(run)
+    run()
+    return _seconds(run), True
 
 
 def _seconds(run: Callable[[], Any]) -> float:

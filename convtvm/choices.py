@@ -54,21 +54,26 @@ class Choice:
         return ", ".join(text for differs, text in parts if differs)
 
     @property
+    def twin(self) -> TuningRecord | None:
+        """The source if it is of the same workload, with other threads or for a near target."""
+        same = self.source is not None and self.source.workload == self.task.workload.key
+        return self.source if same else None
+
+    @property
     def max_error(self) -> float | None:
         """The measured error. Rounding follows from workload, decisions and the width of vectors,
         so it is the same where these are."""
-        same = self.source is not None and self.source.workload == self.task.workload.key
-        made = self.record or (self.source if same else None)
+        made = self.record or self.twin
         return made.max_error if made else None
 
     def rank(self, workspace: int = 0) -> tuple[int, float, float]:
-        """Sort key: measured time, else predicted time, then workspace; those without either follow
-        by their multiplications."""
+        """Sort key: time measured, else time measured of the twin, else predicted by a model, and
+        workspace; those without any follow by their multiplications."""
         if self.record:
             return 0, self.record.seconds, workspace
         if self.predicted_secs is not None:
-            return 1, self.predicted_secs, workspace
-        return 2, self.task.algorithm.multiplications(self.task.workload), workspace
+            return 1 if self.twin else 2, self.predicted_secs, workspace
+        return 3, self.task.algorithm.multiplications(self.task.workload), workspace
 
 
 def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choice]:

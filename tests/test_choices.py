@@ -81,6 +81,27 @@ def test_another_number_of_threads_supplies_decisions() -> None:
     assert chosen(both).transferred_from == f"{NEAR.name}, 2 threads"
 
 
+def test_decisions_of_one_thread_are_shared_out() -> None:
+    """All 16 tiles in one panel are one turn, which leaves the second thread without work."""
+    w = ConvWorkload.parse("mb1ic64ih14oc128oh14kh3ph1")
+    alone, shared = (Task(w, "winograd:4", target) for target in (HERE, TWO))
+    panel = {"panel_h": 4, "panel_w": 4, "images": 1, "tile_p": 4, "tile_oc": 2, "prefetch": 0}
+    made = {**panel, "gemm_at_oc": 0, "input_first": 0}
+    record = record_of(alone, 2e-3, 3e-7, decisions=made)
+    found = chosen(record, of=shared)
+    assert found.decisions == {**made, "gemm_at_oc": 1, "input_first": 1}
+    assert (found.source, found.origin, found.predicted_secs) == (record, "transferred", 1e-3)
+
+
+def test_times_of_other_threads_count_more_than_a_models() -> None:
+    threaded = record_of(task(TWO), 4e-3)
+    twin = chosen(threaded)
+    guess = Choice(task(name="winograd:2"), None, predicted_secs=1e-3)
+    similar = Choice(task(), None, threaded, threaded.decisions, 1e-3)
+    assert twin.twin == threaded and twin.predicted_secs == 8e-3
+    assert similar.rank() < twin.rank() < guess.rank()
+
+
 def test_same_workload_goes_before_a_similar_one() -> None:
     first, second = other_decisions(2)
     similar = record_of(task(w=LIKE_W), 1e-3, decisions=first)
