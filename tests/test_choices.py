@@ -22,6 +22,7 @@ HERE = resolve("avx2", 1)
 NEAR = resolve("llvm -mcpu=haswell", 1)
 FAR = resolve("avx512", 1)
 TWO = resolve("avx2", 2)
+EIGHT = resolve("avx2", 8)
 LOG = Path("x.jsonl")
 
 
@@ -82,15 +83,15 @@ def test_another_number_of_threads_supplies_decisions() -> None:
 
 
 def test_decisions_of_one_thread_are_shared_out() -> None:
-    """All 16 tiles in one panel are one turn, which leaves the second thread without work."""
+    """All 16 tiles in one panel are one turn, which leaves seven threads without work."""
     w = ConvWorkload.parse("mb1ic64ih14oc128oh14kh3ph1")
-    alone, shared = (Task(w, "winograd:4", target) for target in (HERE, TWO))
+    alone, shared = (Task(w, "winograd:4", target) for target in (HERE, EIGHT))
     panel = {"panel_h": 4, "panel_w": 4, "images": 1, "tile_p": 4, "tile_oc": 2, "prefetch": 0}
     made = {**panel, "gemm_at_oc": 0, "input_first": 0}
     record = record_of(alone, 2e-3, 3e-7, decisions=made)
     found = chosen(record, of=shared)
     assert found.decisions == {**made, "gemm_at_oc": 1, "input_first": 1}
-    assert (found.source, found.origin, found.predicted_secs) == (record, "transferred", 1e-3)
+    assert (found.source, found.origin, found.predicted_secs) == (record, "transferred", 2.5e-4)
 
 
 def test_times_of_other_threads_count_more_than_a_models() -> None:
