@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +13,11 @@ import numpy as np
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
 from convtvm.measure.pace import pace
+from convtvm.measure.timing import in_turn, mean_seconds
 from convtvm.peers import Peer, Run
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.workload import ConvWorkload
 
-_ROUNDS = 6  # times the number of calls that are to count
 _PATIENCE = 0.02  # seconds to wait for full speed
 _PAUSE = 0.005  # seconds
 
@@ -103,28 +102,12 @@ def interleave(
 ) -> dict[str, tuple[float, bool]]:
     """Median seconds of each and whether too many calls were disturbed: in rounds, one call each.
 
-    Every round has its own order, so that nobody always follows the same contestant. A single
-    thread's calls count if the core was at full speed before and after, as far as there are enough
-    of them. The threads of a pool wait for work by spinning, which would look like that, so with
-    several there is a pause instead, for the last contestant's threads to fall asleep.
+    A single thread's calls count if the core was at full speed before and after, as far as there
+    are enough of them. The threads of a pool wait for work by spinning, which would look like that,
+    so with several there is a pause instead, for the last contestant's threads to fall asleep.
     """
-    timed = _alone if threads == 1 else _after_pause
-    clean: dict[str, list[float]] = {key: [] for key in runs}
-    every: dict[str, list[float]] = {key: [] for key in runs}
-    order, shuffle = list(runs), random.Random(0).shuffle
-    for _ in range(_ROUNDS * repeat):
-        shuffle(order)
-        for key in order:
-            if len(clean[key]) < repeat:
-                seconds, alone = timed(runs[key])
-                every[key].append(seconds)
-                if alone:
-                    clean[key].append(seconds)
-    return {
-        key: (statistics.median(clean[key] if enough else every[key]), not enough)
-        for key in runs
-        for enough in [len(clean[key]) >= repeat // 2]
-    }
+    times = in_turn(runs, repeat, _alone if threads == 1 else _after_pause)
+    return {key: (statistics.median(secs), disturbed) for key, (secs, disturbed) in times.items()}
 
 
 def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
@@ -132,7 +115,7 @@ def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
     run()  # brings its own weights and code back into the caches
     core = pace(1)
     full = core.wait(_PATIENCE)
-    seconds = _seconds(run)
+    seconds = mean_seconds(run, 1)
     return seconds, full and (core.is_full() or core.is_full())
 
 
@@ -141,10 +124,4 @@ def _after_pause(run: Callable[[], Any]) -> tuple[float, bool]:
     time.sleep(_PAUSE)
     run()
     run()
-    return _seconds(run), True
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    return mean_seconds(run, 1), True

@@ -107,7 +107,7 @@ ALSO = {
     },
     "convtvm.measure.*": {"convtvm.codegen", "convtvm.cuda.codegen", "convtvm.task"},
     # A winner is measured again as a plan calls it.
-    "convtvm.measure.trial": {
+    "convtvm.measure.race": {
         "convtvm.dispatch",
         "convtvm.dispatch.plan",
         "convtvm.dispatch.selection",

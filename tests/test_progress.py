@@ -14,8 +14,6 @@ from support import record_of
 from convtvm import records
 from convtvm.cli import main
 from convtvm.cli.monitor import Monitor
-from convtvm.measure import trial
-from convtvm.measure.jobs import Limits
 from convtvm.measure.workbench import Trial
 from convtvm.task import Task
 from convtvm.tuning import tuner
@@ -161,67 +159,7 @@ def test_hopeless_algorithms_are_dropped_and_named(
     assert "im2col ends after" not in err  # it got what it wanted
 
 
-# ---- disturbed samples ---------------------------------------------------------------------------
-
-LIMITS = Limits(samples=3, patience=10.0)
-
-
-def windows(monkeypatch: pytest.MonkeyPatch, made: list[tuple[float, bool]]) -> None:
-    """Have the timing find these (seconds, undisturbed) in turn."""
-    answers = iter(made)
-    monkeypatch.setattr(trial, "pace", lambda threads: None)
-    monkeypatch.setattr(trial, "_window", lambda run, cores, threads: next(answers))
-
-
-def test_disturbed_samples_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However fast they look, and however many there are."""
-    clean = [(1e-3 * (1 + i / 10), True) for i in range(9)]
-    mixed = [w for pair in zip(clean, [(1e-4, False)] * 9, strict=True) for w in pair]
-    windows(monkeypatch, mixed)
-    secs, undisturbed = trial.timed(lambda number: 1e-3, LIMITS)
-    assert undisturbed and secs == pytest.approx([1e-3, 1.1e-3, 1.2e-3])
-
-
-def test_too_few_undisturbed_samples_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    windows(monkeypatch, [(2e-3, True), (3e-3, False), (1e-3, False), (4e-3, False)])
-    limits = Limits(samples=3, patience=0.0)
-    assert trial.timed(lambda number: 1e-3, limits) == ([1e-3], False)
-
-
-def test_no_waiting_for_the_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disturbed candidate is waited for unless all of its windows are far above the best."""
-    limits = Limits(samples=3, patience=10.0, hopeless=2e-3)
-    windows(monkeypatch, [(5e-3, False), (3e-3, True), (4e-3, False)])
-    assert trial.timed(lambda number: 1e-3, limits) == ([3e-3], False)
-    late = [(5e-3, False), (3e-3, False), (1.9e-3, False), *[(1e-3, True)] * 9]
-    windows(monkeypatch, late)
-    assert trial.timed(lambda number: 1e-3, limits) == ([1e-3] * 3, True)
-
-
-class Cores:
-    """Cores whose speed is scripted: at full speed when waited for, then these answers."""
-
-    def __init__(self, *answers: bool) -> None:
-        self.answers = list(answers)
-
-    def wait(self, seconds: float) -> bool:
-        return self.answers.pop(0)
-
-    def is_full(self) -> bool:
-        return self.answers.pop(0)
-
-
-@pytest.mark.parametrize("answers", [(False, True), (True, False, False)])
-def test_slow_cores_disturb_a_window(answers: tuple[bool, ...]) -> None:
-    """Before it, or after it."""
-    assert trial._window(lambda: 1e-3, Cores(*answers), 2) == (1e-3, False)  # type: ignore[arg-type]
-
-
-def test_waiting_for_a_core_disturbs_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that wait in line while runnable, at full speed before and after."""
-    waited = iter([0.0, 1.0])
-    monkeypatch.setattr(trial, "_waited", lambda: next(waited))
-    assert trial._window(lambda: 1e-3, Cores(True, True), 2) == (1e-3, False)  # type: ignore[arg-type]
+# ---- a busy machine ------------------------------------------------------------------------------
 
 
 def test_a_busy_machine_is_named(

@@ -35,9 +35,8 @@ class BuildJob:
 class RunJob:
     """Check and time the kernel library `path` on the arrays in folder `inputs`.
 
-    The folder is one of measure.write_problem; the library `pack` packs its weight. With a
-    `function`, `path` is an exported library, and that kernel of it runs as a plan runs it.
-    `device` is the kind of target; a GPU's kernel takes the buffers `scratch` besides.
+    The folder is one of measure.write_problem; the library `pack` packs its weight. `device` is the
+    kind of target; a GPU's kernel takes the buffers `scratch` besides.
     """
 
     path: str
@@ -45,9 +44,21 @@ class RunJob:
     packed_shape: tuple[int, ...]
     inputs: str
     tolerance: float
-    function: str = ""
     device: str = "cpu"
     scratch: Scratch = ()
+
+
+@dataclass(frozen=True)
+class RaceJob:
+    """Check and time kernels of the exported library `path`, all of one workload, side by side.
+
+    `tolerances` are by the kernels' functions. The value is the Outcome of each, in this order.
+    """
+
+    path: str
+    inputs: str
+    tolerances: Mapping[str, float]
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,12 @@ def failure(kind: str, error: BaseException) -> Outcome:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else "no message"
     return Outcome(kind=kind, message=f"{type(error).__name__}: {first}"[:400])
+
+
+def wrong_answer(error: float, tolerance: float) -> Outcome:
+    """The outcome of a kernel whose result is off by `error`, relative to the largest output."""
+    message = f"relative error {error:.1e}, at most {tolerance:.0e} is accepted"
+    return Outcome(None, "wrong_answer", message)
 
 
 def send(stream: BinaryIO, message: object) -> None:

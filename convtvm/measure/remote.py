@@ -176,7 +176,8 @@ def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> O
     """The answer first, checked here; then the time, as the device takes it."""
     import numpy as np
 
-    from convtvm.measure.trial import judge, timed
+    from convtvm.measure.timing import timed
+    from convtvm.measure.trial import judge
 
     module = _load(session, job.path)
     args, reference = arrays["args"], arrays["reference"]

@@ -16,7 +16,7 @@ _BATCH = 16  # candidates built together at least; the cost model learns after e
 _FAIR = 24  # trials that an algorithm gets before it may be dropped
 _FLOOR = 0.25  # of an equal share of all trials: what the best tried algorithm of a workload gets
 _NO_CHANCE = 0.002  # expected gain of all its trials below which an algorithm is dropped
-_RESERVE = (1.5, 0.2)  # seconds for confirming a workload, and the most of the time limit
+_RESERVE = (3.0, 0.2)  # seconds for confirming a workload, and the most of the time limit
 
 
 @dataclass

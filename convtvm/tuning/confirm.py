@@ -1,4 +1,4 @@
-"""The last word on the best candidates: measured in one exported library, through plans."""
+"""The last word on the best candidates: a workload's fastest race in one exported library."""
 
 from __future__ import annotations
 
@@ -8,36 +8,50 @@ from pathlib import Path
 from convtvm import build
 from convtvm.choices import Choice
 from convtvm.measure.client import RUN_SECONDS, Zygote
-from convtvm.measure.jobs import Limits, RunJob
+from convtvm.measure.jobs import STOPPED, Limits, Outcome, RaceJob
 from convtvm.measure.workbench import Trial, trial_of, write_problem
 from convtvm.records import TuningRecord
-from convtvm.task import Task
 from convtvm.tuning.progress import CALL_SECONDS, TaskProgress
 from convtvm.workload import ConvWorkload
 
-CLOSE = 1.1  # times the workload's best: candidates that may turn out to be faster
+CLOSE = 1.2  # times the workload's best: candidates that may turn out to be faster
 _DISAPPOINTING = 1.25  # times its time while tuning, without the call: others may be faster
 _EACH = 2  # of a task at once
 _ROUNDS = 3
+_SAMPLES = 9
+_PATIENCE = 1.0  # seconds for each in a race
 
 Doubtful = tuple[TaskProgress, TuningRecord]
 
 
 def doubtful(tasks: Sequence[TaskProgress]) -> list[Doubtful]:
-    """The fastest candidates of each workload whose times were not confirmed yet; empty once every
-    workload's best is, and no other could be faster than it turned out to be."""
-    leaders: dict[ConvWorkload, TaskProgress] = {}
+    """The fastest candidates of each workload whose times were not confirmed yet, with those
+    confirmed ones that they have to beat; empty once every workload's best is confirmed, and no
+    other could be faster than it turned out to be."""
+    rivals: dict[ConvWorkload, list[TaskProgress]] = {}
     for p in tasks:
-        other = leaders.get(p.task.workload)
-        if p.best and (other is None or other.best is None or p.best.seconds < other.best.seconds):
-            leaders[p.task.workload] = p
-    limits = {workload: _limit(leader) for workload, leader in leaders.items()}
-    return [
+        if p.best:
+            rivals.setdefault(p.task.workload, []).append(p)
+    return [found for of_one in rivals.values() for found in _contenders(of_one)]
+
+
+def _contenders(rivals: Sequence[TaskProgress]) -> list[Doubtful]:
+    """The doubtful of one workload, of which every task has a best candidate."""
+    best = {p.task: p.best for p in rivals if p.best}
+    leader = min(rivals, key=lambda p: best[p.task].seconds)
+    limit = _limit(leader)
+    waiting = [
         (p, record)
-        for p in tasks
-        for rank, record in enumerate(p.unconfirmed(limits.get(p.task.workload, 0.0)))
+        for p in rivals
+        for rank, record in enumerate(p.unconfirmed(limit))
         if rank < _EACH or record == p.default  # never slower than untuned
     ]
+    if not waiting:
+        return []
+    # Times of different races do not compare, so whoever won one before has to run again.
+    winners = [(p, best[p.task]) for p in rivals if best[p.task].confirmed]
+    reach = CLOSE * min((record.seconds for _, record in winners), default=0.0)
+    return waiting + [(p, record) for p, record in winners if record.seconds <= reach]
 
 
 def _limit(leader: TaskProgress) -> float:
@@ -65,21 +79,55 @@ def confirm(tasks: Sequence[TaskProgress], zygote: Zygote) -> Iterator[tuple[Dou
 
 
 def _measure(found: Sequence[Doubtful], zygote: Zygote) -> Iterator[tuple[Doubtful, Trial]]:
+    """Race the candidates of each workload; where one breaks its race, each runs alone."""
     choices = [Choice(p.task, record) for p, record in found]
     names = {p.task.workload: "" for p, _ in found}
     content, _ = build.assemble(choices, names, zygote)
     path = zygote.fresh_path("-exported.so")
     path.write_bytes(content)
-    jobs = [_job(path, index, choice.task, zygote) for index, choice in enumerate(choices)]
+    of_one: dict[ConvWorkload, list[int]] = {}
+    for index, (p, _) in enumerate(found):
+        of_one.setdefault(p.task.workload, []).append(index)
+    broken: list[int] = []
+    try:
+        for race, outcome in _run(list(of_one.values()), choices, path, zygote):
+            if outcome.kind not in ("", STOPPED) and len(race) > 1:
+                broken += race
+            else:
+                yield from _trials(found, race, outcome)
+        for alone, outcome in _run([[index] for index in broken], choices, path, zygote):
+            yield from _trials(found, alone, outcome)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _run(
+    races: Sequence[Sequence[int]], choices: Sequence[Choice], path: Path, zygote: Zygote
+) -> Iterator[tuple[Sequence[int], Outcome]]:
+    """The outcome of each race between choices by their indices in the library."""
+    if not races:
+        return
+    jobs = []
+    for race in races:
+        task = choices[race[0]].task
+        functions = {build.function_name(i, choices[i].task): choices[i].task for i in race}
+        tolerances = {function: task.tolerance for function, task in functions.items()}
+        inputs = str(write_problem(task.workload, task.layout, zygote))
+        jobs.append(RaceJob(str(path), inputs, tolerances))
     limits = Limits(
-        threads=choices[0].task.target.threads, timeout=RUN_SECONDS, samples=9, patience=1.0
+        threads=choices[0].task.target.threads,
+        timeout=RUN_SECONDS * max(map(len, races)),
+        samples=_SAMPLES,
+        patience=_PATIENCE,
     )
-    for index, outcome in zygote.call("run", jobs, limits):
-        yield found[index], trial_of(outcome, found[index][1].workspace_bytes)
-    path.unlink(missing_ok=True)
+    for number, outcome in zygote.call("run", jobs, limits):
+        yield races[number], outcome
 
 
-def _job(path: Path, index: int, task: Task, zygote: Zygote) -> RunJob:
-    inputs = str(write_problem(task.workload, task.layout, zygote))
-    function = build.function_name(index, task)
-    return RunJob(str(path), "", (), inputs, task.tolerance, function)
+def _trials(
+    found: Sequence[Doubtful], race: Sequence[int], outcome: Outcome
+) -> Iterator[tuple[Doubtful, Trial]]:
+    """What a race came to for each that took part."""
+    outcomes = [outcome] * len(race) if outcome.kind else outcome.value
+    for index, own in zip(race, outcomes, strict=True):
+        yield found[index], trial_of(own, found[index][1].workspace_bytes)

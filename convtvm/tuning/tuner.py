@@ -219,7 +219,8 @@ class _Session:
                     self._preflight(zygote)
             for contender in self.contenders:
                 contender.search.zygote = zygote
-            zygote.deadline = self.budget.tuning_deadline(len(self.summary.tasks), confirmed)
+            workloads = len({p.task.workload for p in self.summary.tasks})
+            zygote.deadline = self.budget.tuning_deadline(workloads, confirmed)
             self._tune(zygote)
             zygote.deadline = self.budget.deadline
             if confirmed:

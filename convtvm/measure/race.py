@@ -1,0 +1,63 @@
+"""The fastest kernels of a workload side by side, in the child process that may die of them:
+loaded, planned and called as a user does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from convtvm.measure.jobs import Limits, Outcome, RaceJob, wrong_answer
+from convtvm.measure.pace import pace
+from convtvm.measure.timing import in_turn, mean_seconds, window
+
+
+def run(job: RaceJob, limits: Limits) -> Outcome:
+    """The outcome of every kernel: wrong, or (run_secs, error, whether enough calls counted)."""
+    import numpy as np
+
+    from convtvm.reference import aligned_empty, relative_error
+
+    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
+    data = aligned_empty(arrays["data"].shape, np.float32)
+    data[:] = arrays["data"]
+    runs, errors = {}, {}
+    for function, plan in _plans(job, arrays, limits.threads).items():
+        out = aligned_empty(arrays["reference"].shape, np.float32)
+        out.fill(np.nan)
+        runs[function] = partial(plan, data, out=out)
+        runs[function]()
+        errors[function] = relative_error(out, arrays["reference"])
+    right = {f: run for f, run in runs.items() if errors[f] <= job.tolerances[f]}
+    timer = partial(_timed, limits=limits)
+    times = in_turn(right, limits.samples, timer, limits.patience * len(right))
+    return Outcome(
+        [
+            Outcome((times[f][0], errors[f], not times[f][1]))
+            if f in right
+            else wrong_answer(errors[f], job.tolerances[f])
+            for f in job.tolerances
+        ]
+    )
+
+
+def _plans(job: RaceJob, arrays: dict[str, Any], threads: int) -> dict[str, Any]:
+    from convtvm import dispatch
+    from convtvm.dispatch.plan import Plan
+    from convtvm.dispatch.selection import Choice
+    from convtvm.workload import ConvWorkload
+
+    library = dispatch.load(job.path, threads)
+    kernels = {k.function: k for k in library.manifest.kernels}
+    workload = ConvWorkload.parse(kernels[next(iter(job.tolerances))].workload)
+    weight, bias = arrays["weight"], arrays["bias"]
+    return {f: Plan(library, workload, Choice.of(kernels[f]), weight, bias) for f in job.tolerances}
+
+
+def _timed(call: Callable[[], Any], limits: Limits) -> tuple[float, bool]:
+    """Seconds a call in one window, after one that brings weight and code back into the caches."""
+    once = mean_seconds(call, 1)
+    number = max(1, int(limits.window / once))
+    evaluate = partial(mean_seconds, call, number)
+    return window(evaluate, pace(limits.threads), limits.threads)
