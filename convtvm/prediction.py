@@ -62,15 +62,17 @@ class Hints:
 
     def of(self, task: Task, failed: Collection[Mapping[str, int]] = ()) -> Hint:
         """The hint for a task; decisions that `failed` on it are not taken."""
-        source, name = self._source(task, failed), task.algorithm_name
-        decisions = task.space.spread(source.decisions) if source else None
+        (source, decisions), name = self._source(task, failed), task.algorithm_name
         if source and decisions and source.workload == task.workload.key:
             return Hint(source, decisions, self._expected(source) * task.space.idling(decisions))
         known = self._model.seconds(task.workload, [name]) if self._model else {}
         return Hint(source, decisions, known.get(name))
 
-    def _source(self, task: Task, failed: Collection[Mapping[str, int]]) -> TuningRecord | None:
-        """The nearest workload's record; of several the one of the nearest threads and target."""
+    def _source(
+        self, task: Task, failed: Collection[Mapping[str, int]]
+    ) -> tuple[TuningRecord | None, Mapping[str, int] | None]:
+        """The nearest workload's record, of several the one of the nearest threads and target; and
+        its decisions as they suit the task."""
 
         def rank(known: tuple[ConvWorkload, TuningRecord]) -> tuple[float | str, ...]:
             workload, r = known
@@ -81,10 +83,10 @@ class Hints:
         for workload, record in sorted(self._known[task.algorithm_name], key=rank):
             if distance(workload, task.workload) > _MAX_DISTANCE:
                 break
-            space, made = task.space, record.decisions
-            if space.contains(made) and space.spread(made) not in failed:
-                return record
-        return None
+            decisions = _suited(record.decisions, task, workload)
+            if task.space.contains(decisions) and decisions not in failed:
+                return record, decisions
+        return None, None
 
     def _expected(self, record: TuningRecord) -> float:
         """Seconds on as many threads as the target has, if all of them are equally busy."""
@@ -100,6 +102,14 @@ class Hints:
                 samples = [(w, r.algorithm, self._expected(r)) for w, r in chosen]
                 return TimeModel(samples, self._target, layout)
         return None
+
+
+def _suited(decisions: Mapping[str, int], task: Task, made_for: ConvWorkload) -> dict[str, int]:
+    """Decisions made for another batch or number of threads, as they suit the task's."""
+    space = task.space
+    if made_for.n != task.workload.n and "images" in set(decisions) & set(space.knobs):
+        decisions = space.best_of("images", decisions)
+    return space.spread(decisions) if space.contains(decisions) else dict(decisions)
 
 
 def best_records(

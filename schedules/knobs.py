@@ -80,6 +80,14 @@ class Space:
                 return min(busy, key=self.cost)
         return min(seen, key=self.estimate)
 
+    def best_of(self, knob: str, decisions: Decisions) -> dict[str, int]:
+        """`decisions` with that value of one knob which the estimate likes best, these on a tie and
+        where none may be built."""
+        values = sorted(self.knobs[knob], key=lambda value: value != decisions[knob])
+        every = ({**decisions, knob: value} for value in values)
+        valid = (d for d in every if self.contains(d))
+        return min(valid, key=self.estimate, default=dict(decisions))
+
     def _changed(self, decisions: Decisions, count: int) -> Iterator[dict[str, int]]:
         """All that differ from `decisions` in `count` knobs."""
         for names in itertools.combinations(self.knobs, count):

@@ -94,6 +94,20 @@ def test_decisions_of_one_thread_are_shared_out() -> None:
     assert (found.source, found.origin, found.predicted_secs) == (record, "transferred", 2.5e-4)
 
 
+def test_decisions_of_another_batch_share_the_weight_anew() -> None:
+    """All tiles of a 7 x 7 image are a panel of four; of all images one of cache size."""
+    alone, four, eight = (
+        task(w=ConvWorkload.parse(f"mb{n}ic32ih7oc32oh7kh3ph1"), name="winograd:4")
+        for n in (1, 4, 8)
+    )
+    panel = {"panel_h": 2, "panel_w": 2, "images": 1, "tile_p": 4, "tile_oc": 2, "prefetch": 0}
+    made = {**panel, "gemm_at_oc": 1, "input_first": 0}
+    assert chosen(record_of(alone, 2e-3, decisions=made), of=eight).decisions["images"] == 8
+    shared = {**made, "images": 8}
+    assert chosen(record_of(eight, 2e-3, decisions=shared), of=four).decisions["images"] == 4
+    assert chosen(record_of(eight, 2e-3, decisions=shared), of=alone).decisions == made
+
+
 def test_times_of_other_threads_count_more_than_a_models() -> None:
     threaded = record_of(task(TWO), 4e-3)
     twin = chosen(threaded)

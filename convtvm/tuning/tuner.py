@@ -67,12 +67,7 @@ def tune(
     `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every finished
     trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
     """
-    if trials < 1:
-        raise ConvtvmError(f"trials is {trials}, expected 1 or more")
-    if total_trials is not None and total_trials < 1:
-        raise ConvtvmError(f"total_trials is {total_trials}, expected 1 or more")
-    if not 0 <= min_gain < 100:
-        raise ConvtvmError(f"min_gain is {min_gain:g}, expected per cent from 0 to below 100")
+    _check_limits(trials, total_trials, min_gain)
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
     tasks = tasks_of(list(dict.fromkeys(workloads)), resolved, layout, algorithms)
     if not tasks:
@@ -80,14 +75,7 @@ def tune(
             f"nothing to tune: none of {', '.join(algorithms or ['no algorithm'])} can compute "
             f"{', '.join(map(str, workloads)) or 'no workload'}"
         )
-    if (tracker is None) != (key is None):
-        raise ConvtvmError("tracker and key belong together, expected both or neither")
-    if tracker and resolved.kind != "cpu":
-        raise TargetError(
-            f"target {resolved.name!r}: through a tracker only CPUs are tuned; tune a GPU on its "
-            "own machine"
-        )
-    farm = remote.find(tracker, key) if tracker and key else None
+    farm = _farm(tracker, key, resolved)
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
@@ -111,6 +99,29 @@ def tune(
         writer.close()
         summary.seconds = time.monotonic() - started
     return summary
+
+
+def _check_limits(trials: int, total_trials: int | None, min_gain: float) -> None:
+    if trials < 1:
+        raise ConvtvmError(f"trials is {trials}, expected 1 or more")
+    if total_trials is not None and total_trials < 1:
+        raise ConvtvmError(f"total_trials is {total_trials}, expected 1 or more")
+    if not 0 <= min_gain < 100:
+        raise ConvtvmError(f"min_gain is {min_gain:g}, expected per cent from 0 to below 100")
+
+
+def _farm(tracker: str | None, key: str | None, target: CompileTarget) -> Farm | None:
+    """The devices to measure on, None for this machine."""
+    if (tracker is None) != (key is None):
+        raise ConvtvmError("tracker and key belong together, expected both or neither")
+    if tracker is None or key is None:
+        return None
+    if target.kind != "cpu":
+        raise TargetError(
+            f"target {target.name!r}: through a tracker only CPUs are tuned; tune a GPU on its "
+            "own machine"
+        )
+    return remote.find(tracker, key)
 
 
 class _Interrupts:
@@ -172,7 +183,8 @@ class _Session:
         """Order the tasks: every workload's likely winner, then every second, as far as the log or
         else the number of multiplications tells; the most expensive first.
 
-        The likely winners get the decisions that the log suggests for them as favourites.
+        The likely winners, and whatever was tuned elsewhere, get the decisions that the log
+        suggests as favourites.
         """
         ranks = {c.task: c.rank() for c in choices}
         rivals: dict[ConvWorkload, list[Task]] = {}
@@ -193,10 +205,12 @@ class _Session:
             return places[task], -task.workload.multiplicity * task.workload.flops
 
         self.contenders.sort(key=order)
-        suggested = {c.task: c.decisions for c in choices if c.source}
-        for contender in self.contenders:
-            if places[contender.search.task] == 0:
-                contender.search.favourite = suggested.get(contender.search.task)
+        searches = {c.search.task: c.search for c in self.contenders}
+        # What was tuned for the same workload, with other threads or for a near target, is worth a
+        # trial of any algorithm; what was tuned for another, of the likely winner only.
+        for choice in choices:
+            if choice.source and (choice.twin or places[choice.task] == 0):
+                searches[choice.task].favourite = choice.decisions
 
     def _model(self, task: Task, seed: int) -> SpeedModel:
         """A model that has learned from the log what it holds of other shapes."""
