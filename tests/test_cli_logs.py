@@ -108,6 +108,16 @@ def test_best(shell: Shell) -> None:
     assert record["run_secs"] == [0.001] and record["workload"] == WORKLOAD.key
 
 
+def test_best_goes_by_the_exported_library(shell: Shell) -> None:
+    """As `compile` does: there a candidate may take longer than another did while tuning."""
+    points = task().space.points
+    lucky, steady = (line(ms, decisions=points[i]) for i, ms in enumerate((1.0, 1.1)))
+    again = [line(ms, decisions=points[i], confirmed=True) for i, ms in enumerate((1.5, 1.2))]
+    shell.write("a.jsonl", lucky, steady, *again)
+    status, out, _ = shell("best", "a.jsonl")
+    assert (status, out.splitlines()) == (0, [again[1]])
+
+
 def test_best_of_nothing_is_refused(shell: Shell) -> None:
     shell.write("a.jsonl", line(None), TORN)
     status, out, err = shell("best", "a.jsonl", "-o", "best.jsonl")

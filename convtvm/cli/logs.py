@@ -171,13 +171,14 @@ def _label(workload: str) -> str:
 @json_option
 @without_torch()
 def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    """Print the fastest record of every task as a tuning log, or write it to a file.
+    """Print the record of every task that `compile` goes by as a tuning log, or write it to a
+    file: the fastest, by its time in an exported library if that is known.
 
     Records that today's templates cannot use are left out and named.
     """
     if out is not None:
         check_writable(out)
-    fastest: dict[tuple[Any, ...], Line] = {}
+    usable: dict[tuple[Any, ...], list[Line]] = {}
     unusable: Counter[str] = Counter()
     for line in _used(files):
         record = line.record
@@ -185,15 +186,13 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
         reason = stale(record)
         if reason:
             unusable[f"{record.algorithm}: {reason}"] += 1
-        elif record.run_secs:
-            current = fastest.get(record.task_key)
-            if current is None or record.seconds < _seconds(current):
-                fastest[record.task_key] = line
+        else:
+            usable.setdefault(record.task_key, []).append(line)
     for reason, count in unusable.items():
         warn(f"{plural(count, 'record')} left out, {reason}")
-    if not fastest:
+    kept = [line for line in map(_best, usable.values()) if line is not None]
+    if not kept:
         raise LogError(f"{', '.join(map(str, files))}: no successful record that can be used")
-    kept = list(fastest.values())
     if out is not None:
         write_whole(out, _content(kept))
     if as_json:
@@ -205,9 +204,12 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
         click.echo(f"{out}: {plural(len(kept), 'record')}")
 
 
-def _seconds(line: Line) -> float:
-    assert line.record is not None
-    return line.record.seconds
+def _best(lines: Sequence[Line]) -> Line | None:
+    """The line of a task's best record, None if it has only failures."""
+    from convtvm import records
+
+    best = records.best(line.record for line in lines if line.record is not None)
+    return next((line for line in lines if best is not None and line.record is best), None)
 
 
 # ---- merge ---------------------------------------------------------------------------------------
