@@ -23,7 +23,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
-from convtvm import prefetch
+from convtvm import prefetch, transpose
 from convtvm.algorithms import STACK_BYTES
 from convtvm.cuda import device_code
 from convtvm.errors import BuildError
@@ -81,7 +81,7 @@ def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     # LLVM eliminates common subexpressions itself; TVM's pass takes a third of the lowering.
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
         lowered = passes(tirx.transform.BindTarget(target.with_host(target))(mod))
-    return prefetch.insert(lowered)
+    return transpose.insert(prefetch.insert(lowered))
 
 
 def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module:

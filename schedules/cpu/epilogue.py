@@ -5,21 +5,29 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
-from schedules.cpu.registers import layout
+from schedules.cpu.registers import TRANSPOSE_OUT, layout
 
 
-def store_tile(sch: Schedule, out: SBlockRV, block: int) -> None:
-    """Schedule the innermost four loops of `out`, a tile whose channels are vectors of `block`
-    lanes.
+def store_tile(sch: Schedule, out: SBlockRV, block: int, partial: int) -> None:
+    """Schedule the innermost loops of `out`, a tile whose channels are vectors of `block` lanes.
 
-    NHWC stores whole vectors. NCHW has pixels innermost: the tile is transposed on its way out, by
-    scalar moves that overlap with the next tile's arithmetic.
+    NHWC stores whole vectors. NCHW has pixels innermost: the tile is transposed on its way out; at
+    the edge of the image `partial` pixels of its rows are left, 0 where none are cut off.
     """
     if layout(sch) == "NHWC":
         store_vectors(sch, out, block)
-        return
-    for loop in sch.get_loops(out)[-3:]:
-        sch.unroll(loop)
+    else:
+        transpose_tile(sch, out, block, partial)
+
+
+def transpose_tile(sch: Schedule, out: SBlockRV, block: int, partial: int) -> None:
+    """Schedule the innermost three loops of `out`, among them channels and pixels, for NCHW."""
+    loops = sch.get_loops(out)[-3:]
+    if block % 4 == 0:
+        sch.annotate(loops[0], TRANSPOSE_OUT, [block, partial])
+    else:
+        for loop in loops:
+            sch.unroll(loop)
 
 
 def store_vectors(sch: Schedule, store: SBlockRV, block: int) -> None:

@@ -34,9 +34,9 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     _lower(sch, d["order"], batch_in_row)
     if batch_in_row:
         number_pixels(sch, lambda n, c, y, x, ow: (y, c, n * ow + x))
-    out = sch.get_sblock("out")
+    out, partial = sch.get_sblock("out"), extents(sch, "out")[-1] % d["tile_ow"]
     accumulate_in_tile(sch, out, d)
-    epilogue.store_tile(sch, out, oc_block(sch))
+    epilogue.store_tile(sch, out, oc_block(sch), partial)
 
 
 def _lower(sch: Schedule, order: int, batch_in_row: bool) -> None:

@@ -23,6 +23,13 @@ PREFETCH = "convtvm.prefetch"
 # after another, read this panel.
 PREFETCH_DATA = "convtvm.prefetch_data"
 
+# Annotations of loops around a store that changes between NCHW and vectors of channels, which
+# lowering makes transposes in registers. Out: the outermost loop over the channels and pixels of a
+# tile; lanes of a vector, and pixels of a row that the edge of the image cuts off, 0 if it cuts off
+# none. In: the loop over the pixels of a row, around that over the lanes of a vector.
+TRANSPOSE_OUT = "convtvm.transpose_out"
+TRANSPOSE_IN = "convtvm.transpose_in"
+
 _MAX_TERMS = 768  # of one partial sum
 
 

@@ -11,8 +11,10 @@ import math
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
+from schedules.cpu.epilogue import transpose_tile
 from schedules.cpu.registers import (
     PREFETCH,
+    TRANSPOSE_IN,
     CpuModel,
     extents,
     fits,
@@ -125,6 +127,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
         sch.get_sblock(b) for b in ("inverse", "out", "bgemm", "data_transform")
     )
     lanes, (tile_h, tile_w) = cpu.lanes, _tile(sch)
+    partial = extents(sch, "out")[-1] % tile_w
 
     # Panels of tiles outside, channel tiles inside them, one output tile innermost.
     n, c, y, x = sch.get_loops(inverse)
@@ -152,7 +155,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     _transform_input(sch, bool(d["input_first"]))
     vectorize_innermost(sch, sch.get_sblock("inverse_rows"), unroll=2)
     _multiply(sch, d)
-    _store(sch)
+    _store(sch, lanes, partial)
     _copy_packed_input(sch)
 
 
@@ -214,13 +217,13 @@ def _multiply(sch: Schedule, d: Decisions) -> None:
     vectorize_innermost(sch, sch.decompose_reduction(gemm, io), unroll=2)
 
 
-def _store(sch: Schedule) -> None:
+def _store(sch: Schedule, lanes: int, partial: int) -> None:
     """Crop, bias and store of one tile of one channel vector."""
-    loops = sch.get_loops(sch.get_sblock("out"))[-4:]
+    out = sch.get_sblock("out")
     if layout(sch) == "NHWC":
-        sch.vectorize(loops.pop())
-    for loop in loops[1:]:
-        sch.unroll(loop)
+        vectorize_innermost(sch, out, unroll=2)
+    else:
+        transpose_tile(sch, out, lanes, partial)
 
 
 def _copy_packed_input(sch: Schedule) -> None:
@@ -230,7 +233,4 @@ def _copy_packed_input(sch: Schedule) -> None:
     if layout(sch) == "NHWC":
         sch.vectorize(ii)
     else:
-        # Columns in the middle have a copy of the loop without tests; with all channels of a
-        # vector side by side LLVM makes it a transpose of whole vectors.
-        sch.unroll(ii)
-        sch.annotate(x, "pragma_loop_partition_hint", 1)
+        sch.annotate(x, TRANSPOSE_IN, 1)
