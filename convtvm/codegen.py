@@ -1,4 +1,4 @@
-"""Lowering and compiling: the `convtvm` pass pipeline, workspace accounting, linking.
+"""Compiling: machine code of a lowered function, workspace accounting, linking.
 
 Tuning and export use the same pipeline, so what was measured is what is shipped.
 """
@@ -23,10 +23,10 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
-from convtvm import prefetch, transpose
 from convtvm.algorithms import STACK_BYTES
 from convtvm.cuda import device_code
 from convtvm.errors import BuildError
+from convtvm.lowering import lower
 from convtvm.targets import CompileTarget
 
 
@@ -73,15 +73,6 @@ def accept_unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return params.get(var, var) if is_buffer_var(var) else var
 
     return tvm_ffi.structural_map(func, [(Var, on_var)], order="post")
-
-
-def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """`mod` after the target-independent passes: flat buffers, calling convention, allocations."""
-    passes, _, _ = s_tir_pipeline.default_s_tir_pipeline()
-    # LLVM eliminates common subexpressions itself; TVM's pass takes a third of the lowering.
-    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
-        lowered = passes(tirx.transform.BindTarget(target.with_host(target))(mod))
-    return transpose.insert(prefetch.insert(lowered))
 
 
 def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module:

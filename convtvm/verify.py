@@ -19,7 +19,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.target import Target
 
-from convtvm import codegen
+from convtvm import codegen, lowering
+from convtvm.lowering import pipeline, prefetch, transpose
 from convtvm.measure.client import Zygote, shared_memory
 from convtvm.measure.jobs import Limits
 from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
@@ -181,7 +182,7 @@ _packed = _Packed()
 def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
     """The function as a library has it: compiled, linked, loaded."""
     chosen = Target({**target.spec, "num-cores": 1, "opt-level": opt_level})
-    lowered = codegen.lower(codegen.merge({"main": func}), chosen)
+    lowered = lowering.lower(codegen.merge({"main": func}), chosen)
     with TemporaryDirectory(dir=shared_memory()) as folder:
         path = Path(folder, "kernel.so")
         codegen.write_object(codegen.compile_lowered(lowered, chosen), f"{folder}/kernel.o")
@@ -192,6 +193,8 @@ def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
 def _fingerprint(kernel: tirx.PrimFunc, pack: tirx.PrimFunc, target: str) -> str:
     """Equal for kernels that become the same code and get the same packed weight."""
     hashes = [f"{tvm_ffi.structural_hash(func):x}" for func in (kernel, pack)]
-    steps = [inspect.getsource(step) for step in (codegen.lower, codegen.compile_lowered)]
+    steps = [
+        inspect.getsource(step) for step in (pipeline, prefetch, transpose, codegen.compile_lowered)
+    ]
     text = " ".join([*hashes, target, tvm.__version__, *steps])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

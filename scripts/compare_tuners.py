@@ -33,9 +33,10 @@ def build_with(task: Task) -> Any:
 
     def build(mod: Any, target: Any, _params: Any) -> Any:
         from convtvm import codegen as code
+        from convtvm import lowering
 
         func = task.instantiate(decisions_of(mod))["main"]
-        lowered = code.lower(code.merge({"main": func}), target)
+        lowered = lowering.lower(code.merge({"main": func}), target)
         return code.compile_lowered(lowered, target)
 
     return build

@@ -17,7 +17,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 from tvm import tirx
 
-from convtvm import codegen
+from convtvm import codegen, lowering
 from convtvm.records import LogWriter, TuningRecord
 from convtvm.targets import CompileTarget
 from convtvm.task import Task
@@ -30,7 +30,7 @@ def compiled(task: Task, decisions: Decisions | None) -> tvm.runtime.Module:
     """The kernel of these decisions, or the packing function for None, as the function `main`."""
     func = task.pack() if decisions is None else task.instantiate(decisions)["main"]
     target = task.target.tvm
-    return codegen.compile_lowered(codegen.lower(codegen.merge({"main": func}), target), target)
+    return codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target), target)
 
 
 def pack_weight(task: Task, weight: Array) -> Array:

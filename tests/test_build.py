@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import log_of, record_of
 
-from convtvm import __version__, build, codegen
+from convtvm import __version__, build, codegen, lowering
 from convtvm.build import compile
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
@@ -117,7 +117,7 @@ def test_second_compile_gives_the_same_bytes(untuned: KernelLibrary, tmp_path: P
 def test_unmeasured_workspace_is_known(untuned: KernelLibrary) -> None:
     for c in untuned.candidates(FIRST):
         own = task(c.algorithm)
-        lowered = codegen.lower(own.instantiate(own.space.default), NATIVE.tvm)
+        lowered = lowering.lower(own.instantiate(own.space.default), NATIVE.tvm)
         assert c.workspace_bytes == codegen.workspace_bytes(lowered, 1)
 
 

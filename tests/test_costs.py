@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from convtvm import codegen
+from convtvm import lowering
 from convtvm.algorithms import ALGORITHMS
 from convtvm.targets import resolve
 from convtvm.task import Task
@@ -64,7 +64,7 @@ def operations(node: Any) -> Counter[str]:
 
 
 def executed(task: Task, decisions: dict[str, int]) -> Counter[str]:
-    lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    lowered = lowering.lower(task.instantiate(decisions), task.target.tvm)
     (function,) = (lowered[name] for name in lowered.get_global_vars())
     return arithmetic(function.body)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import pack_weight, run_kernel
 
-from convtvm import algorithms, codegen
+from convtvm import algorithms, codegen, lowering
 from convtvm.algorithms import ALGORITHMS, applicable
 from convtvm.compute.im2col import has_columns
 from convtvm.reference import conv2d_reference, random_inputs
@@ -84,7 +84,7 @@ def stated_workspace(task: Task, decisions: Mapping[str, int]) -> int:
 
 def allocated(task: Task, decisions: Mapping[str, int]) -> int:
     """What the lowered kernel allocates."""
-    lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    lowered = lowering.lower(task.instantiate(decisions), task.target.tvm)
     return codegen.workspace_bytes(lowered, task.target.threads)
 
 
@@ -154,7 +154,7 @@ def test_workspace_formulas(w: ConvWorkload) -> None:
             task = Task(w, name, resolve("native", 2), layout)
             default, points = task.space.default, task.space.points
             decisions = default if layout == "NCHW" else draw.choice(points)
-            lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+            lowered = lowering.lower(task.instantiate(decisions), task.target.tvm)
             for threads in (1, 2):
                 cpu = replace(task.device, threads=threads)
                 stated = task.algorithm.workspace_bytes(w, task.layout, cpu, decisions)

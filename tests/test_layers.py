@@ -42,7 +42,8 @@ LAYERS = {
     "convtvm.cuda.nvrtc": 3,
     "convtvm.cuda.cubin": 3,
     "convtvm.cuda.device_code": 3,
-    "convtvm.prefetch": 3,
+    "convtvm.lowering": 3,
+    "convtvm.lowering.*": 3,
     "convtvm.codegen": 3,
     "convtvm.cuda.codegen": 3,
     "convtvm.task": 3,
@@ -86,8 +87,9 @@ ALSO = {
     "convtvm.targets": {"convtvm.errors", "convtvm.workload", "convtvm.cpu", "convtvm.cuda.gpu"},
     "convtvm.cuda.algorithms": {"convtvm.algorithms"},
     "convtvm.cuda.cubin": {"convtvm.cuda.nvrtc"},
-    "convtvm.prefetch": {"schedules.cpu.registers"},
-    "convtvm.codegen": {"convtvm.cuda.device_code", "convtvm.prefetch"},
+    "convtvm.lowering": {"convtvm.lowering.pipeline"},
+    "convtvm.lowering.*": {"schedules.cpu.registers"},
+    "convtvm.codegen": {"convtvm.cuda.device_code", "convtvm.lowering"},
     "convtvm.cuda.instructions": {"schedules.cuda.mma"},
     "convtvm.cuda.codegen": {
         "convtvm.codegen",
@@ -105,7 +107,12 @@ ALSO = {
         "schedules.cpu.registers",
         "schedules.cuda.model",
     },
-    "convtvm.measure.*": {"convtvm.codegen", "convtvm.cuda.codegen", "convtvm.task"},
+    "convtvm.measure.*": {
+        "convtvm.codegen",
+        "convtvm.cuda.codegen",
+        "convtvm.lowering",
+        "convtvm.task",
+    },
     # A winner is measured again as a plan calls it.
     "convtvm.measure.race": {
         "convtvm.dispatch",

@@ -14,7 +14,8 @@ from tvm.ir import Call, Var
 from tvm.sym import Analyzer
 from tvm.tirx import For, IntImm
 
-from convtvm import codegen, prefetch
+from convtvm import codegen, lowering
+from convtvm.lowering import prefetch
 from convtvm.reference import conv2d_reference, random_inputs
 from convtvm.targets import resolve
 from convtvm.task import Task
@@ -40,7 +41,7 @@ POINTWISE = {
 def lowered(**changes: int) -> Any:
     decisions = {**TILING, "gemm_at_oc": 1, "prefetch": 1, **changes}
     assert TASK.space.contains(decisions)
-    return codegen.lower(TASK.instantiate(decisions), TASK.target.tvm)
+    return lowering.lower(TASK.instantiate(decisions), TASK.target.tvm)
 
 
 def found(node: Any, kind: type) -> list[Any]:
@@ -101,7 +102,7 @@ def test_im2col_fetches_the_next_channel_tile() -> None:
     task = Task(w, "im2col", resolve("avx2", 1))
     decisions = {**IM2COL, "tile_ow": 4, "tile_oc": 2, "panel": 1}
     assert task.space.contains(decisions)
-    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    mod = lowering.lower(task.instantiate(decisions), task.target.tvm)
     around = [loop for loop in found(mod, For) if fetches(loop)]
     pixels, channels = around[-2:]
     outside = {loop.loop_var: 0 for loop in around}
@@ -121,7 +122,7 @@ def test_the_last_panel_has_fewer_whole_tiles() -> None:
     task = Task(w, "im2col", resolve("avx2", 1))
     decisions = {**IM2COL, "tile_ow": 13, "tile_oc": 1, "panel": 2}
     assert task.space.contains(decisions)
-    mod = codegen.lower(task.instantiate(decisions), task.target.tvm)
+    mod = lowering.lower(task.instantiate(decisions), task.target.tvm)
     around = [loop for loop in found(mod, For) if fetches(loop)]
     assert any(not isinstance(loop.extent, IntImm) for loop in around)
     data, weight, bias = random_inputs(w, 0, "NCHW", "integer")
@@ -140,7 +141,7 @@ def test_pointwise_fetches_the_next_panel() -> None:
     w = ConvWorkload.parse("mb1ic128ih24oc24oh24kh1ph0")
     task = Task(w, "direct:pointwise", resolve("avx2", 1))
     assert task.space.contains(POINTWISE)
-    mod = codegen.lower(task.instantiate(POINTWISE), task.target.tvm)
+    mod = lowering.lower(task.instantiate(POINTWISE), task.target.tvm)
     shared, tiles, i = (loop for loop in found(mod, For) if fetches(loop))
     (index,) = fetches(tiles)
     panels = 24 * 24 // 16

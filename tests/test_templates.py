@@ -14,7 +14,7 @@ import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
 from tvm.tirx import BufferStore, For, ForKind
 
-from convtvm import codegen
+from convtvm import lowering
 from convtvm.algorithms import ALGORITHMS
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
@@ -172,7 +172,7 @@ def test_turns_are_those_of_the_parallel_loop(name: str, layout: str) -> None:
     w = make(40, 40, 13, kh=kh, padding=kh // 2, groups=groups, n=2)
     task = Task(w, name, resolve("avx2", 2), layout)
     for decisions in random.Random(name).sample(all_valid(task.space), 4):
-        lowered = codegen.lower(task.instantiate(decisions), task.target.tvm)
+        lowered = lowering.lower(task.instantiate(decisions), task.target.tvm)
         shared = [loop for loop in found(lowered, For) if loop.kind == ForKind.PARALLEL]
         (turns,) = [int(loop.extent) for loop in shared if stores_output(loop)] or [1]
         assert task.space.turns(decisions) == turns, decisions

@@ -19,7 +19,7 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from convtvm import codegen
+from convtvm import codegen, lowering
 from convtvm.targets import CompileTarget, resolve
 
 DEPTH = 256  # terms of a sum
@@ -60,7 +60,7 @@ def products(target: CompileTarget, repeats: int) -> tuple[tvm.runtime.Module, l
     sch.vectorize(init[-1])
     sch.unroll(init[-2])
     sch.unroll(init[-3])
-    module = codegen.compile_lowered(codegen.lower(sch.mod, target.tvm), target.tvm)
+    module = codegen.compile_lowered(lowering.lower(sch.mod, target.tvm), target.tvm)
     args = [tvm.runtime.tensor(np.ones((DEPTH, n), np.float32)) for n in (rows, columns)]
     args.append(tvm.runtime.empty(shape, "float32"))
     return module, args, 2.0 * target.threads * repeats * rows * columns * DEPTH

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import pickle
 import resource
@@ -92,11 +93,11 @@ def _warm_up() -> None:
     """Import and build once before the first fork, so that no child pays for it."""
     from tvm import te
 
-    from convtvm import codegen, targets
+    from convtvm import codegen, lowering, targets
 
     target = targets.resolve("native", 1)
     func = te.create_prim_func([te.compute((4,), lambda i: te.const(1.0, "float32"), name="one")])
-    codegen.compile_lowered(codegen.lower(codegen.merge({"main": func}), target.tvm), target.tvm)
+    codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target.tvm), target.tvm)
 
 
 class _Child:
@@ -225,6 +226,7 @@ def _each_alone(
 
 
 def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
+    gc.disable()  # what it would find is gone with the process, and a look touches all memory
     _limit_memory()
     report(_build(job))
 

@@ -107,7 +107,8 @@ class _Store:
         if channel is None:
             raise _Unexpected
         self.c, self.channels = channel.loop_var, int(channel.extent)
-        self.x, self.pixels = (row.loop_var, int(row.extent)) if row else (None, 1)
+        self.x: Var | None = row.loop_var if row else None
+        self.pixels = int(row.extent) if row else 1
         self.rows = [o for o in rest if o is not channel]
         if row is not None and _step(self.tile.indices[0], row.loop_var) != lanes:
             raise _Unexpected
@@ -429,7 +430,9 @@ def _step(expr: Expr, var: Var, values: range | None = None) -> int | None:
 
 def _difference(expr: Expr, there: Values, here: Values) -> int | None:
     """`expr` there less `expr` here, None if that depends on anything."""
-    found = Analyzer().simplify(_put(expr, there, simplify=False) - _put(expr, here, simplify=False))
+    found = Analyzer().simplify(
+        _put(expr, there, simplify=False) - _put(expr, here, simplify=False)
+    )
     return int(found) if isinstance(found, IntImm) else None
 
 
