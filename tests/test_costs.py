@@ -29,20 +29,12 @@ def arithmetic(stmt: Any) -> Counter[str]:
     if isinstance(stmt, tirx.AttrStmt):
         return arithmetic(stmt.body)
     if isinstance(stmt, tirx.BufferStore):
-        chosen = tvm_ffi.structural_map(stmt.value, [(tirx.Select, choose)], order="post")
-        return operations(chosen)
+        return operations(stmt.value)
+    if isinstance(stmt, tirx.Bind):
+        return operations(stmt.value)
     if isinstance(stmt, tirx.IfThenElse):
         assert not operations(stmt), "the tail of a tile: choose a shape without"
     return Counter()
-
-
-def choose(select: tirx.Select) -> Any:
-    """The branch that is taken, where unrolling has settled it, as LLVM sees at once."""
-    condition = select.condition
-    condition = condition.value if isinstance(condition, tirx.Broadcast) else condition
-    if not isinstance(condition, tirx.IntImm):
-        return select
-    return select.true_value if condition.value else select.false_value
 
 
 def operations(node: Any) -> Counter[str]:

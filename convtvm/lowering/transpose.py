@@ -22,7 +22,8 @@ from tvm.tirx import For, ForKind, IfThenElse, IntImm
 from schedules.cpu.registers import TRANSPOSE_IN, TRANSPOSE_OUT
 
 _QUAD = 4  # pixels that are turned together
-_PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1))}  # of less: powers of two, from where on
+# In what pieces so many pixels are stored: from where on, and how many.
+_PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
 _OPERANDS = ("bias", "residual")  # what the value of a store reads besides the tile
 
@@ -177,22 +178,31 @@ class _Run:
     def stored(self) -> Any:
         if self.width == 0:
             return tirx.Evaluate(0)
-        if self.width < _QUAD:
-            return self._quad(0, _PIECES[self.width])
-        # The last quad ends with the run, and may store some pixels once more.
-        starts = [*range(0, self.width - _QUAD, _QUAD), self.width - _QUAD]
-        return _sequence(self._quad(x, ((0, _QUAD),)) for x in starts)
-
-    def _quad(self, x: int, pieces: Sequence[tuple[int, int]]) -> tirx.SeqStmt:
-        """Store `pieces`, each some neighbours, of up to four pixels from `x` on."""
         store, code = self.of, _Code()
-        count = sum(pieces[-1])
         pixels = [
-            code.bind(_widened(self.core, store.c, store.pixel(self.at, x + i), store.lanes))
-            for i in range(count)
+            code.bind(_widened(self.core, store.c, store.pixel(self.at, x), store.lanes))
+            for x in range(self.width)
         ]
-        turned = code.turned(pixels + pixels[-1:] * (_QUAD - count), store.lanes)
-        first = code.bind(_put(store.index, store.pixel(self.at, x)))
+        first = code.bind(_put(store.index, store.pixel(self.at, 0)))
+        pieces = _PIECES[min(self.width, _QUAD)]
+        # The last quad ends with the run, and may store some pixels once more.
+        for x in [*range(0, self.width - _QUAD, _QUAD), max(0, self.width - _QUAD)]:
+            self._store_quad(code, pixels[x : x + _QUAD], first, x, pieces)
+        return code.sequence()
+
+    def _store_quad(
+        self,
+        code: _Code,
+        pixels: Sequence[Expr],
+        first: Expr,
+        x: int,
+        pieces: Sequence[tuple[int, int]],
+    ) -> None:
+        """Store `pieces`, each some neighbours, of up to four pixels from `x` on; the row begins at
+        the index `first` of the output."""
+        store = self.of
+        fill = [pixels[-1]] * (_QUAD - len(pixels))
+        turned = code.turned([*pixels, *fill], store.lanes)
         plane = _step(store.index, store.c)
         if plane is None:
             raise _Unexpected
@@ -203,10 +213,9 @@ class _Run:
             here = {**self.at, store.c: self.at[store.c] + channel}
             there = store.pixel(here, x + start)
             value = _finished(store.nest.store.value, self.core, part, store.x, there, length)
-            index = _vector(first + (channel * plane + start), length)
+            index = _vector(first + (channel * plane + x + start), length)
             stored = tirx.BufferStore(store.nest.store.buffer, value, [index])
             code.add(_guarded(_all(self.terms, here), stored))
-        return code.sequence()
 
 
 class _Copy:

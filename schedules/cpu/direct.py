@@ -106,7 +106,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     if d["flat"]:
         number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
-    out, partial = sch.get_sblock("out"), extents(sch, "out")[-1] % d["tile_ow"]
+    out, partial = sch.get_sblock("out"), epilogue.cut_off(sch, d["tile_oh"], d["tile_ow"])
     accumulate_in_tile(sch, out, d, d["unroll_ic"])
     epilogue.store_tile(sch, out, oc_block(sch), partial)
     _copy_padded_input(sch)

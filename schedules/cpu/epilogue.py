@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
-from schedules.cpu.registers import TRANSPOSE_OUT, layout
+from schedules.cpu.registers import TRANSPOSE_OUT, extents, layout
 
 
 def store_tile(sch: Schedule, out: SBlockRV, block: int, partial: int) -> None:
@@ -18,6 +18,13 @@ def store_tile(sch: Schedule, out: SBlockRV, block: int, partial: int) -> None:
         store_vectors(sch, out, block)
     else:
         transpose_tile(sch, out, block, partial)
+
+
+def cut_off(sch: Schedule, tile_h: int, tile_w: int) -> int:
+    """Pixels that are left of a tile's rows at the edge of the image, 0 if they all fit; of `out`
+    as it is before tiling. In an image one pixel wide, columns lie in memory as rows do."""
+    high, wide = extents(sch, "out")[-2:]
+    return wide % tile_w if wide > 1 else high % tile_h
 
 
 def transpose_tile(sch: Schedule, out: SBlockRV, block: int, partial: int) -> None:

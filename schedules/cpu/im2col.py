@@ -124,7 +124,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     if columns is not None:
         _copy_columns(sch, columns, d["tile_ow"])
     number_pixels(sch, lambda n, c, y, x, ow: (n, c, y * ow + x))
-    out, partial = sch.get_sblock("out"), extents(sch, "out")[-1] % d["tile_ow"]
+    out, partial = sch.get_sblock("out"), epilogue.cut_off(sch, 1, d["tile_ow"])
     accumulate_in_tile(sch, out, {**d, "tile_oh": 1, "rows_outer": 0}, d["unroll_ic"])
     epilogue.store_tile(sch, out, oc_block(sch), partial)
 

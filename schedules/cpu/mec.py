@@ -34,7 +34,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     _lower(sch, d["order"], batch_in_row)
     if batch_in_row:
         number_pixels(sch, lambda n, c, y, x, ow: (y, c, n * ow + x))
-    out, partial = sch.get_sblock("out"), extents(sch, "out")[-1] % d["tile_ow"]
+    out, partial = sch.get_sblock("out"), epilogue.cut_off(sch, d["tile_oh"], d["tile_ow"])
     accumulate_in_tile(sch, out, d)
     epilogue.store_tile(sch, out, oc_block(sch), partial)
 

@@ -11,7 +11,7 @@ import math
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
-from schedules.cpu.epilogue import transpose_tile
+from schedules.cpu import epilogue
 from schedules.cpu.registers import (
     PREFETCH,
     TRANSPOSE_IN,
@@ -127,7 +127,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
         sch.get_sblock(b) for b in ("inverse", "out", "bgemm", "data_transform")
     )
     lanes, (tile_h, tile_w) = cpu.lanes, _tile(sch)
-    partial = extents(sch, "out")[-1] % tile_w
+    partial = epilogue.cut_off(sch, tile_h, tile_w)
 
     # Panels of tiles outside, channel tiles inside them, one output tile innermost.
     n, c, y, x = sch.get_loops(inverse)
@@ -223,7 +223,7 @@ def _store(sch: Schedule, lanes: int, partial: int) -> None:
     if layout(sch) == "NHWC":
         vectorize_innermost(sch, out, unroll=2)
     else:
-        transpose_tile(sch, out, lanes, partial)
+        epilogue.transpose_tile(sch, out, lanes, partial)
 
 
 def _copy_packed_input(sch: Schedule) -> None:
