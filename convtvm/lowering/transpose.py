@@ -9,16 +9,31 @@ turned by eight shuffles, so that every access to memory is of four neighbours.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad, Var
-from tvm.sym import Analyzer
 from tvm.tirx import For, ForKind, IfThenElse, IntImm
 
+from convtvm.lowering.loops import (
+    Expr,
+    Nest,
+    Unexpected,
+    Values,
+    conjunction,
+    const,
+    holds_before,
+    iterations,
+    loads,
+    put,
+    sequence_of,
+    step_of,
+    terms_of,
+    unrolled,
+    uses,
+)
 from schedules.cpu.registers import TRANSPOSE_IN, TRANSPOSE_OUT
 
 _QUAD = 4  # pixels that are turned together
@@ -26,9 +41,6 @@ _QUAD = 4  # pixels that are turned together
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
 _OPERANDS = ("bias", "residual")  # what the value of a store reads besides the tile
-
-Expr = Any
-Values = Mapping[Var, Expr]
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.Transpose")
@@ -47,44 +59,12 @@ def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
                 made = _Copy(loop).transposed()
             else:
                 return loop
-        except _Unexpected:
-            made = _unrolled(loop)
+        except Unexpected:
+            made = unrolled(loop)
         # A loop of one turn, since it may stand in a sequence and none may stand in another.
         return For(Var("once", "int32"), 0, 1, ForKind.SERIAL, made)
 
     return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
-
-
-class _Unexpected(Exception):
-    """The loop is not of the form that can be transposed."""
-
-
-@dataclass(frozen=True)
-class _Nest:
-    """Perfectly nested loops of constant extents, the terms of the conditions in between, and the
-    one store inside."""
-
-    loops: Sequence[For]
-    terms: Sequence[Expr]
-    store: tirx.BufferStore
-
-    @classmethod
-    def of(cls, stmt: Any) -> _Nest:
-        loops, terms = [], []
-        while not isinstance(stmt, tirx.BufferStore):
-            if isinstance(stmt, For) and isinstance(stmt.extent, IntImm) and stmt.min == 0:
-                loops.append(stmt)
-                stmt = stmt.body
-            elif isinstance(stmt, IfThenElse) and stmt.else_case is None:
-                terms += _terms(stmt.condition)
-                stmt = stmt.then_case
-            else:
-                raise _Unexpected
-        return cls(loops, terms, stmt)
-
-    def loop(self, expr: Expr, step: int) -> For | None:
-        """The loop whose iterations follow each other at a distance of `step` in `expr`."""
-        return next((o for o in self.loops if _step(expr, o.loop_var) == step), None)
 
 
 class _Store:
@@ -94,46 +74,46 @@ class _Store:
     """
 
     def __init__(self, loop: For, lanes: int, partial: int) -> None:
-        self.nest, self.lanes, self.partial = _Nest.of(loop), lanes, partial
+        self.nest, self.lanes, self.partial = Nest.of(loop), lanes, partial
         store = self.nest.store
-        tiles = [load for load in _loads(store.value) if load.source.name not in _OPERANDS]
+        tiles = [load for load in loads(store.value) if load.source.name not in _OPERANDS]
         if len(tiles) != 1 or len(store.indices) != 1:
-            raise _Unexpected
+            raise Unexpected
         (self.tile,), self.index = tiles, store.indices[0]
         row = self.nest.loop(self.index, 1)
         rest = [o for o in self.nest.loops if o is not row]
         vector = range(lanes)
-        runs = [o for o in rest if _step(self.tile.indices[0], o.loop_var, vector) == 1]
+        runs = [o for o in rest if step_of(self.tile.indices[0], o.loop_var, vector) == 1]
         channel = max(runs, key=lambda o: int(o.extent), default=None)
         if channel is None:
-            raise _Unexpected
+            raise Unexpected
         self.c, self.channels = channel.loop_var, int(channel.extent)
         self.x: Var | None = row.loop_var if row else None
         self.pixels = int(row.extent) if row else 1
         self.rows = [o for o in rest if o is not channel]
-        if row is not None and _step(self.tile.indices[0], row.loop_var) != lanes:
-            raise _Unexpected
+        if row is not None and step_of(self.tile.indices[0], row.loop_var) != lanes:
+            raise Unexpected
 
     def transposed(self) -> tirx.SeqStmt:
-        return _sequence(
-            self._row({self.c: _int(c), **rows}, min(self.lanes, self.channels - c))
-            for rows in _iterations(self.rows)
+        return sequence_of(
+            self._row({self.c: const(c), **rows}, min(self.lanes, self.channels - c))
+            for rows in iterations(self.rows)
             for c in range(0, self.channels, self.lanes)
         )
 
     def _row(self, at: Values, channels: int) -> Any:
         """Store a row of the tile by `channels` channels, as far as it is inside the image."""
-        of_channels = [t for t in self.nest.terms if _uses(t, self.c)]
-        of_pixels = [t for t in self.nest.terms if not _uses(t, self.c)]
+        of_channels = [t for t in self.nest.terms if uses(t, self.c)]
+        of_pixels = [t for t in self.nest.terms if not uses(t, self.c)]
         if self.x is not None and (
-            any(_uses(t, self.x) for t in of_channels)
-            or not all(_holds_before(t, self.x, self.pixels) for t in of_pixels)
+            any(uses(t, self.x) for t in of_channels)
+            or not all(holds_before(t, self.x, self.pixels) for t in of_pixels)
         ):
-            raise _Unexpected
+            raise Unexpected
 
         def inside(width: int) -> Expr:
             """Whether so many pixels of the row are."""
-            return _all(of_pixels, self.pixel(at, width - 1))
+            return conjunction(of_pixels, self.pixel(at, width - 1))
 
         def stored(width: int) -> Any:
             return _Run(self, at, channels, of_channels, width).stored()
@@ -147,7 +127,7 @@ class _Store:
         return IfThenElse(known[-1], stored(self.pixels), some)
 
     def pixel(self, at: Values, x: int) -> Values:
-        return at if self.x is None else {**at, self.x: _int(x)}
+        return at if self.x is None else {**at, self.x: const(x)}
 
 
 class _Run:
@@ -161,16 +141,16 @@ class _Run:
         # The largest part of the value that is computed before the transpose, by channels.
         self.core = store.nest.store.value
         while not self._is_by_channel(self.core):
-            self.core = next(p for p in (self.core.a, self.core.b) if _loads(p, store.tile))
+            self.core = next(p for p in (self.core.a, self.core.b) if loads(p, store.tile))
 
     def _is_by_channel(self, expr: Expr) -> bool:
         """Whether all that it reads are vectors of channels; a vector of the bias must be whole."""
         if not isinstance(expr, (*_ARITHMETIC, TensorLoad)):
-            raise _Unexpected
-        others = [o for o in _loads(expr) if not tvm_ffi.structural_equal(o, self.of.tile)]
+            raise Unexpected
+        others = [o for o in loads(expr) if not tvm_ffi.structural_equal(o, self.of.tile)]
         by_channel = self.is_whole and all(
-            _step(o.indices[0], self.of.c) == 1
-            and (self.of.x is None or _step(o.indices[0], self.of.x) == 0)
+            step_of(o.indices[0], self.of.c) == 1
+            and (self.of.x is None or step_of(o.indices[0], self.of.x) == 0)
             for o in others
         )
         return not others or by_channel
@@ -183,7 +163,7 @@ class _Run:
             code.bind(_widened(self.core, store.c, store.pixel(self.at, x), store.lanes))
             for x in range(self.width)
         ]
-        first = code.bind(_put(store.index, store.pixel(self.at, 0)))
+        first = code.bind(put(store.index, store.pixel(self.at, 0)))
         pieces = _PIECES[min(self.width, _QUAD)]
         # The last quad ends with the run, and may store some pixels once more.
         for x in [*range(0, self.width - _QUAD, _QUAD), max(0, self.width - _QUAD)]:
@@ -203,64 +183,64 @@ class _Run:
         store = self.of
         fill = [pixels[-1]] * (_QUAD - len(pixels))
         turned = code.turned([*pixels, *fill], store.lanes)
-        plane = _step(store.index, store.c)
+        plane = step_of(store.index, store.c)
         if plane is None:
-            raise _Unexpected
+            raise Unexpected
         for channel, (start, length) in itertools.product(range(self.channels), pieces):
             quad, j = divmod(channel, _QUAD)
             lanes = range(_QUAD * quad + start, _QUAD * quad + start + length)
-            part = tirx.Shuffle([turned[j]], [_int(i) for i in lanes])
+            part = tirx.Shuffle([turned[j]], [const(i) for i in lanes])
             here = {**self.at, store.c: self.at[store.c] + channel}
             there = store.pixel(here, x + start)
             value = _finished(store.nest.store.value, self.core, part, store.x, there, length)
             index = _vector(first + (channel * plane + x + start), length)
             stored = tirx.BufferStore(store.nest.store.buffer, value, [index])
-            code.add(_guarded(_all(self.terms, here), stored))
+            code.add(_guarded(conjunction(self.terms, here), stored))
 
 
 class _Copy:
     """A row of an image in NCHW on its way to vectors of channels, with zeros around it."""
 
     def __init__(self, loop: For) -> None:
-        self.nest = _Nest.of(loop)
+        self.nest = Nest.of(loop)
         store = self.nest.store
         channel = self.nest.loop(store.indices[0], 1)
         row = next((o for o in self.nest.loops if o is not channel), None)
         if channel is None or row is None or len(self.nest.loops) != 2 or self.nest.terms:
-            raise _Unexpected
+            raise Unexpected
         self.x, self.c, self.lanes = row.loop_var, channel.loop_var, int(channel.extent)
         self.pixels = int(row.extent)
         self.load, terms = _padded(store.value)
-        steps = _step(self.load.indices[0], self.x), _step(store.indices[0], self.x)
+        steps = step_of(self.load.indices[0], self.x), step_of(store.indices[0], self.x)
         if steps != (1, self.lanes) or self.lanes % _QUAD:
-            raise _Unexpected
-        self.of_row = [t for t in terms if not _uses(t, self.x) and not _uses(t, self.c)]
+            raise Unexpected
+        self.of_row = [t for t in terms if not uses(t, self.x) and not uses(t, self.c)]
         # Which pixels and which channels are of the image is known here.
-        self.image = self._known([t for t in terms if _uses(t, self.x)], self.x, self.pixels)
-        self.real = self._known([t for t in terms if _uses(t, self.c)], self.c, self.lanes)
+        self.image = self._known([t for t in terms if uses(t, self.x)], self.x, self.pixels)
+        self.real = self._known([t for t in terms if uses(t, self.c)], self.c, self.lanes)
         if len(self.image) < _QUAD or self.image[-1] - self.image[0] != len(self.image) - 1:
-            raise _Unexpected
+            raise Unexpected
 
     def _known(self, terms: Sequence[Expr], var: Var, extent: int) -> list[int]:
         """The values of `var` for which all terms hold."""
-        holds = [_all(terms, {var: _int(i)}) for i in range(extent)]
+        holds = [conjunction(terms, {var: const(i)}) for i in range(extent)]
         if not all(isinstance(h, IntImm) for h in holds):
-            raise _Unexpected
+            raise Unexpected
         return [i for i, h in enumerate(holds) if h]
 
     def transposed(self) -> tirx.SeqStmt:
         first, count = self.image[0], len(self.image)
         i = Var("i", "int32")
         groups = For(i, 0, count // _QUAD, ForKind.SERIAL, self._group(first + i * _QUAD))
-        rest = [self._group(_int(first + count - _QUAD))] if count % _QUAD else []
+        rest = [self._group(const(first + count - _QUAD))] if count % _QUAD else []
         border = [x for x in range(self.pixels) if x not in set(self.image)]
-        inside = _sequence([*map(self._zero, map(_int, border)), groups, *rest])
-        guard = _all(self.of_row, {})
+        inside = sequence_of([*map(self._zero, map(const, border)), groups, *rest])
+        guard = conjunction(self.of_row, {})
         if isinstance(guard, IntImm):
             return inside
         j = Var("x", "int32")
         outside = For(j, 0, self.pixels, ForKind.SERIAL, self._zero(j))
-        return _sequence([IfThenElse(guard, inside, outside)])
+        return sequence_of([IfThenElse(guard, inside, outside)])
 
     def _zero(self, x: Expr) -> tirx.BufferStore:
         return self._vector(x, tirx.Broadcast(_zero(), self.lanes))
@@ -268,7 +248,7 @@ class _Copy:
     def _vector(self, x: Expr, value: Expr) -> tirx.BufferStore:
         """Store the channels of pixel `x`."""
         store = self.nest.store
-        index = _put(store.indices[0], {self.x: x, self.c: _int(0)})
+        index = put(store.indices[0], {self.x: x, self.c: const(0)})
         return tirx.BufferStore(store.buffer, value, [_vector(index, self.lanes)])
 
     def _group(self, x: Expr) -> tirx.SeqStmt:
@@ -278,11 +258,11 @@ class _Copy:
         def row(channel: int) -> Expr:
             if channel not in real:
                 return tirx.Broadcast(_zero(), _QUAD)
-            index = _put(self.load.indices[0], {self.x: x, self.c: _int(channel)})
+            index = put(self.load.indices[0], {self.x: x, self.c: const(channel)})
             return tirx.BufferLoad(self.load.source, [_vector(index, _QUAD)])
 
         rows = [[row(c) for c in range(k, self.lanes, _QUAD)] for k in range(_QUAD)]
-        lanes = [_int(i) for i in range(self.lanes)]
+        lanes = [const(i) for i in range(self.lanes)]
         mixed = [code.bind(tirx.Shuffle(parts, lanes)) for parts in rows]
         pixels = code.turned(mixed, self.lanes)
         for i, pixel in enumerate(pixels):
@@ -312,7 +292,7 @@ class _Code:
 
         def mixed(p: Expr, q: Expr, order: Sequence[tuple[int, int]]) -> Var:
             """`order` picks the quads of the result, as (0 for p or 1 for q, element of a quad)."""
-            picked = [_int(o * lanes + k + i) for k in range(0, lanes, _QUAD) for o, i in order]
+            picked = [const(o * lanes + k + i) for k in range(0, lanes, _QUAD) for o, i in order]
             return self.bind(tirx.Shuffle([p, q], picked))
 
         low, high = [(0, 0), (1, 0), (0, 1), (1, 1)], [(0, 2), (1, 2), (0, 3), (1, 3)]
@@ -321,15 +301,15 @@ class _Code:
         return [mixed(*pair, order) for pair in halves for order in (left, right)]
 
     def sequence(self) -> tirx.SeqStmt:
-        return _sequence(self._made)
+        return sequence_of(self._made)
 
 
 def _widened(expr: Expr, var: Var, at: Values, lanes: int) -> Expr:
     """`expr` for `lanes` values of `var`, from its value in `at` on."""
     if isinstance(expr, TensorLoad):
-        index = _put(expr.indices[0], at)
+        index = put(expr.indices[0], at)
         first = int(at[var]) if var is not None else 0
-        step = _step(expr.indices[0], var, range(first, first + lanes)) if var is not None else 0
+        step = step_of(expr.indices[0], var, range(first, first + lanes)) if var is not None else 0
         if step == 1 and lanes > 1:
             return tirx.BufferLoad(expr.source, [_vector(index, lanes)])
         if step == 0 or lanes == 1:
@@ -338,14 +318,14 @@ def _widened(expr: Expr, var: Var, at: Values, lanes: int) -> Expr:
         return type(expr)(*(_widened(part, var, at, lanes) for part in (expr.a, expr.b)))
     if isinstance(expr, (Var, tirx.FloatImm)):
         return _broadcast(expr, lanes)
-    raise _Unexpected
+    raise Unexpected
 
 
 def _finished(expr: Expr, core: Expr, part: Expr, x: Var | None, at: Values, group: int) -> Expr:
     """`expr` for `group` pixels, `part` being what `core` is for them."""
     if expr.same_as(core):
         return part
-    if isinstance(expr, _ARITHMETIC) and any(_loads(p, core) for p in (expr.a, expr.b)):
+    if isinstance(expr, _ARITHMETIC) and any(loads(p, core) for p in (expr.a, expr.b)):
         parts = (_finished(p, core, part, x, at, group) for p in (expr.a, expr.b))
         return type(expr)(*parts)
     return _widened(expr, x, at, group)
@@ -356,50 +336,11 @@ def _padded(value: Expr) -> tuple[TensorLoad, list[Expr]]:
     if isinstance(value, TensorLoad):
         return value, []
     if getattr(getattr(value, "op", None), "name", "") != "prim.if_then_else":
-        raise _Unexpected
+        raise Unexpected
     condition, load, other = value.args
     if not isinstance(load, TensorLoad) or not isinstance(other, tirx.FloatImm) or other.value:
-        raise _Unexpected
-    return load, _terms(condition)
-
-
-def _unrolled(stmt: Any) -> Any:
-    """`stmt` with a copy of the body for each iteration of its outermost loops."""
-    if isinstance(stmt, IfThenElse) and stmt.else_case is None:
-        return IfThenElse(stmt.condition, _unrolled(stmt.then_case), None)
-    if not isinstance(stmt, For) or not isinstance(stmt.extent, IntImm):
-        return stmt
-    inside = _unrolled(stmt.body)
-    return _sequence(
-        _put(inside, {stmt.loop_var: stmt.min + i}, simplify=False) for i in range(int(stmt.extent))
-    )
-
-
-def _iterations(loops: Sequence[For]) -> Iterator[dict[Var, Expr]]:
-    """The values of the variables of loops in all their iterations."""
-    for values in itertools.product(*(range(int(o.extent)) for o in loops)):
-        yield {o.loop_var: _int(v) for o, v in zip(loops, values, strict=True)}
-
-
-def _loads(expr: Expr, like: Expr = None) -> list[TensorLoad]:
-    """All loads in `expr`, or those that are in `like` as well."""
-    found: list[TensorLoad] = []
-    tvm_ffi.structural_walk(expr, (TensorLoad, found.append), order="pre")
-    if like is None:
-        return found
-    return [o for o in found if any(tvm_ffi.structural_equal(o, p) for p in _loads(like))]
-
-
-def _terms(condition: Expr) -> list[Expr]:
-    """The parts of a conjunction."""
-    if isinstance(condition, tirx.And):
-        return [*_terms(condition.a), *_terms(condition.b)]
-    return [condition]
-
-
-def _all(terms: Sequence[Expr], at: Values) -> Expr:
-    """The conjunction of `terms` with the values of variables in `at`."""
-    return _put(tirx.all(*terms), at) if terms else tirx.const(True, "bool")
+        raise Unexpected
+    return load, terms_of(condition)
 
 
 def _guarded(condition: Expr, stmt: Any) -> Any:
@@ -408,71 +349,12 @@ def _guarded(condition: Expr, stmt: Any) -> Any:
     return IfThenElse(condition, stmt, None)
 
 
-def _holds_before(term: Expr, x: Var, pixels: int) -> bool:
-    """Whether a term that holds for one of so many pixels holds for those before it."""
-    if not _uses(term, x):
-        return True
-    if not isinstance(term, (tirx.LT, tirx.LE)) or _uses(term.b, x):
-        return False
-    steps = (_difference(term.a, {x: _int(i + 1)}, {x: _int(i)}) for i in range(pixels - 1))
-    return all(step is not None and step >= 0 for step in steps)
-
-
-def _uses(expr: Expr, var: Var | None) -> bool:
-    found: list[Var] = []
-    tvm_ffi.structural_walk(expr, (Var, found.append), order="pre")
-    return var is not None and any(v.same_as(var) for v in found)
-
-
-def _step(expr: Expr, var: Var, values: range | None = None) -> int | None:
-    """By how much `expr` grows with `var`, from each of `values` to the next or everywhere; None if
-    that is not always the same."""
-    if not _uses(expr, var):
-        return 0
-    step = _difference(expr, {var: var + 1}, {})
-    if step is None and values is not None and len(values) > 1:
-        pairs = itertools.pairwise(values)
-        steps = {_difference(expr, {var: _int(j)}, {var: _int(i)}) for i, j in pairs}
-        step = steps.pop() if len(steps) == 1 else None
-    return step
-
-
-def _difference(expr: Expr, there: Values, here: Values) -> int | None:
-    """`expr` there less `expr` here, None if that depends on anything."""
-    found = Analyzer().simplify(
-        _put(expr, there, simplify=False) - _put(expr, here, simplify=False)
-    )
-    return int(found) if isinstance(found, IntImm) else None
-
-
-def _put(node: Any, at: Values, simplify: bool = True) -> Any:
-    """`node` with values for variables."""
-
-    def on_var(var: Var) -> Expr:
-        return next((value for v, value in at.items() if v.same_as(var)), var)
-
-    result = tvm_ffi.structural_map(node, [(Var, on_var)], order="post")
-    return Analyzer().simplify(result) if simplify else result
-
-
 def _vector(index: Expr, lanes: int) -> Expr:
     return tirx.Ramp(index, 1, lanes) if lanes > 1 else index
 
 
 def _broadcast(value: Expr, lanes: int) -> Expr:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
-
-
-def _sequence(stmts: Iterable[Any]) -> Any:
-    """All in one, which TVM wants without another sequence in it."""
-    made: list[Any] = []
-    for stmt in stmts:
-        made += stmt.seq if isinstance(stmt, tirx.SeqStmt) else [stmt]
-    return tirx.SeqStmt(made) if len(made) > 1 else made[0] if made else tirx.Evaluate(0)
-
-
-def _int(value: int) -> IntImm:
-    return tirx.const(value, "int32")
 
 
 def _zero() -> tirx.FloatImm:
