@@ -86,12 +86,13 @@ def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions)
 
 
 def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The padded copy: of one channel for each thread (NCHW), or of all images (NHWC)."""
+    """The padded copy: of a few channels for each thread (NCHW), or of all images (NHWC)."""
     shape = depthwise.padded_shape(w, layout, cpu.lanes)
     if layout != "NCHW":
         return allocated_bytes(4 * math.prod(shape))
-    alone = w.n * w.oc == 1  # a parallel loop of one turn is no loop
-    return (1 if alone else cpu.threads) * allocated_bytes(4 * math.prod(shape[2:]))
+    alone = w.n * w.oc == d["channels"]  # a parallel loop of one turn is no loop
+    copied = max(1, d["channels"] * w.ic // w.oc)
+    return (1 if alone else cpu.threads) * allocated_bytes(4 * copied * math.prod(shape[2:]))
 
 
 def _depthwise_inapplicable(w: ConvWorkload) -> str | None:

@@ -27,6 +27,10 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 _X86_TRIPLE = "x86_64-linux-gnu"
 
 
+# What LLVM is told of x86 CPUs besides their features. Its cost model likes gathers and scatters,
+# which take as long as single elements on most of them: shuffles of whole vectors are faster.
+_TUNING = ("+prefer-no-gather", "+prefer-no-scatter")
+
 # What TVM itself writes into a CUDA target and what follows from the architecture anyway.
 _CUDA_FACTS = {
     "keys",
@@ -68,7 +72,10 @@ class CompileTarget:
 
     @property
     def tvm(self) -> Target:
-        return Target({**self.spec, "num-cores": self.threads})
+        spec = dict(self.spec)
+        if self.is_x86:
+            spec["mattr"] = [*spec.get("mattr", ()), *_TUNING]
+        return Target({**spec, "num-cores": self.threads})
 
     @property
     def host(self) -> Target:

@@ -23,12 +23,19 @@ def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, 
     return (w.kh, w.kw, stages.ceil_div(w.oc, lanes) * lanes)
 
 
+def row_block(w: ConvWorkload, lanes: int) -> int:
+    """Pixels of a vector of a row in NCHW: a power of two that holds narrow rows, since wider
+    vectors would load more zeros, and more often from two cache lines."""
+    return min(lanes, max(4, 1 << (w.ow - 1).bit_length()))
+
+
 def padded_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
     """Shape of the padded copy: [n, ic, rows, sw, cols] for NCHW, which is always made, and
     [n, rows, cols, channels] otherwise; (0,) where the data itself is read."""
     rows, cols = stages.read_rows_cols(w)
     if layout == "NCHW":
-        wide = stages.ceil_div(w.ow, lanes) * lanes
+        block = row_block(w, lanes)
+        wide = stages.ceil_div(w.ow, block) * block
         return (w.n, w.ic, rows, w.sw, wide + (w.kw - 1) * w.dw // w.sw)
     channels = packed_weight_shape(w, layout, lanes)[2]
     deep = stages.ceil_div(channels, w.oc // w.ic)
@@ -53,7 +60,10 @@ def pack_weight(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
 
 
 def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
-    """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad, conv, out."""
+    """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad, conv, out.
+
+    In NCHW the attribute `row_block` counts the pixels of a vector.
+    """
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, layout, lanes)
     weight = te.placeholder(shape, w.dtype, name="weight")
@@ -62,7 +72,8 @@ def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
     else:
         conv, order = _channels(w, layout, data, weight, lanes), stages.LAYOUTS["NHWC"]
     out = stages.output(w, layout, lambda n, c, y, x: conv[order(n, c, y, x)], bias)
-    return stages.prim_func([data, weight, bias, out], layout)
+    func = stages.prim_func([data, weight, bias, out], layout)
+    return func.with_attr("row_block", row_block(w, lanes))
 
 
 def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
@@ -87,7 +98,8 @@ def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te
         pixel = pad[n, c // multiplier, y * w.sh + ky * w.dh, offset % w.sw, x + offset // w.sw]
         return te.sum(pixel * weight[c, ky, kx], axis=[ky, kx])
 
-    wide = stages.ceil_div(w.ow, lanes) * lanes
+    block = row_block(w, lanes)
+    wide = stages.ceil_div(w.ow, block) * block
     return te.compute((w.n, w.oc, w.oh, wide), element, name="conv")
 
 

@@ -9,7 +9,7 @@ turned by eight shuffles, so that every access to memory is of four neighbours.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm_ffi
@@ -39,6 +39,7 @@ from schedules.cpu.registers import TRANSPOSE_IN, TRANSPOSE_OUT
 _QUAD = 4  # pixels that are turned together
 # In what pieces so many pixels are stored: from where on, and how many.
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
+_ALIASES = 512  # elements: at half a page's distance, a vector of channels overfills sets of the L1
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
 _OPERANDS = ("bias", "residual")  # what the value of a store reads besides the tile
 
@@ -166,36 +167,44 @@ class _Run:
         first = code.bind(put(store.index, store.pixel(self.at, 0)))
         pieces = _PIECES[min(self.width, _QUAD)]
         # The last quad ends with the run, and may store some pixels once more.
-        for x in [*range(0, self.width - _QUAD, _QUAD), max(0, self.width - _QUAD)]:
-            self._store_quad(code, pixels[x : x + _QUAD], first, x, pieces)
-        return code.sequence()
-
-    def _store_quad(
-        self,
-        code: _Code,
-        pixels: Sequence[Expr],
-        first: Expr,
-        x: int,
-        pieces: Sequence[tuple[int, int]],
-    ) -> None:
-        """Store `pieces`, each some neighbours, of up to four pixels from `x` on; the row begins at
-        the index `first` of the output."""
-        store = self.of
-        fill = [pixels[-1]] * (_QUAD - len(pixels))
-        turned = code.turned([*pixels, *fill], store.lanes)
+        starts = [*range(0, self.width - _QUAD, _QUAD), max(0, self.width - _QUAD)]
         plane = step_of(store.index, store.c)
         if plane is None:
             raise Unexpected
-        for channel, (start, length) in itertools.product(range(self.channels), pieces):
+        # Planes that are whole sets of an L1 cache apart take each other's place in it, so all of a
+        # cache line goes out at once; else the fewer vectors wait in registers the better.
+        together = max(1, store.lanes // _QUAD) if plane % _ALIASES == 0 else 1
+        for i in range(0, len(starts), together):
+            quads = {x: self._turned(code, pixels[x : x + _QUAD]) for x in starts[i : i + together]}
+            self._store_quads(code, quads, first, plane, pieces)
+        return code.sequence()
+
+    def _turned(self, code: _Code, pixels: Sequence[Expr]) -> list[Expr]:
+        fill = [pixels[-1]] * (_QUAD - len(pixels))
+        return code.turned([*pixels, *fill], self.of.lanes)
+
+    def _store_quads(
+        self,
+        code: _Code,
+        quads: Mapping[int, Sequence[Expr]],
+        first: Expr,
+        plane: int,
+        pieces: Sequence[tuple[int, int]],
+    ) -> None:
+        """Store `pieces`, each some neighbours, of `quads` by their first pixel, channel after
+        channel; the row begins at the index `first` of the output, channels are `plane` apart."""
+        store = self.of
+        for channel in range(self.channels):
             quad, j = divmod(channel, _QUAD)
-            lanes = range(_QUAD * quad + start, _QUAD * quad + start + length)
-            part = tirx.Shuffle([turned[j]], [const(i) for i in lanes])
             here = {**self.at, store.c: self.at[store.c] + channel}
-            there = store.pixel(here, x + start)
-            value = _finished(store.nest.store.value, self.core, part, store.x, there, length)
-            index = _vector(first + (channel * plane + x + start), length)
-            stored = tirx.BufferStore(store.nest.store.buffer, value, [index])
-            code.add(_guarded(conjunction(self.terms, here), stored))
+            for (x, turned), (start, length) in itertools.product(quads.items(), pieces):
+                lanes = range(_QUAD * quad + start, _QUAD * quad + start + length)
+                part = tirx.Shuffle([turned[j]], [const(i) for i in lanes])
+                there = store.pixel(here, x + start)
+                value = _finished(store.nest.store.value, self.core, part, store.x, there, length)
+                index = _vector(first + (channel * plane + x + start), length)
+                stored = tirx.BufferStore(store.nest.store.buffer, value, [index])
+                code.add(_guarded(conjunction(self.terms, here), stored))
 
 
 class _Copy:

@@ -2,7 +2,7 @@
 turn.
 
 There is little arithmetic for each byte, so what counts is that every input row is read once: the
-padded copy is made for one channel (NCHW) or one image (NHWC) at a time, and stays in cache.
+padded copy is made for a few channels (NCHW) or one image (NHWC) at a time, and stays in cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schedules.cpu.registers import (
 )
 from schedules.knobs import Decisions, Space
 
-VERSION = 2
+VERSION = 3
 COMPUTE_KNOBS: tuple[str, ...] = ()
 
 _TILE_W = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
@@ -31,10 +31,20 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     by_channel = layout(sch) == "NCHW"
     if by_channel:
         images, channels, high, wide, kh, kw = extents(sch, "conv")
-        wide //= cpu.lanes
+        wide //= _row_block(sch)
     else:
         images, high, wide, channels, kh, kw = extents(sch, "conv")
+    multiplier = channels // int(sch.mod["main"].params[0].shape[1]) if by_channel else 1
     knobs = {
+        # channels that are copied before the first is computed: what was just stored in pieces
+        # cannot be read as a vector at once
+        "channels": tuple(
+            t
+            for t in (1, 2, 4, 8, 16)
+            if channels % t == 0 and (multiplier % t == 0 or t % multiplier == 0)
+        )
+        if by_channel
+        else (1,),
         "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= high),
         "tile_w": tuple(t for t in _TILE_W if t <= wide),
         # Unrolled taps share loads between rows, but large kernels become very long code.
@@ -50,17 +60,27 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     def useless(d: Decisions) -> float:
         return (1 + waste(high, d["tile_h"])) * (1 + waste(wide, d["tile_w"]))
 
+    def copied_bytes(d: Decisions) -> float:
+        """Of the padded copy that the kernel keeps at a time, roughly."""
+        return 4.0 * d["channels"] * high * wide * _row_block(sch) if by_channel else 0.0
+
     def cost(d: Decisions) -> float:
         # Rows of a tile share input rows; a tap needs a load for each vector and a broadcast.
         reads = (d["tile_h"] + kh - 1) / d["tile_h"]
         latency = max(1.0, 6 / (d["tile_h"] * d["tile_w"]))
-        return useless(d) * (0.3 * reads + latency) - 0.1 * d["unroll_taps"]
+        too_soon = 0.3 / d["channels"] if by_channel else 0.0
+        outgrown = 0.3 if copied_bytes(d) > cpu.l1_bytes / 2 else 0.0
+        return useless(d) * (0.3 * reads + latency) - 0.1 * d["unroll_taps"] + too_soon + outgrown
 
     def features(d: Decisions) -> dict[str, float]:
-        return {"accumulators": d["tile_h"] * d["tile_w"], "useless": useless(d)}
+        return {
+            "accumulators": d["tile_h"] * d["tile_w"],
+            "useless": useless(d),
+            "copied_bytes": copied_bytes(d),
+        }
 
     def turns(d: Decisions) -> int:
-        return images * (channels if by_channel else -(-high // d["tile_h"]))
+        return images * (channels // d["channels"] if by_channel else -(-high // d["tile_h"]))
 
     return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
 
@@ -70,16 +90,19 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     rows_of_pixels = layout(sch) == "NCHW"
     if rows_of_pixels:
         n, c, y, x, ky, kx = sch.get_loops(conv)
-        x, lane = sch.split(x, [None, cpu.lanes])
-        outer = [n, c]
+        block = _row_block(sch)
+        x, lane = sch.split(x, [None, block])
+        c, ci = sch.split(c, [None, d["channels"]])
+        outer, inner = [n, c], [ci]
     else:
         n, y, x, c, ky, kx = sch.get_loops(conv)
-        c, lane = sch.split(c, [None, cpu.lanes])
-        outer = [n]
+        block = cpu.lanes
+        c, lane = sch.split(c, [None, block])
+        outer, inner = [n], []
     yo, yi = sch.split(y, [None, d["tile_h"]])
     xo, xi = sch.split(x, [None, d["tile_w"]])
     tail = [] if rows_of_pixels else [c]
-    sch.reorder(*outer, yo, xo, *tail, ky, kx, yi, xi, lane)
+    sch.reorder(*outer, *inner, yo, xo, *tail, ky, kx, yi, xi, lane)
     whole = sch.fuse(*outer) if rows_of_pixels else sch.fuse(*outer, yo)
     sch.parallel(whole)
     sch.annotate(xo, "pragma_loop_partition_hint", 1)
@@ -98,11 +121,16 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
         sch.vectorize(loops[-1])
     sch.reverse_compute_at(out, xo if rows_of_pixels else c, preserve_unit_loops=True)
     loops = sch.get_loops(out)[-4:]
-    _, lane = sch.split(loops[-1], [None, cpu.lanes])
+    _, lane = sch.split(loops[-1], [None, block])
     sch.vectorize(lane)
     for loop in loops[1:3]:
         sch.unroll(loop)
     vectorize_innermost(sch, sch.decompose_reduction(conv, ky), unroll=2)
+
+
+def _row_block(sch: Schedule) -> int:
+    """Pixels of a vector of a row, which the compute states as an attribute."""
+    return int(sch.mod["main"].attrs["row_block"])
 
 
 def _copy_phases(sch: Schedule, pad: SBlockRV) -> None:
