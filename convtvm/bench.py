@@ -20,6 +20,7 @@ from convtvm.workload import ConvWorkload
 
 _PATIENCE = 0.02  # seconds to wait for full speed
 _PAUSE = 0.005  # seconds
+_IN_A_ROW = 0.001  # seconds
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
 
 
 def _after_pause(run: Callable[[], Any]) -> tuple[float, bool]:
-    """Seconds of a call with its own threads awake and no others."""
+    """Seconds of a call with its own threads awake and no others: the mean of some in a row, since
+    a short call says more of how threads wake up."""
     time.sleep(_PAUSE)
     run()
-    run()
-    return mean_seconds(run, 1), True
+    once = mean_seconds(run, 1)
+    return mean_seconds(run, max(1, int(_IN_A_ROW / once))), True

@@ -14,7 +14,7 @@ import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
 from tvm.tirx import BufferStore, For, ForKind
 
-from convtvm import lowering
+from convtvm import codegen, lowering
 from convtvm.algorithms import ALGORITHMS
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.targets import resolve
@@ -325,3 +325,29 @@ def test_objects_for_other_machines(name: str, target: str, tmp_path: Path) -> N
 def test_weights_are_packed_by_vectors(name: str, target: str, lanes: int) -> None:
     task = task_of(name, make(32, 32, 7, kh=3, padding=1), "NCHW", target)
     assert task.packed_shape()[-1] == lanes
+
+
+STRIDED = make(32, 32, 28, kh=3, stride=2, padding=1, groups=32)
+PADDED = make(32, 32, 14, kh=3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "w"), [("direct:depthwise", STRIDED), ("winograd:4", PADDED), ("im2col", PADDED)]
+)
+def test_no_gathers_and_scatters(name: str, w: ConvWorkload) -> None:
+    """They take as long as their elements one by one; the copies of data are shuffles."""
+    task = Task(w, name, resolve("avx512", 1))
+    lowered = lowering.lower(task.instantiate(task.space.default), task.target.tvm)
+    code = codegen.compile_lowered(lowered, task.target.tvm).inspect_source("asm")
+    assert "vfmadd" in code
+    assert "gather" not in code and "scatter" not in code
+
+
+def test_few_channels_are_copied_at_a_time() -> None:
+    """As many as a thread's copy holds; of narrow rows in vectors that hold them."""
+    w = make(48, 48, 7, kh=3, padding=1, groups=48)
+    task = Task(w, "direct:depthwise", resolve("avx512", 1))
+    assert task.space.knobs["channels"] == (1, 2, 4, 8, 16)
+    assert int(task.compute().attrs["row_block"]) == 8
+    odd = make(17, 34, 7, kh=3, padding=1, groups=17)  # two outputs of each input
+    assert Task(odd, "direct:depthwise", resolve("avx512", 1)).space.knobs["channels"] == (1, 2)

@@ -10,6 +10,7 @@ import tvm_ffi
 from support import run_task
 from tvm import tirx
 from tvm.ir import TensorLoad
+from tvm.sym import Analyzer
 from tvm.tirx import For, ForKind
 
 from convtvm import lowering
@@ -151,3 +152,17 @@ def test_terms_that_hold_up_to_some_pixel() -> None:
     assert holds_before(y < 3, x, 4)
     assert not holds_before(x >= 1, x, 4)
     assert not holds_before(tirx.floormod(x, 2) < 1, x, 4)
+
+
+def test_cache_lines_go_out_whole_where_planes_take_each_others_place() -> None:
+    """A plane of 512 elements: all pixels of a channel are stored before the next channel's."""
+    w = make(3, 8, 16, 32)
+    task = Task(w, "direct", TARGETS["avx2"])
+    decisions = with_tile(task, tile_ow=8, tile_oh=1, tile_oc=1, flat=0)
+    function = lowered(task, decisions)
+    written = [
+        s.indices[0].base for s in found(function, tirx.BufferStore) if s.buffer.name == "out"
+    ]
+    steps = [step - written[0] for step in written[:4]]
+    assert [int(Analyzer().simplify(step)) for step in steps] == [0, 4, 512, 516]
+    assert_exact(task, decisions)
