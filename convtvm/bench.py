@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convtvm.algorithms import ALGORITHMS
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
 from convtvm.measure.pace import pace
@@ -51,6 +52,13 @@ class BenchRow:
             return None
         name = min(self.peers, key=lambda p: self.peers[p].seconds)
         return name, self.peers[name].seconds
+
+    @property
+    def multiplied(self) -> float:
+        """FLOP/s of the products that the chosen algorithm computes, of which Winograd has fewer
+        than the convolution: no algorithm gets above the machine's peak in these."""
+        products = ALGORITHMS[self.chosen].multiplications(self.workload)
+        return 2 * products / self.algorithms[self.chosen].seconds
 
     @property
     def speedup(self) -> float | None:

@@ -63,12 +63,13 @@ def test_document(capfd: pytest.CaptureFixture[str]) -> None:
     assert layer["speedup"] == best / layer["algorithms"][layer["chosen"]]["seconds"]
     assert found["geomean"] == pytest.approx(layer["speedup"])
     assert found["worst"] == layer["speedup"]
+    assert layer["share_of_ceiling"] > 0 and layer["share_of_peak"] > 0
 
 
 def test_table(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", LINE, "--threads", "1", "--repeat", "3", "--layout", "NHWC"]) == 0
     out, _ = capfd.readouterr()
-    assert "threads 1, NHWC" in out and "tiny" in out and "% peak" in out
+    assert "threads 1, NHWC" in out and "tiny" in out and "% peak" in out and "% ceiling" in out
     assert "geomean" not in out  # nobody to compare with
 
 
@@ -83,6 +84,16 @@ def test_ratio_is_of_the_chosen_to_the_best_peer() -> None:
     assert row(2.0, {"a": 3.0, "b": 5.0}).speedup == 1.5
     assert row(2.0, {"a": 3.0, "b": 5.0}).best_peer == ("a", 3.0)
     assert row(2.0, {}).speedup is None
+
+
+def test_the_ceiling_counts_an_algorithms_own_products() -> None:
+    w = ConvWorkload.parse("mb1ic8ih8oc8kh3ph1")
+    measured = {"direct": Measured(2.0, 1e-7), "winograd:2": Measured(1.0, 1e-7)}
+    assert BenchRow(w, "direct", measured, {}).multiplied == w.flops / 2
+    assert BenchRow(w, "winograd:2", measured, {}).multiplied == w.flops * 16 / 36
+
+
+def test_geomean() -> None:
     assert geomean([2.0, 0.5, 8.0]) == pytest.approx(2.0)
 
 

@@ -61,7 +61,8 @@ def bench(
 
     All contestants of a layer run in turn in this process, NCHW in and out, fp32, weights packed
     beforehand; the figures are medians. A library with several memory formats counts by its
-    fastest.
+    fastest. The ceiling is the peak by the products that the algorithm computes itself, of which
+    Winograd has fewer.
     """
     from convtvm.peers import select_peers
 
@@ -92,7 +93,7 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
     label = labels([row.workload for row in rows])
     peers = list(rows[0].peers) if rows else []
     columns = ["workload", "chosen", ">ms", *(f">{p} ms" for p in peers), ">vs best", ">% peak"]
-    columns += [">workspace", ">error", "other algorithms, ms"]
+    columns += [">% ceiling", ">workspace", ">error", "other algorithms, ms"]
     lines = []
     for row in rows:
         ours = row.algorithms[row.chosen]
@@ -107,6 +108,7 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
                 *(ms(row.peers[p].seconds) for p in peers),
                 text_of(row.speedup, "{:.2f}x"),
                 f"{100 * row.workload.flops / ours.seconds / peak:.0f}",
+                f"{100 * row.multiplied / peak:.0f}",
                 text_of(ours.workspace_bytes),
                 f"{ours.max_error:.1e}",
                 ", ".join(f"{name} {ms(seconds)}" for seconds, name in others[:4]),
@@ -143,6 +145,8 @@ def _document(rows: Sequence[BenchRow], target: str, threads: int, peak: float) 
                 "name": row.workload.name,
                 "chosen": row.chosen,
                 "speedup": row.speedup,
+                "share_of_peak": row.workload.flops / row.algorithms[row.chosen].seconds / peak,
+                "share_of_ceiling": row.multiplied / peak,
                 "algorithms": {name: vars(m) for name, m in row.algorithms.items()},
                 "peers": {name: vars(m) for name, m in row.peers.items()},
             }
