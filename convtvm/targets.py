@@ -71,11 +71,14 @@ class CompileTarget:
         return _spec_of_name(self.name)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """All that LLVM is told: `spec`, and how to choose among the instructions of its kind."""
+        tuning = {"mattr": [*self.spec.get("mattr", ()), *_TUNING]} if self.is_x86 else {}
+        return {**self.spec, **tuning}
+
+    @property
     def tvm(self) -> Target:
-        spec = dict(self.spec)
-        if self.is_x86:
-            spec["mattr"] = [*spec.get("mattr", ()), *_TUNING]
-        return Target({**spec, "num-cores": self.threads})
+        return Target({**self.options, "num-cores": self.threads})
 
     @property
     def host(self) -> Target:

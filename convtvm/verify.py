@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.target import Target
 
 from convtvm import codegen, lowering
-from convtvm.lowering import pipeline, prefetch, transpose
+from convtvm.lowering import loops, pipeline, prefetch, transpose
 from convtvm.measure.client import Zygote, shared_memory
 from convtvm.measure.jobs import Limits
 from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
@@ -51,7 +51,7 @@ class Check:
     def __call__(self) -> Verdict:
         decisions = self._decisions()
         kernel, pack = self.task.instantiate(decisions)["main"], self.task.pack()
-        seen = _fingerprint(kernel, pack, f"{self.task.target.name} {self.opt_level}")
+        seen = _fingerprint(kernel, pack, f"{self.task.target.options} {self.opt_level}")
         if seen == self.known:
             return Verdict(self, decisions, fingerprint=seen, repeated=True)
         exact = self.task.algorithm.family in EXACT_FAMILIES
@@ -181,7 +181,7 @@ _packed = _Packed()
 
 def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
     """The function as a library has it: compiled, linked, loaded."""
-    chosen = Target({**target.spec, "num-cores": 1, "opt-level": opt_level})
+    chosen = Target({**target.options, "num-cores": 1, "opt-level": opt_level})
     lowered = lowering.lower(codegen.merge({"main": func}), chosen)
     with TemporaryDirectory(dir=shared_memory()) as folder:
         path = Path(folder, "kernel.so")
@@ -193,8 +193,7 @@ def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
 def _fingerprint(kernel: tirx.PrimFunc, pack: tirx.PrimFunc, target: str) -> str:
     """Equal for kernels that become the same code and get the same packed weight."""
     hashes = [f"{tvm_ffi.structural_hash(func):x}" for func in (kernel, pack)]
-    steps = [
-        inspect.getsource(step) for step in (pipeline, prefetch, transpose, codegen.compile_lowered)
-    ]
+    made_by = (pipeline, loops, prefetch, transpose, codegen.compile_lowered)
+    steps = [inspect.getsource(step) for step in made_by]
     text = " ".join([*hashes, target, tvm.__version__, *steps])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -34,12 +34,11 @@ from convtvm.lowering.loops import (
     unrolled,
     uses,
 )
-from schedules.cpu.registers import TRANSPOSE_IN, TRANSPOSE_OUT
+from schedules.cpu.registers import ALIAS_BYTES, TRANSPOSE_IN, TRANSPOSE_OUT
 
 _QUAD = 4  # pixels that are turned together
 # In what pieces so many pixels are stored: from where on, and how many.
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
-_ALIASES = 512  # elements: at half a page's distance, a vector of channels overfills sets of the L1
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
 _OPERANDS = ("bias", "residual")  # what the value of a store reads besides the tile
 
@@ -171,9 +170,9 @@ class _Run:
         plane = step_of(store.index, store.c)
         if plane is None:
             raise Unexpected
-        # Planes that are whole sets of an L1 cache apart take each other's place in it, so all of a
-        # cache line goes out at once; else the fewer vectors wait in registers the better.
-        together = max(1, store.lanes // _QUAD) if plane % _ALIASES == 0 else 1
+        # Where planes alias, all of a cache line goes out at once; else the fewer vectors wait in
+        # registers the better.
+        together = max(1, store.lanes // _QUAD) if 4 * plane % ALIAS_BYTES == 0 else 1
         for i in range(0, len(starts), together):
             quads = {x: self._turned(code, pixels[x : x + _QUAD]) for x in starts[i : i + together]}
             self._store_quads(code, quads, first, plane, pieces)

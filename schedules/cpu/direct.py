@@ -11,6 +11,7 @@ from tvm.s_tir import Schedule
 
 from schedules.cpu import epilogue
 from schedules.cpu.registers import (
+    ALIAS_BYTES,
     CpuModel,
     accumulate_in_tile,
     extents,
@@ -39,8 +40,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
     chunks_out = channels // block
     terms = kh * kw * ic_block
     rows = tuple(t for t in range(1, cpu.registers) if t <= ow)
-    # Planes of the output that lie whole pages apart take each other's place in the L1 cache.
-    aliases = layout(sch) == "NCHW" and 4 * oh * ow % 2048 == 0
+    aliases = layout(sch) == "NCHW" and 4 * oh * ow % ALIAS_BYTES == 0
     knobs = {
         "tile_ow": rows,
         "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
@@ -81,7 +81,7 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
         tile = tile_cost(d["tile_ow"] * d["tile_oh"], d["tile_oc"], cpu)
         short = 1 + 4 / (d["tile_ic"] * terms)
         long_rows = 0.02 * (d["tile_oh"] - 1)
-        # Then a tile should write few of them, and whole cache lines.
+        # A tile should write few planes that alias, and whole cache lines.
         crowded = 0.5 * (d["tile_oc"] - 1) + 0.2 * (d["tile_ow"] % 16 > 0) if aliases else 0.0
         return (
             tile * useless(d) * short

@@ -30,6 +30,10 @@ PREFETCH_DATA = "convtvm.prefetch_data"
 TRANSPOSE_OUT = "convtvm.transpose_out"
 TRANSPOSE_IN = "convtvm.transpose_in"
 
+# Planes of an image that lie multiples of so many bytes apart take each other's place in the L1
+# cache: sixteen lines of them overfill its sets.
+ALIAS_BYTES = 2048
+
 _MAX_TERMS = 768  # of one partial sum
 
 
