@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from convtvm.workload import ConvWorkload
 _PATIENCE = 0.02  # seconds to wait for full speed
 _PAUSE = 0.005  # seconds
 _IN_A_ROW = 0.001  # seconds
+_WRONG = 1e-2  # relative error that no algorithm has in fp32
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One workload: our algorithms and the peers by name; `chosen` is what `plan` would take."""
+    """One workload: our algorithms and the peers by name; `chosen` is what `plan` would take.
+
+    `absent`: peers that took no part, and why.
+    """
 
     workload: ConvWorkload
     chosen: str
     algorithms: Mapping[str, Measured]
     peers: Mapping[str, Measured]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best_peer(self) -> tuple[str, float] | None:
@@ -73,7 +78,8 @@ def bench(
     """Measure every workload of `library`, whose layout must be NCHW if there are peers.
 
     All contestants of a workload run in turn, until each has `repeat` calls that count, so that a
-    slow moment of the machine hits all of them; each is checked against float64.
+    slow moment of the machine hits all of them; each is checked against float64. A peer that fails
+    on a workload, or computes something else, is absent there.
     """
     if peers and library.layout != "NCHW":
         raise ConvtvmError(f"peers run NCHW, the library is {library.layout}")
@@ -87,9 +93,18 @@ def bench(
             out = np.empty(w.out_shape(library.layout), np.float32)
             runs[candidate.algorithm] = _bound(plan, data, out)
             workspace[candidate.algorithm] = candidate.workspace_bytes
-        for peer in peers.values():
-            runs.update(peer(w, data, weight, bias, library.threads))
         errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
+        absent: dict[str, str] = {}
+        for peer_name, peer in peers.items():
+            try:
+                settings = peer(w, data, weight, bias, library.threads)
+                off = {name: _peer_error(run, reference) for name, run in settings.items()}
+            except Exception as error:  # other people's code, which may raise anything
+                first = (str(error).splitlines() or ["no message"])[0]
+                absent[peer_name] = f"{type(error).__name__}: {first}"
+            else:
+                runs.update(settings)
+                errors.update(off)
         measured = {
             name: Measured(seconds, errors[name], workspace.get(name), disturbed)
             for name, (seconds, disturbed) in interleave(runs, repeat, library.threads).items()
@@ -99,7 +114,16 @@ def bench(
             chosen=library.candidates(w)[0].algorithm,
             algorithms={name: m for name, m in measured.items() if name in workspace},
             peers={name: m for name, m in measured.items() if name not in workspace},
+            absent=absent,
         )
+
+
+def _peer_error(run: Run, reference: np.ndarray) -> float:
+    """Relative error of a peer's result. Raises ConvtvmError if it is no convolution in fp32."""
+    error = relative_error(np.asarray(run()), reference)
+    if not error < _WRONG:
+        raise ConvtvmError(f"its result is off by {error:.1e} of the largest output")
+    return error
 
 
 def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:

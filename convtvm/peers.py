@@ -142,12 +142,15 @@ def mnn_peer(
     import MNN.expr
     import MNN.nn
 
+    # Not the command mnnconvert: it installs a telemetry client with pip, which puts an older
+    # protobuf in place of the one that onnx needs, and reports each conversion.
+    convert = "import sys, MNN, _tools; _tools.mnnconvert(sys.argv)"
     settings = {"backend": "CPU", "precision": "high", "numThread": threads}
     with tempfile.TemporaryDirectory() as folder:
         source, model = Path(folder, "conv.onnx"), Path(folder, "conv.mnn")
         source.write_bytes(_onnx_model(w, weight, bias))
         arguments = ["-f", "ONNX", "--modelFile", source, "--MNNModel", model, "--bizCode", "conv"]
-        command = [sys.executable, "-m", "MNN.tools.mnnconvert", *map(str, arguments)]
+        command = [sys.executable, "-c", convert, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not model.exists():
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]

@@ -37,10 +37,27 @@ def slow_peer(
     return {"slow": lambda: run(2e-3), "slow-nhwc": lambda: run(1e-3)}
 
 
+def broken_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> dict[str, peers.Run]:
+    """Does not get on with one of its own dependencies, for one of two layers."""
+    if w.name == "tiny":
+        raise RuntimeError("gencode 6 is newer than runtime 5\nand more")
+    return slow_peer(w, data, weight, bias, threads)
+
+
+def wrong_peer(
+    w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int
+) -> dict[str, peers.Run]:
+    return {"wrong": lambda: np.ones(w.out_shape("NCHW"), np.float32)}
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(peers.PEERS, "slow", (slow_peer, ("numpy",)))
+    monkeypatch.setitem(peers.PEERS, "broken", (broken_peer, ("numpy",)))
+    monkeypatch.setitem(peers.PEERS, "wrong", (wrong_peer, ("numpy",)))
     monkeypatch.setitem(peers.PEERS, "absent", (slow_peer, ("no_such_package",)))
 
 
@@ -71,6 +88,27 @@ def test_table(capfd: pytest.CaptureFixture[str]) -> None:
     out, _ = capfd.readouterr()
     assert "threads 1, NHWC" in out and "tiny" in out and "% peak" in out and "% ceiling" in out
     assert "geomean" not in out  # nobody to compare with
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_peer_that_fails_costs_only_its_own_figure(
+    form: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "two.txt"
+    source.write_text(f'{LINE}\nmb1ic8ih5oc8oh5kh1n"other"\n')
+    args = ["bench", str(source), "--threads", "1", "--repeat", "3", "--peers", "broken,wrong"]
+    assert main([*args, *form]) == 0
+    out, err = capfd.readouterr()
+    why = "RuntimeError: gencode 6 is newer than runtime 5"
+    assert f"broken took no part in 1 of 2 layers: {why}" in err
+    assert "wrong took no part in 2 of 2 layers: ConvtvmError: its result is off by" in err
+    if form:
+        first, second = json.loads(out)["layers"]
+        assert first["absent"]["broken"] == why and first["peers"] == {}
+        assert first["speedup"] is None
+        assert set(second["absent"]) == {"wrong"} and set(second["peers"]) == {"slow", "slow-nhwc"}
+    else:
+        assert "geomean" in out and "(other)" in out
 
 
 def row(speed: float, rivals: dict[str, float]) -> BenchRow:
@@ -114,5 +152,5 @@ def test_refusals(args: list[str], message: str, capfd: pytest.CaptureFixture[st
 
 def test_help_names_all_peers() -> None:
     named: Any = next(p.help for p in command.params if p.name == "peers")
-    shipped = [name for name in peers.PEERS if name not in ("slow", "absent")]
+    shipped = [name for name in peers.PEERS if name not in ("slow", "broken", "wrong", "absent")]
     assert ",".join(shipped) in named

@@ -82,6 +82,9 @@ def bench(
     peak = measure_peak(resolved)
     with chatter_on_stderr():
         rows = list(run_bench(lib, chosen, repeat))
+    for name in chosen:
+        if reasons := [row.absent[name] for row in rows if name in row.absent]:
+            warn(f"{name} took no part in {len(reasons)} of {len(rows)} layers: {reasons[0]}")
     if as_json:
         print_json(_document(rows, lib.target, lib.threads, peak))
         return
@@ -91,7 +94,7 @@ def bench(
 
 def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
     label = labels([row.workload for row in rows])
-    peers = list(rows[0].peers) if rows else []
+    peers = list(dict.fromkeys(name for row in rows for name in row.peers))
     columns = ["workload", "chosen", ">ms", *(f">{p} ms" for p in peers), ">vs best", ">% peak"]
     columns += [">% ceiling", ">workspace", ">error", "other algorithms, ms"]
     lines = []
@@ -105,7 +108,7 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
                 label[row.workload],
                 row.chosen,
                 ms(ours.seconds),
-                *(ms(row.peers[p].seconds) for p in peers),
+                *(ms(row.peers[p].seconds if p in row.peers else None) for p in peers),
                 text_of(row.speedup, "{:.2f}x"),
                 f"{100 * row.workload.flops / ours.seconds / peak:.0f}",
                 f"{100 * row.multiplied / peak:.0f}",
@@ -149,6 +152,7 @@ def _document(rows: Sequence[BenchRow], target: str, threads: int, peak: float) 
                 "share_of_ceiling": row.multiplied / peak,
                 "algorithms": {name: vars(m) for name, m in row.algorithms.items()},
                 "peers": {name: vars(m) for name, m in row.peers.items()},
+                "absent": dict(row.absent),
             }
             for row in rows
         ],
