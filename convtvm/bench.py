@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.workload import ConvWorkload
 
 _PATIENCE = 0.02  # seconds to wait for full speed
-_PAUSE = 0.005  # seconds
-_IN_A_ROW = 0.001  # seconds
+_VALID = 0.5  # seconds that full speed of several cores is believed
+_WARM_UP = 0.015  # seconds; two cores that were idle need 10 ms
+_IN_A_ROW = 0.005  # seconds
+_LOOK = 0.004  # seconds, longer than the gaps between ONNX Runtime's bursts of spinning
+_BUSY = 0.1  # of a core
+_MOST_SPINNING = 0.5  # seconds
 _WRONG = 1e-2  # relative error that no algorithm has in fp32
 
 
@@ -133,29 +138,62 @@ def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
 def interleave(
     runs: Mapping[str, Callable[[], Any]], repeat: int, threads: int
 ) -> dict[str, tuple[float, bool]]:
-    """Median seconds of each and whether too many calls were disturbed: in rounds, one call each.
-
-    A single thread's calls count if the core was at full speed before and after, as far as there
-    are enough of them. The threads of a pool wait for work by spinning, which would look like that,
-    so with several there is a pause instead, for the last contestant's threads to fall asleep.
+    """Median seconds of each and whether too many figures were disturbed: `repeat` rounds, in each
+    of which everyone runs for some milliseconds, without a break, until it is as fast as it gets.
     """
-    times = in_turn(runs, repeat, _alone if threads == 1 else _after_pause)
+    times = in_turn(runs, repeat, partial(_steady, cores=_Cores(threads)))
     return {key: (statistics.median(secs), disturbed) for key, (secs, disturbed) in times.items()}
 
 
-def _alone(run: Callable[[], Any]) -> tuple[float, bool]:
-    """Seconds of a call, and whether this core was at full speed around it."""
-    run()  # brings its own weights and code back into the caches
+class _Cores:
+    """Whether the cores are at full speed, with all threads: looked up twice a second, since the
+    look wakes up threads of our own. Two virtual cores may share a real one for seconds.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._full, self._until = False, 0.0
+
+    def are_full(self) -> bool:
+        if time.monotonic() >= self._until:
+            self._full = pace(self.threads).wait(_PATIENCE)
+            self._until = time.monotonic() + _VALID
+        return self._full
+
+
+def _steady(run: Callable[[], Any], cores: _Cores) -> tuple[float, bool]:
+    """Seconds of a call in the steady state, and whether nothing disturbed it.
+
+    After a break the first calls take up to twice as long for anyone: weights and code come back
+    into the caches, threads wake up, cores speed up.
+    """
+    if cores.threads > 1:
+        full = cores.are_full()
+        _until_others_sleep()
+        once = _warm(run)
+        return mean_seconds(run, max(1, int(_IN_A_ROW / once))), full
+    once = _warm(run)
     core = pace(1)
     full = core.wait(_PATIENCE)
-    seconds = mean_seconds(run, 1)
+    seconds = mean_seconds(run, max(1, int(_IN_A_ROW / once)))
     return seconds, full and (core.is_full() or core.is_full())
 
 
-def _after_pause(run: Callable[[], Any]) -> tuple[float, bool]:
-    """Seconds of a call with its own threads awake and no others: the mean of some in a row, since
-    a short call says more of how threads wake up."""
-    time.sleep(_PAUSE)
+def _until_others_sleep() -> None:
+    """Wait for the threads of the contestant before, which spin for a while in wait for work."""
+    quiet, deadline = 0, time.monotonic() + _MOST_SPINNING
+    while quiet < 2 and time.monotonic() < deadline:
+        cpu, wall = time.process_time(), time.perf_counter()
+        time.sleep(_LOOK)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        quiet = 0 if busy > _BUSY else quiet + 1
+
+
+def _warm(run: Callable[[], Any]) -> float:
+    """Seconds of the last of the calls that bring a contestant up to speed."""
+    end = time.perf_counter() + _WARM_UP
     run()
-    once = mean_seconds(run, 1)
-    return mean_seconds(run, max(1, int(_IN_A_ROW / once))), True
+    seconds = mean_seconds(run, 1)
+    while time.perf_counter() < end:
+        seconds = mean_seconds(run, 1)
+    return seconds

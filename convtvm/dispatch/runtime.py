@@ -14,6 +14,11 @@ import tvm_ffi
 
 from convtvm.errors import EnvironmentProblem, LibraryError
 
+# TVM reads this when the first pool of the process starts. Its own 300,000 keep each worker's core
+# busy for 0.1 s after a call, at the cost of whatever else the process does; the layers of a
+# network follow each other sooner than these 10 ms.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "25000")
+
 
 @cache
 def folder() -> Path:
