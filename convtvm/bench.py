@@ -15,14 +15,13 @@ from convtvm.algorithms import ALGORITHMS
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
 from convtvm.measure.pace import pace
-from convtvm.measure.timing import in_turn, mean_seconds
+from convtvm.measure.timing import in_turn, mean_seconds, warm_up
 from convtvm.peers import Peer, Run
 from convtvm.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.workload import ConvWorkload
 
 _PATIENCE = 0.02  # seconds to wait for full speed
 _VALID = 0.5  # seconds that full speed of several cores is believed
-_WARM_UP = 0.015  # seconds; two cores that were idle need 10 ms
 _IN_A_ROW = 0.005  # seconds
 _LOOK = 0.004  # seconds, longer than the gaps between ONNX Runtime's bursts of spinning
 _BUSY = 0.1  # of a core
@@ -162,17 +161,13 @@ class _Cores:
 
 
 def _steady(run: Callable[[], Any], cores: _Cores) -> tuple[float, bool]:
-    """Seconds of a call in the steady state, and whether nothing disturbed it.
-
-    After a break the first calls take up to twice as long for anyone: weights and code come back
-    into the caches, threads wake up, cores speed up.
-    """
+    """Seconds of a call in the steady state, and whether nothing disturbed it."""
     if cores.threads > 1:
         full = cores.are_full()
         _until_others_sleep()
-        once = _warm(run)
+        once = warm_up(run)
         return mean_seconds(run, max(1, int(_IN_A_ROW / once))), full
-    once = _warm(run)
+    once = warm_up(run)
     core = pace(1)
     full = core.wait(_PATIENCE)
     seconds = mean_seconds(run, max(1, int(_IN_A_ROW / once)))
@@ -187,13 +182,3 @@ def _until_others_sleep() -> None:
         time.sleep(_LOOK)
         busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
         quiet = 0 if busy > _BUSY else quiet + 1
-
-
-def _warm(run: Callable[[], Any]) -> float:
-    """Seconds of the last of the calls that bring a contestant up to speed."""
-    end = time.perf_counter() + _WARM_UP
-    run()
-    seconds = mean_seconds(run, 1)
-    while time.perf_counter() < end:
-        seconds = mean_seconds(run, 1)
-    return seconds

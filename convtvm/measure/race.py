@@ -10,7 +10,7 @@ from typing import Any
 
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, wrong_answer
 from convtvm.measure.pace import pace
-from convtvm.measure.timing import in_turn, mean_seconds, window
+from convtvm.measure.timing import in_turn, mean_seconds, warm_up, window
 
 
 def run(job: RaceJob, limits: Limits) -> Outcome:
@@ -56,8 +56,7 @@ def _plans(job: RaceJob, arrays: dict[str, Any], threads: int) -> dict[str, Any]
 
 
 def _timed(call: Callable[[], Any], limits: Limits) -> tuple[float, bool]:
-    """Seconds a call in one window, after one that brings weight and code back into the caches."""
-    once = mean_seconds(call, 1)
-    number = max(1, int(limits.window / once))
+    """Seconds a call in one window of the steady state."""
+    number = max(1, int(limits.window / warm_up(call)))
     evaluate = partial(mean_seconds, call, number)
     return window(evaluate, pace(limits.threads), limits.threads)

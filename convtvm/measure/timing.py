@@ -16,6 +16,7 @@ from convtvm.measure.jobs import Limits
 from convtvm.measure.pace import Pace, pace
 
 _PATIENCE = 0.02  # seconds to wait for full speed before a window
+_WARM_UP = 0.015  # seconds; two cores that were idle need 10 ms
 _WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
 _ROUNDS = 6  # times the number of samples wanted: after so many a side-by-side timing ends
 
@@ -85,6 +86,20 @@ def mean_seconds(call: Callable[[], Any], number: int) -> float:
     for _ in range(number):
         call()
     return (time.perf_counter() - started) / number
+
+
+def warm_up(call: Callable[[], Any]) -> float:
+    """Bring a contestant to its steady state; seconds of the last call.
+
+    After a break, or calls of others, its first calls take up to twice as long: weights and code
+    come back into the caches, threads wake up, cores speed up.
+    """
+    end = time.perf_counter() + _WARM_UP
+    call()
+    seconds = mean_seconds(call, 1)
+    while time.perf_counter() < end:
+        seconds = mean_seconds(call, 1)
+    return seconds
 
 
 def time_gpu(module: Any, args: Any, limits: Limits) -> tuple[list[float], bool]:

@@ -19,6 +19,7 @@ _DISAPPOINTING = 1.25  # times its time while tuning, without the call: others m
 _EACH = 2  # of a task at once
 _ROUNDS = 3
 _SAMPLES = 9
+_WINDOW = 0.005  # seconds
 _PATIENCE = 1.0  # seconds for each in a race
 
 Doubtful = tuple[TaskProgress, TuningRecord]
@@ -117,6 +118,7 @@ def _run(
     limits = Limits(
         threads=choices[0].task.target.threads,
         timeout=RUN_SECONDS * max(map(len, races)),
+        window=_WINDOW,
         samples=_SAMPLES,
         patience=_PATIENCE,
     )
