@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convtvm import peers
+from convtvm import bench, peers
 from convtvm.bench import BenchRow, Measured
 from convtvm.cli import main
 from convtvm.cli.benching import bench as command
@@ -129,6 +130,18 @@ def test_the_ceiling_counts_an_algorithms_own_products() -> None:
     measured = {"direct": Measured(2.0, 1e-7), "winograd:2": Measured(1.0, 1e-7)}
     assert BenchRow(w, "direct", measured, {}).multiplied == w.flops / 2
     assert BenchRow(w, "winograd:2", measured, {}).multiplied == w.flops * 16 / 36
+
+
+def test_waits_until_the_threads_of_others_sleep() -> None:
+    def spin() -> None:
+        end = time.monotonic() + 0.05
+        while time.monotonic() < end:
+            pass
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    bench._until_others_sleep()
+    assert not spinning.is_alive()
 
 
 def test_geomean() -> None:

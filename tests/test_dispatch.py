@@ -765,3 +765,17 @@ except EnvironmentProblem as problem:
 def test_missing_runtime_is_named(path: Path) -> None:
     assert issubclass(EnvironmentProblem, RuntimeError)
     assert separate(path, RUNTIME).startswith("libtvm_runtime.so not found; install apache-tvm")
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "25000"), ({"TVM_THREAD_POOL_SPIN_COUNT": "7"}, "7")])
+def test_workers_spin_for_a_short_time_unless_told_otherwise(
+    before: dict[str, str], after: str
+) -> None:
+    name = "TVM_THREAD_POOL_SPIN_COUNT"
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    environment |= before
+    asked = f"import os, convtvm.dispatch; print(os.environ['{name}'])"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -123,3 +124,18 @@ def test_no_round_begins_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) 
     runs, calls = contestants("a", "b"), list[str]()
     times = timing.in_turn(runs, 9, timer_of(runs, lambda *_: True, calls), at_most=2.5)
     assert times == {"a": ([1.0, 2.0, 3.0], True), "b": ([1.0, 2.0, 3.0], True)}
+
+
+def test_warms_up_for_a_while_and_twice_at_least() -> None:
+    def calls(seconds: float) -> list[float]:
+        begun: list[float] = []
+
+        def call() -> None:
+            begun.append(time.perf_counter())
+            time.sleep(seconds)
+
+        assert timing.warm_up(call) >= seconds
+        return begun
+
+    assert 3 <= len(calls(0.001)) <= 15
+    assert len(calls(0.02)) == 2
