@@ -767,7 +767,9 @@ def test_missing_runtime_is_named(path: Path) -> None:
     assert separate(path, RUNTIME).startswith("libtvm_runtime.so not found; install apache-tvm")
 
 
-@pytest.mark.parametrize(("before", "after"), [({}, "25000"), ({"TVM_THREAD_POOL_SPIN_COUNT": "7"}, "7")])
+@pytest.mark.parametrize(
+    ("before", "after"), [({}, "25000"), ({"TVM_THREAD_POOL_SPIN_COUNT": "7"}, "7")]
+)
 def test_workers_spin_for_a_short_time_unless_told_otherwise(
     before: dict[str, str], after: str
 ) -> None:
