@@ -6,9 +6,9 @@
 Runs of `convtvm tune` are killed by SIGKILL at random moments, in turn the process alone and its
 whole group, and resumed until all trials are done; then a new log begins. Two more write one log at
 once. Three logs are joined in every order; lines are torn and garbage put between them. After each:
-every line is a record or named by file and line, no candidate was measured twice, no process is
-left, nothing was removed from the log, and the winners are those of the clean records. The exit
-status is 1 if anything of it is not so.
+every line is a record or named by file and line, no candidate was tried twice, no process is left,
+nothing was removed from the log, and the winners are those of the clean records. The exit status
+is 1 if anything of it is not so.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Stress:
         return found
 
     def expect_once(self, made: Iterable[TuningRecord], what: str, most: int = 1) -> None:
-        counts = Counter((r.identity, r.confirmed) for r in made)
+        # Winners of a race run in the next one again: times of different races do not compare.
+        counts = Counter(r.identity for r in made if not r.confirmed)
         twice = [identity for identity, count in counts.items() if count > most]
         self.expect(not twice, f"{what}: measured more than {most}x: {twice}")
 
