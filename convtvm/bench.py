@@ -14,6 +14,7 @@ import numpy as np
 from convtvm.algorithms import ALGORITHMS
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
+from convtvm.measure.jobs import failure, wrong_answer
 from convtvm.measure.pace import pace
 from convtvm.measure.timing import in_turn, mean_seconds, warm_up
 from convtvm.peers import Peer, Run
@@ -104,8 +105,7 @@ def bench(
                 settings = peer(w, data, weight, bias, library.threads)
                 off = {name: _peer_error(run, reference) for name, run in settings.items()}
             except Exception as error:  # other people's code, which may raise anything
-                first = (str(error).splitlines() or ["no message"])[0]
-                absent[peer_name] = f"{type(error).__name__}: {first}"
+                absent[peer_name] = failure("peer", error).message
             else:
                 runs.update(settings)
                 errors.update(off)
@@ -126,7 +126,7 @@ def _peer_error(run: Run, reference: np.ndarray) -> float:
     """Relative error of a peer's result. Raises ConvtvmError if it is no convolution in fp32."""
     error = relative_error(np.asarray(run()), reference)
     if not error < _WRONG:
-        raise ConvtvmError(f"its result is off by {error:.1e} of the largest output")
+        raise ConvtvmError(wrong_answer(error, _WRONG).message)
     return error
 
 
@@ -165,12 +165,12 @@ def _steady(run: Callable[[], Any], cores: _Cores) -> tuple[float, bool]:
     if cores.threads > 1:
         full = cores.are_full()
         _until_others_sleep()
-        once = warm_up(run)
-        return mean_seconds(run, max(1, int(_IN_A_ROW / once))), full
-    once = warm_up(run)
+    number = max(1, int(_IN_A_ROW / warm_up(run)))
+    if cores.threads > 1:
+        return mean_seconds(run, number), full
     core = pace(1)
     full = core.wait(_PATIENCE)
-    seconds = mean_seconds(run, max(1, int(_IN_A_ROW / once)))
+    seconds = mean_seconds(run, number)
     return seconds, full and (core.is_full() or core.is_full())
 
 

@@ -102,7 +102,7 @@ def test_a_peer_that_fails_costs_only_its_own_figure(
     out, err = capfd.readouterr()
     why = "RuntimeError: gencode 6 is newer than runtime 5"
     assert f"broken took no part in 1 of 2 layers: {why}" in err
-    assert "wrong took no part in 2 of 2 layers: ConvtvmError: its result is off by" in err
+    assert "wrong took no part in 2 of 2 layers: ConvtvmError: relative error" in err
     if form:
         first, second = json.loads(out)["layers"]
         assert first["absent"]["broken"] == why and first["peers"] == {}
