@@ -193,7 +193,7 @@ class TaskSearch:
         if old:
             speed.learn(task, [(r.decisions, r.seconds) for r in old])
         self._cost_model = KnobCostModel(task, speed)
-        self._outlook = Outlook()
+        self._outlook = Outlook(speed.outlook)
         self._random = random.Random(seed)
         self._context: Any = None
         self._scores: tuple[tuple[int, int], np.ndarray] | None = None  # for what was known then
@@ -230,9 +230,19 @@ class TaskSearch:
         known = self.speed.learned, len(self.known)
         if self._scores is None or self._scores[0] != known:
             self._scores = known, self._ranked_scores()
-        threshold = best / rival
+        threshold = self._standing() * best / rival
         more = self._outlook.expected_best(self._scores[1][:count], threshold)
         return more / (threshold + more)
+
+    def _standing(self) -> float:
+        """The speed of the best known decisions against the best that there may be.
+
+        While they are the only ones, what the model learned elsewhere says how good they are.
+        """
+        if len(self.known) > 1 or not self.speed.is_warm:
+            return 1.0
+        only = dict(zip(self.task.space.knobs, next(iter(self.known)), strict=True))
+        return min(1.0, float(self.speed.score(self.task, [only])[0]))
 
     def _ranked_scores(self) -> np.ndarray:
         """What the model says of points that were not measured, the best first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import xgboost
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.cost_model import PyCostModel
 
-from convtvm.task import Task, decisions_of
+from convtvm.task import TABLES, Task, decisions_of
 from convtvm.workload import ConvWorkload
 
 WARM_UP = 8  # trials before the model is believed
@@ -32,7 +33,8 @@ def workload_features(w: ConvWorkload) -> list[float]:
 class SpeedModel:
     """XGBoost on shape, knobs and derived features; predicts speed relative to the task's best.
 
-    One model serves all tasks of an algorithm, so that what one shape taught helps the next.
+    One model serves all tasks of a template, so that what one shape or variant of an algorithm
+    taught helps the next. `outlook` is that of all tasks together.
     """
 
     def __init__(self, rounds: int = 60, seed: int = 0) -> None:
@@ -43,6 +45,7 @@ class SpeedModel:
         self._known: dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]] = {}
         self._booster: Any = None
         self._is_fitted = True
+        self.outlook = Outlook()
 
     def learn(self, task: Task, samples: Sequence[tuple[Mapping[str, int], float]]) -> None:
         """Add measured (decisions, seconds) of `task`."""
@@ -62,13 +65,16 @@ class SpeedModel:
         if self._is_fitted:
             return
         self._is_fitted = True
-        seconds = np.array(self._seconds)
-        if not np.isfinite(seconds).any():
+        # A task's only trial is its fastest, whatever it is worth: nothing to learn from.
+        trials = Counter(self._tasks)
+        telling = [i for i, task in enumerate(self._tasks) if trials[task] > 1]
+        seconds = np.array(self._seconds)[telling]
+        if len(telling) < WARM_UP or not np.isfinite(seconds).any():
             return
         fastest: dict[tuple[Any, ...], float] = {}
         for task, value in zip(self._tasks, self._seconds, strict=True):
             fastest[task] = min(value, fastest.get(task, math.inf))
-        best = np.array([fastest[task] for task in self._tasks])
+        best = np.array([fastest[self._tasks[i]] for i in telling])
         speed = np.zeros_like(seconds)
         np.divide(best, seconds, out=speed, where=np.isfinite(seconds))
         settings = {
@@ -78,14 +84,15 @@ class SpeedModel:
             "nthread": 1,
             "seed": self.seed,
         }
-        matrix = xgboost.DMatrix(np.array(self._rows, dtype=np.float32), label=speed)
+        rows = np.array([self._rows[i] for i in telling], dtype=np.float32)
+        matrix = xgboost.DMatrix(rows, label=speed)
         self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
 
     @property
     def is_warm(self) -> bool:
         """Whether scores are predictions."""
         self._fit()
-        return len(self._rows) >= WARM_UP and self._booster is not None
+        return self._booster is not None
 
     def score(self, task: Task, points: Sequence[Mapping[str, int]]) -> np.ndarray:
         """Predicted relative speed of each point; the template's own estimate while little is
@@ -100,14 +107,16 @@ class SpeedModel:
         """The rows of these points, each computed once: a run asks for the same ones after every
         batch."""
         known = self._known.setdefault(task.key, {})
-        shape = workload_features(task.workload)
+        variant = list(TABLES[task.target.kind]).index(task.algorithm_name)
+        shape = [variant, *workload_features(task.workload)]
         found = []
         for decisions in points:
             point = tuple(decisions[name] for name in task.space.knobs)
             row = known.get(point)
             if row is None:
-                features = task.space.features(decisions).values()
-                row = [*shape, *map(float, point), *features, task.space.idling(decisions)]
+                space = task.space
+                derived = [*space.features(decisions).values(), space.idling(decisions)]
+                row = [*shape, *map(float, point), *derived, space.estimate(decisions)]
                 known[point] = row
             found.append(row)
         return found
@@ -138,16 +147,30 @@ class KnobCostModel(PyCostModel):  # type: ignore[misc]
 
 
 class Outlook:
-    """What one task's candidates turned out to be, against what the model had said of them."""
+    """What one task's candidates turned out to be, against what the model had said of them.
 
-    _PRIOR = (0.4, 2)  # error of a prediction before any was checked, and its weight
+    Until some are known, those of `others` tell how far the model is to be trusted.
+    """
+
+    _UNKNOWN, _WEIGHT = 0.4, 2  # error of a prediction before any was checked; trials it counts for
     _REMEMBERED = 32
 
-    def __init__(self) -> None:
+    def __init__(self, others: Outlook | None = None) -> None:
         self._errors: list[float] = []
+        self._others = others
 
     def learn(self, predicted: float, speed: float) -> None:
         self._errors.append(speed - predicted)
+        if self._others is not None:
+            self._others.learn(predicted, speed)
+
+    @property
+    def spread(self) -> float:
+        """The error to expect of a prediction."""
+        errors = np.array(self._errors[-self._REMEMBERED :])
+        guess = self._UNKNOWN if self._others is None else self._others.spread
+        weight = self._WEIGHT
+        return math.sqrt((np.sum(errors**2) + weight * guess**2) / (len(errors) + weight))
 
     def expected_best(self, scores: np.ndarray, threshold: float) -> float:
         """By how much the fastest of candidates with these scores is expected to exceed a speed.
@@ -156,10 +179,8 @@ class Outlook:
         """
         if not len(scores):
             return 0.0
-        errors = np.array(self._errors[-self._REMEMBERED :])
-        guess, weight = self._PRIOR
-        spread = math.sqrt((np.sum(errors**2) + weight * guess**2) / (len(errors) + weight))
-        centres = scores + (np.mean(errors) if len(errors) else 0.0)
+        errors, spread = self._errors[-self._REMEMBERED :], self.spread
+        centres = scores + (np.mean(errors) if errors else 0.0)
         high = max(threshold, float(centres.max())) + 4 * spread
         grid = np.linspace(threshold, high, 65)
         z = (grid[:, None] - centres[None, :]) / (spread * math.sqrt(2))

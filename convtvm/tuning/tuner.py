@@ -164,7 +164,8 @@ class _Session:
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
         history = [*old, *records.load(records.shipped_logs())[0]]
         self.neighbours = Neighbours(history)
-        models: dict[str, SpeedModel] = {}
+        models: dict[tuple[Any, ...], SpeedModel] = {}
+        taught: set[str] = set()
         self.contenders = []
         for progress in summary.tasks:
             task = progress.task
@@ -172,10 +173,14 @@ class _Session:
             for record in known:
                 progress.add(record)
             summary.reused += progress.done
-            if task.algorithm_name not in models:
-                models[task.algorithm_name] = self._model(task, seed)
-            model, trials = models[task.algorithm_name], records.judged(known)
-            search = TaskSearch(task, model, None, trials, seed)
+            # Variants of an algorithm have the same knobs, and what is good for one tends to be for
+            # the others.
+            knobs = task.algorithm.template, *task.space.knobs
+            model = models.setdefault(knobs, SpeedModel(seed=seed))
+            if task.algorithm_name not in taught:
+                taught.add(task.algorithm_name)
+                self._teach(model, task)
+            search = TaskSearch(task, model, None, records.judged(known), seed)
             self.contenders.append(Contender(progress, search))
         self._rank(choose([c.search.task for c in self.contenders], history))
 
@@ -212,13 +217,11 @@ class _Session:
             if choice.source and (choice.twin or places[choice.task] == 0):
                 searches[choice.task].favourite = choice.decisions
 
-    def _model(self, task: Task, seed: int) -> SpeedModel:
-        """A model that has learned from the log what it holds of other shapes."""
-        model = SpeedModel(seed=seed)
+    def _teach(self, model: SpeedModel, task: Task) -> None:
+        """Have a model learn what the log holds of other shapes by the algorithm of `task`."""
         own = {p.task.workload for p in self.summary.tasks}
         for other, samples in self.neighbours.samples(task, without=own):
             model.learn(other, samples)
-        return model
 
     def run(self, confirmed: bool) -> None:
         """Tune, then confirm; without a helper process if nothing is left to do."""

@@ -96,13 +96,17 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
 
     def cost(d: Decisions) -> float:
         panel = panel_tiles(d)
-        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu)
-        # Every panel streams the whole packed weight, and every tile of channels a panel that
-        # outgrows the cache.
+        # Every register tile reads the weight anew, a vector for tile_p products, from a block
+        # that may not fit the L1 cache; the wider the vector, the sooner that takes longer.
+        anew = cpu.lanes / 16 * max(0.0, 1 / d["tile_p"] - 0.2)
+        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu) + anew
+        # Every panel streams the whole packed weight.
         weight = 4 / panel
-        cache = min(max(0.0, footprint(d) / cpu.l2_bytes - 0.6), 4 / (d["tile_oc"] * cpu.lanes))
-        # A weight that one or two register tiles use keeps memory busy by itself.
-        fetched = 0.05 * d["prefetch"] if panel > 2 * d["tile_p"] else -0.05 * d["prefetch"]
+        # A panel that outgrows the cache: every tile of channels reads V anew, and M, of which an
+        # element stands for ic products, goes out and comes back.
+        outgrown = 1 / (d["tile_oc"] * cpu.lanes) + 8 / ic
+        cache = min(max(0.0, footprint(d) / cpu.l2_bytes - 0.6), outgrown)
+        fetched = 0.05 * d["prefetch"]
         return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"] - fetched
 
     def features(d: Decisions) -> dict[str, float]:
