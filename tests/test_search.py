@@ -174,7 +174,7 @@ def test_model_learns_nothing_from_single_trials() -> None:
     assert top(model, task, 1) == [task.space.default]
 
 
-def test_a_task_stands_where_others_saw_its_default(bench: type[StubBench]) -> None:
+def test_a_task_stands_where_others_saw_its_default() -> None:
     """Its only trial is its default, which was slow for another shape: much is to be gained."""
     model = taught(Task(ConvWorkload.parse("mb1ic64ih28oc64oh28kh3ph1"), "direct", TARGET), 100)
     scores = model.score(large(), large().space.points)
