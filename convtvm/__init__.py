@@ -15,7 +15,7 @@ from typing import Any
 
 from convtvm.errors import ConvtvmError, EnvironmentProblem, NoCandidate, UnknownWorkload
 from convtvm.pins import check_pins_or_exit
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 check_pins_or_exit()
 
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "tune": "convtvm.tuning.tuner",
-    "compile": "convtvm.build",
+    "compile": "convtvm.library.build",
     "load": "convtvm.dispatch",
     "KernelLibrary": "convtvm.dispatch",
     "torch": "convtvm.torch",  # the module itself; needs PyTorch

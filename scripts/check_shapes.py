@@ -25,14 +25,14 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from convtvm.cpu import physical_cores
 from convtvm.errors import ConvtvmError
+from convtvm.kernels.task import tasks_of
+from convtvm.machine.cpu import physical_cores
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import tasks_of
-from convtvm.verify import Check, Verdict, random_workload, verify
-from convtvm.workload import LAYOUTS, ConvWorkload
+from convtvm.measure.verify import Check, Verdict, random_workload, verify
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 _SECONDS = 20.0  # between two lines of progress
 

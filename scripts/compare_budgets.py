@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 
 import convtvm
-from convtvm import records
-from convtvm.bench import interleave
-from convtvm.choices import choose
+from convtvm.compare.bench import interleave
 from convtvm.dispatch import KernelLibrary
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.sources import merge_duplicates, read_source
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import Task, tasks_of
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.library.choices import choose
+from convtvm.logs import records
+from convtvm.machine.targets import CompileTarget, resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.sources import merge_duplicates, read_source
+from convtvm.problem.workload import ConvWorkload
 
 _WHOLE_SPACE = 1_000_000  # trials: only time ends a run
 _WORST_ERROR = 1e-3

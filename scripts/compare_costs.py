@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from convtvm import load
-from convtvm.algorithms import ALGORITHMS
-from convtvm.bench import Measured, bench
-from convtvm.build import compile as compile_library
+from convtvm.compare.bench import Measured, bench
 from convtvm.dispatch import KernelLibrary
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.library.build import compile as compile_library
+from convtvm.machine.targets import resolve
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
 
 MIB = 1 << 20
 

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 import convtvm
-from convtvm.bench import interleave
-from convtvm.choices import choose
+from convtvm.compare.bench import interleave
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import ConvtvmError
-from convtvm.records import LogWriter, TuningRecord, load, shipped_logs
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import tasks_of
+from convtvm.kernels.task import tasks_of
+from convtvm.library.choices import choose
+from convtvm.logs.records import LogWriter, TuningRecord, load, shipped_logs
+from convtvm.machine.targets import CompileTarget, resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 
 
 def compiled(

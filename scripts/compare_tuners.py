@@ -19,21 +19,22 @@ from typing import Any
 
 from tvm.s_tir import meta_schedule as ms
 
-from convtvm import codegen, records
-from convtvm.cpu import physical_cores
-from convtvm.targets import resolve
-from convtvm.task import Task, annotate_knobs, decisions_of
+from convtvm.kernels import codegen
+from convtvm.kernels.task import Task, annotate_knobs, decisions_of
+from convtvm.logs import records
+from convtvm.machine.cpu import physical_cores
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.search import ValidKnobs
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
 
 
 def build_with(task: Task) -> Any:
     """A build function for LocalBuilder, which ships it to its processes by value."""
 
     def build(mod: Any, target: Any, _params: Any) -> Any:
-        from convtvm import codegen as code
-        from convtvm import lowering
+        from convtvm.kernels import codegen as code
+        from convtvm.kernels import lowering
 
         func = task.instantiate(decisions_of(mod))["main"]
         lowered = lowering.lower(code.merge({"main": func}), target)

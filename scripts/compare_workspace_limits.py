@@ -27,7 +27,7 @@ import numpy as np
 import convtvm
 from convtvm.dispatch import KernelLibrary
 from convtvm.errors import NoCandidate
-from convtvm.sources import read_source
+from convtvm.problem.sources import read_source
 
 # Every page of the arrays is there before the first call; what it adds is the kernel's.
 CHILD = """

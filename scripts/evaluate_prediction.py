@@ -2,7 +2,7 @@
 
     python scripts/evaluate_prediction.py LOG... [--target T] [--threads N] [--layout L]
 
-For every built-in network, the model of `convtvm/prediction.py` learns from the records of all
+For every built-in network, the model of `convtvm/logs/prediction.py` learns from the records of all
 other workloads, and names the algorithm for each of the network's. Shown, against the best measured
 candidate of each workload: how often the right algorithm was named, how often one within 5 %, the
 time of the named one (its best record), and the mean error of the predicted times. Beside it the
@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from convtvm import prediction, records
-from convtvm.similarity import distance
-from convtvm.sources import read_source
-from convtvm.targets import CompileTarget, resolve
-from convtvm.workload import ConvWorkload
+from convtvm.logs import prediction, records
+from convtvm.machine.targets import CompileTarget, resolve
+from convtvm.problem.similarity import distance
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
 
 NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2")
 Best = Mapping[tuple[ConvWorkload, str], records.TuningRecord]

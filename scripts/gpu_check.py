@@ -27,8 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from convtvm.cuda import gpu  # noqa: E402
-from convtvm.workload import ConvWorkload  # noqa: E402
+from convtvm.machine import gpu  # noqa: E402
+from convtvm.problem.workload import ConvWorkload  # noqa: E402
 
 HALF = "float16"
 TINY = 'mb1ic5ih9oc8oh9kh3ph1n"tiny"'
@@ -73,7 +73,7 @@ def main() -> None:
 
 def facts() -> dict[str, str]:
     """1. What is here."""
-    from convtvm.cuda.cubin import find_compiler
+    from convtvm.kernels.cuda.cubin import find_compiler
 
     device = gpu.devices()[0]
     found = {"GPU": device.name, "architecture": device.arch, "compiler": find_compiler().name}
@@ -92,13 +92,13 @@ def facts() -> dict[str, str]:
 
 def numerics(shapes: int) -> dict[str, dict[str, Any]]:
     """2. Every template: default and random decisions over random shapes, both layouts."""
-    from convtvm.cuda.algorithms import CUDA_ALGORITHMS
-    from convtvm.cuda.verify import GpuCheck
+    from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
+    from convtvm.kernels.task import Task
+    from convtvm.machine.targets import resolve
     from convtvm.measure.client import Zygote
+    from convtvm.measure.gpu_verify import GpuCheck
     from convtvm.measure.jobs import Limits
-    from convtvm.targets import resolve
-    from convtvm.task import Task
-    from convtvm.verify import random_workload
+    from convtvm.measure.verify import random_workload
 
     draw, target, rows = random.Random(7), resolve("cuda"), {}
     probe = ConvWorkload.make(8, 8, 9, kh=3, n=2, groups=1)
@@ -129,7 +129,7 @@ def numerics(shapes: int) -> dict[str, dict[str, Any]]:
 def tune_and_run(arguments: argparse.Namespace, emulated: bool) -> dict[str, Any]:
     """3. to 5. Tune, compile, load, compare."""
     import convtvm
-    from convtvm.sources import merge_duplicates, read_source
+    from convtvm.problem.sources import merge_duplicates, read_source
 
     layers = merge_duplicates(read_source(arguments.source))
     layers = [replace(w, n=arguments.batch) for w in layers]
@@ -163,7 +163,7 @@ def tune_and_run(arguments: argparse.Namespace, emulated: bool) -> dict[str, Any
 def compare(library: Any, w: ConvWorkload, precision: str) -> dict[str, Any]:
     """5. One layer: the library's choice, then PyTorch's best setting in this precision."""
     from convtvm.errors import NoCandidate
-    from convtvm.reference import conv2d_reference, random_inputs, relative_error
+    from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 
     arrays = data, weight, bias = random_inputs(w, 0, library.layout)
     try:

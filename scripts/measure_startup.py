@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import convtvm
-from convtvm.deployment import deploy
+from convtvm.library.deployment import deploy
 
 CHILD = """
 import time

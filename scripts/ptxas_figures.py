@@ -16,11 +16,11 @@ import sys
 from collections import defaultdict
 from dataclasses import replace
 
-from convtvm.cuda import codegen, cubin
-from convtvm.cuda.algorithms import CUDA_ALGORITHMS
-from convtvm.sources import merge_duplicates, read_source
-from convtvm.targets import CudaTarget, resolve
-from convtvm.task import Task, tasks_of
+from convtvm.kernels.cuda import codegen, cubin
+from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.machine.targets import CudaTarget, resolve
+from convtvm.problem.sources import merge_duplicates, read_source
 
 
 def figures_of(task: Task, target: CudaTarget) -> dict[tuple[str, str], cubin.Figures]:

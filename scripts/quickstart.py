@@ -40,9 +40,9 @@ def main() -> None:
         run_libraries(*arguments.run)
         return
     import convtvm
-    from convtvm.cpu import device_name
-    from convtvm.sources import read_source
-    from convtvm.targets import resolve
+    from convtvm.machine.cpu import device_name
+    from convtvm.machine.targets import resolve
+    from convtvm.problem.sources import read_source
 
     BUILD.mkdir(exist_ok=True)
     threads = arguments.threads
@@ -60,7 +60,7 @@ def main() -> None:
     script = [sys.executable, __file__, "--run", str(tuned), str(untuned)]
     done = subprocess.run(script, check=True, stdout=subprocess.PIPE)
     # Last, so that no compiler is loaded and no thread pool is running while the layers are timed.
-    from convtvm.peak import measure_peak
+    from convtvm.measure.peak import measure_peak
 
     show(json.loads(done.stdout), measure_peak(target))
 
@@ -79,7 +79,7 @@ def run_libraries(tuned_path: Path, untuned_path: Path) -> None:
     import numpy as np
 
     import convtvm
-    from convtvm.reference import conv2d_reference, random_inputs, relative_error
+    from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 
     tuned, untuned = convtvm.load(tuned_path), convtvm.load(untuned_path)
     rows = []

@@ -30,8 +30,8 @@ from typing import Any
 
 import psutil
 
-from convtvm import records
-from convtvm.records import TuningRecord
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
 
 WORKLOAD = "mb1ic8ih6oc8oh6kh3ph1"
 ALGORITHMS = "direct,winograd:2"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import convtvm
-from convtvm.reference import conv2d_reference, random_inputs
+from convtvm.problem.reference import conv2d_reference, random_inputs
 
 GROWTH = 2 << 20
 W = convtvm.ConvWorkload.parse("mb1ic16ih12oc16oh12kh3ph1")

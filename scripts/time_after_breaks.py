@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 import convtvm
+from convtvm.compare.peers import select_peers
 from convtvm.errors import ConvtvmError
 from convtvm.measure.timing import mean_seconds, warm_up
-from convtvm.peers import select_peers
-from convtvm.reference import random_inputs
+from convtvm.problem.reference import random_inputs
 
 SHOWN = (0, 1, 3, 7, 11)  # calls after a break
 ROUNDS = 9

@@ -14,9 +14,9 @@ from collections import defaultdict
 from rich.console import Console
 from rich.table import Table
 
-from convtvm.build import compile as compile_library
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.sources import read_source
+from convtvm.library.build import compile as compile_library
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.sources import read_source
 
 PUBLISHED = {
     "direct": 4.63e-8,

@@ -15,9 +15,9 @@ from tvm.ir import Var
 from tvm.tirx import For, ForKind
 from tvm.tirx.buffer import is_buffer_var
 
-from convtvm import codegen
-from convtvm.targets import resolve
-from convtvm.task import Task
+from convtvm.kernels import codegen
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
 
 _PIPELINE = "software_pipeline_"  # annotations that reorder what only threads can overlap
 # An unrolled loop is one that nvcc can unroll; on a CPU its extent may depend on threads' loops.

@@ -12,7 +12,7 @@ from support import DEEDS, Decisions
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from convtvm.task import Task
+from convtvm.kernels.task import Task
 from schedules.knobs import Space
 
 _TERABYTE = 1 << 40

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
+from convtvm.kernels.task import Task, decisions_of
+from convtvm.machine.targets import resolve
 from convtvm.measure.workbench import Trial
-from convtvm.targets import resolve
-from convtvm.task import Task, decisions_of
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import search
-from convtvm.workload import ConvWorkload
 
 TARGET = resolve("avx2", 1)
 LARGE = ConvWorkload.parse("mb1ic64ih56oc64oh56kh3ph1")

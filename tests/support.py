@@ -17,10 +17,10 @@ import tvm_ffi
 from numpy.typing import NDArray
 from tvm import tirx
 
-from convtvm import codegen, lowering
-from convtvm.records import LogWriter, TuningRecord
-from convtvm.targets import CompileTarget
-from convtvm.task import Task
+from convtvm.kernels import codegen, lowering
+from convtvm.kernels.task import Task
+from convtvm.logs.records import LogWriter, TuningRecord
+from convtvm.machine.targets import CompileTarget
 
 Array = NDArray[Any]
 Decisions = Mapping[str, int]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convtvm import bench, peers
-from convtvm.bench import BenchRow, Measured
 from convtvm.cli import main
 from convtvm.cli.benching import bench as command
 from convtvm.cli.benching import geomean
-from convtvm.reference import conv2d_reference
-from convtvm.workload import ConvWorkload
+from convtvm.compare import bench, peers
+from convtvm.compare.bench import BenchRow, Measured
+from convtvm.problem.reference import conv2d_reference
+from convtvm.problem.workload import ConvWorkload
 
 LINE = 'mb1ic8ih6oc8oh6kh3ph1n"tiny"'
 CHATTER = b"The device supports everything\n"

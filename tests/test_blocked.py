@@ -8,11 +8,11 @@ from support import run_task
 
 import convtvm
 from convtvm.errors import WorkloadError
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.verify import EXACT_FAMILIES
-from convtvm.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.machine.targets import resolve
+from convtvm.measure.verify import EXACT_FAMILIES
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
 
 make = ConvWorkload.make
 TARGET = resolve("native", 1)

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 from support import log_of, record_of
 
-from convtvm import __version__, build, codegen, lowering
-from convtvm.build import compile
+from convtvm import __version__
 from convtvm.dispatch import KernelLibrary
+from convtvm.dispatch.manifest import Kernel
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
-from convtvm.manifest import Kernel
+from convtvm.kernels import codegen, lowering
+from convtvm.kernels.task import Task
+from convtvm.library import build
+from convtvm.library.build import compile
+from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure.jobs import BuildJob, Limits, Outcome
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 
 FIRST = ConvWorkload.parse('mb1ic8ih6oc8oh6kh3ph1n"first*2"')
 SECOND = ConvWorkload.parse("mb1ic4ih5oc9oh3kh1sh2")  # direct alone of `ALGORITHMS` applies

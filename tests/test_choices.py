@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from support import record_of
 
-from convtvm.choices import Choice, check_targets, choose, keep_some, stale
 from convtvm.errors import LogError
-from convtvm.records import TuningRecord
-from convtvm.targets import CompileTarget, is_near, resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.library.choices import Choice, check_targets, choose, keep_some, stale
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import CompileTarget, is_near, resolve
+from convtvm.problem.workload import ConvWorkload
 
 W = ConvWorkload.parse("mb1ic8ih6oc16oh6kh3ph1")
 LIKE_W = ConvWorkload.parse("mb1ic8ih7oc16oh7kh3ph1")

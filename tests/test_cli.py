@@ -18,8 +18,8 @@ import pytest
 from convtvm.cli import main
 from convtvm.cli.output import short, significant
 from convtvm.cli.running import _Bytes
-from convtvm.sources import BUILTIN_NETWORKS, read_source
-from convtvm.workload import ConvWorkload
+from convtvm.problem.sources import BUILTIN_NETWORKS, read_source
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = "mb1ic8ih6oc8oh6kh3ph1"
@@ -228,7 +228,7 @@ def test_bytes(text: str, size: int) -> None:
 
 
 def test_interrupt_prints_what_there_is(convtvm: Convtvm, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convtvm.task import tasks_of
+    from convtvm.kernels.task import tasks_of
     from convtvm.tuning import tuner
 
     def stopped(workloads: Sequence[ConvWorkload], target: Any, **options: Any) -> Any:
@@ -373,7 +373,9 @@ def test_decisions_of_another_number_of_threads(
 def test_run_finds_a_wrong_answer(
     convtvm: Convtvm, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convtvm.reference.relative_error", lambda out, expected: float("nan"))
+    monkeypatch.setattr(
+        "convtvm.problem.reference.relative_error", lambda out, expected: float("nan")
+    )
     status, out, err = convtvm("run", tuned / "x.so", "--check", "--json")
     assert status == 1 and "wrong answer" in err
     assert json.loads(out)["runs"][0]["correct"] is False
@@ -447,7 +449,7 @@ def test_info(convtvm: Convtvm) -> None:
 
 def test_info_says_what_is_missing(convtvm: Convtvm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "convtvm.targets", None)
+    monkeypatch.setitem(sys.modules, "convtvm.machine.targets", None)
     status, out, _ = convtvm("info")
     assert status == 0 and "missing: ld (for tune and compile): install binutils" in out
     assert "missing: native target: " in out

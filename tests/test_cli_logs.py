@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from convtvm.algorithms import ALGORITHMS
 from convtvm.cli import main
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
 TODAY = int(ALGORITHMS["direct"].template.VERSION)

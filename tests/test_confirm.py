@@ -10,13 +10,13 @@ import pytest
 from stubs import SMALL, TARGET
 from support import record_of
 
+from convtvm.kernels.task import Task
+from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import Limits, Outcome, RaceJob
-from convtvm.records import TuningRecord
-from convtvm.task import Task
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.progress import TaskProgress
-from convtvm.workload import ConvWorkload
 
 DIRECT, IM2COL = (Task(SMALL, name, TARGET) for name in ("direct", "im2col"))
 

@@ -11,11 +11,11 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from convtvm import lowering
-from convtvm.algorithms import ALGORITHMS
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import LAYOUTS, ConvWorkload
+from convtvm.kernels import lowering
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

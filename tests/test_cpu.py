@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convtvm import cpu
+from convtvm.machine import cpu
 
 AMD = """\
 processor\t: 0

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import tvm_ffi.libinfo
 
-from convtvm import codegen
-from convtvm.build import compile
 from convtvm.dispatch import KernelLibrary, load
+from convtvm.dispatch.manifest import Kernel
 from convtvm.errors import BuildError, LibraryError
-from convtvm.manifest import Kernel
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.verify import EXACT_FAMILIES
-from convtvm.workload import ConvWorkload
+from convtvm.kernels import codegen
+from convtvm.library.build import compile
+from convtvm.measure.verify import EXACT_FAMILIES
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 
 DRIVER = Path(__file__).with_name("aarch64_driver.c")
 WORKLOADS = [

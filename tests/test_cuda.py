@@ -15,21 +15,22 @@ from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
 from emulator.plain import PlainTask
 
-from convtvm import records
-from convtvm.cuda import codegen as gpu_codegen
-from convtvm.cuda import cubin, gpu
-from convtvm.cuda.algorithms import CUDA_ALGORITHMS
-from convtvm.cuda.verify import EXACT_FAMILIES, GpuCheck
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import objection
+from convtvm.dispatch.manifest import Manifest, attach
 from convtvm.errors import BuildError, EnvironmentProblem, LibraryError, WorkloadError
-from convtvm.manifest import Manifest, attach
+from convtvm.kernels.cuda import codegen as gpu_codegen
+from convtvm.kernels.cuda import cubin
+from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.logs import records
+from convtvm.machine import gpu
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
+from convtvm.measure.gpu_verify import EXACT_FAMILIES, GpuCheck
 from convtvm.measure.jobs import Limits
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.workload import ConvWorkload
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 
 make = ConvWorkload.make
 TARGET = resolve("cuda:sm_90")

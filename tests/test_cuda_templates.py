@@ -14,17 +14,17 @@ from blocks import run_blocks
 from emulator import emulated, problems
 from tvm.s_tir import Schedule
 
-from convtvm.cuda import codegen as gpu_codegen
-from convtvm.cuda import cubin
-from convtvm.cuda.algorithms import CUDA_ALGORITHMS
-from convtvm.cuda.verify import EXACT_FAMILIES, GpuCheck
 from convtvm.errors import EnvironmentProblem
+from convtvm.kernels.cuda import codegen as gpu_codegen
+from convtvm.kernels.cuda import cubin
+from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.measure.gpu_verify import EXACT_FAMILIES, GpuCheck
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
 from schedules.cuda import gemm_space
 
 make = ConvWorkload.make

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tvm_ffi
 
-from convtvm.build import compile
 from convtvm.cli import main
-from convtvm.deployment import deploy
 from convtvm.errors import ConvtvmError, LibraryError
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.workload import ConvWorkload
+from convtvm.library.build import compile
+from convtvm.library.deployment import deploy
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 W = ConvWorkload.parse("mb1ic16ih40oc16oh40kh3ph1")  # one with a workspace

@@ -18,9 +18,7 @@ import pytest
 import tvm_ffi
 from support import Array, log_of, record_of
 
-from convtvm import cpu, manifest
-from convtvm.build import compile
-from convtvm.dispatch import KernelLibrary, Plan, load
+from convtvm.dispatch import KernelLibrary, Plan, load, manifest
 from convtvm.errors import (
     ArrayError,
     EnvironmentProblem,
@@ -28,10 +26,12 @@ from convtvm.errors import (
     NoCandidate,
     UnknownWorkload,
 )
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.library.build import compile
+from convtvm.machine import cpu
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 W = ConvWorkload.parse('mb1ic16ih40oc16oh40kh3ph1n"first"')
@@ -601,7 +601,7 @@ for w in library.workloads[:1]:
     for c in library.candidates(w):
         plan = library.plan(w, arrays["weight"], arrays["bias"], algorithm=c.algorithm)
         np.save(c.algorithm, plan(arrays["data"]))
-compiler = ("tvm", "xgboost", "convtvm.task", "convtvm.targets", "convtvm.measure", "convtvm.build")
+compiler = ("tvm", "xgboost", "convtvm.kernels", "convtvm.machine.targets", "convtvm.measure")
 print(sorted(set(compiler) & set(sys.modules)))
 """
 

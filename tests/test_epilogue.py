@@ -9,12 +9,12 @@ import pytest
 import tvm_ffi
 from support import compiled, pack_weight
 
-from convtvm.algorithms import ALGORITHMS
 from convtvm.compute.epilogue import EPILOGUES
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 
 NATIVE = resolve("native", 1)
 # One template each; the tile size of Winograd changes nothing at the end.

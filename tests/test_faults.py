@@ -17,16 +17,16 @@ from faulty import CANDIDATES, Faulty
 from support import Planted
 from test_zygote import PATH, children, eventually
 
-from convtvm import records
+from convtvm.kernels.task import Task
+from convtvm.logs import records
+from convtvm.logs.records import LogWriter, TuningRecord
+from convtvm.machine.targets import resolve
 from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.workbench import Workbench
-from convtvm.records import LogWriter, TuningRecord
-from convtvm.targets import resolve
-from convtvm.task import Task
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import tuner
 from convtvm.tuning.search import candidate
-from convtvm.workload import ConvWorkload
 
 TASK = Task(ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1"), "direct", resolve("native", 1))
 

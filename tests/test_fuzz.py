@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convtvm import manifest, records
-from convtvm.dispatch import load
+from convtvm.dispatch import load, manifest
+from convtvm.dispatch.manifest import FORMAT, Kernel, Manifest
 from convtvm.errors import LibraryError
-from convtvm.manifest import FORMAT, Kernel, Manifest
+from convtvm.logs import records
 
 FAST = settings(
     max_examples=200,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from support import pack_weight, run_kernel
 
-from convtvm import algorithms, codegen, lowering
-from convtvm.algorithms import ALGORITHMS, applicable
 from convtvm.compute.im2col import has_columns
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import LAYOUTS, ConvWorkload
+from convtvm.kernels import algorithms, codegen, lowering
+from convtvm.kernels.algorithms import ALGORITHMS, applicable
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

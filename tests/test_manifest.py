@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from convtvm import manifest
+from convtvm.dispatch import manifest
+from convtvm.dispatch.manifest import FORMAT, Kernel, Manifest
 from convtvm.errors import LibraryError
-from convtvm.manifest import FORMAT, Kernel, Manifest
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 IMAGE = b"\x7fELF" + bytes(range(256)) * 4
 KEY = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1").key

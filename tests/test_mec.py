@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from test_im2col import SHAPES, allocated, check_answers, check_every_decision, stated_workspace
 
-from convtvm.algorithms import ALGORITHMS
 from convtvm.compute.im2col import column_bytes
 from convtvm.compute.mec import lowered_bytes
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.workload import LAYOUTS, ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.machine.targets import resolve
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 make = ConvWorkload.make
 

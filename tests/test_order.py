@@ -9,15 +9,15 @@ import pytest
 from stubs import TARGET, StubBench, stub_measuring
 from support import log_of, record_of
 
-from convtvm import records
-from convtvm.records import TuningRecord
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task
+from convtvm.kernels.task import Task
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import tuner
 from convtvm.tuning.progress import LATE, TuningSummary
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
 
 # Of MobileNetV2: the 3x3 stem, then a depthwise and two pointwise layers.
 NETWORK = read_source("mobilenet_v2")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support import log_of, record_of
 
-from convtvm import prediction
-from convtvm.records import TuningRecord
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.logs import prediction
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = resolve("native", 1)

@@ -14,12 +14,12 @@ from tvm.ir import Call, Var
 from tvm.sym import Analyzer
 from tvm.tirx import For, IntImm
 
-from convtvm import codegen, lowering
-from convtvm.lowering import prefetch
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels import codegen, lowering
+from convtvm.kernels.lowering import prefetch
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 # 5x5 tiles; one panel has three rows, so that tiles overhang below.
 W = ConvWorkload.parse("mb1ic16ih10oc24oh10kh3ph1")

@@ -11,11 +11,11 @@ import pytest
 from stubs import LARGE, SMALL, TARGET, Decisions, StubBench, stub_measuring
 from support import record_of
 
-from convtvm import records
 from convtvm.cli import main
 from convtvm.cli.monitor import Monitor
+from convtvm.kernels.task import Task
+from convtvm.logs import records
 from convtvm.measure.workbench import Trial
-from convtvm.task import Task
 from convtvm.tuning import tuner
 from convtvm.tuning.progress import LATE, TaskProgress, TuningSummary
 from convtvm.tuning.tuner import tune

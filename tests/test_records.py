@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from convtvm import records
 from convtvm.errors import LogError
-from convtvm.records import FORMAT, LogWriter, TuningRecord
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.logs import records
+from convtvm.logs.records import FORMAT, LogWriter, TuningRecord
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
@@ -250,7 +250,7 @@ def test_new_file_is_created_in_place(tmp_path: Path) -> None:
 
 WRITER = """
 import dataclasses, sys
-from convtvm.records import LogWriter, parse_line
+from convtvm.logs.records import LogWriter, parse_line
 path, name = sys.argv[1:]
 record = parse_line(sys.stdin.readline())
 writer = LogWriter(path)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convtvm.reference import (
+from convtvm.problem.reference import (
     ALIGNMENT,
     aligned_empty,
     conv2d_reference,
     random_inputs,
     relative_error,
 )
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 LAYOUTS = ("NCHW", "NHWC")
 make = ConvWorkload.make
@@ -93,7 +93,7 @@ def test_equals_seven_loops_on_normal_numbers(w):
 def test_strips_of_rows_change_nothing(w, elements, monkeypatch):
     inputs = random_inputs(w, 2, kind="integer")
     whole = conv2d_reference(w, *inputs)
-    monkeypatch.setattr("convtvm.reference._BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("convtvm.problem.reference._BLOCK_ELEMENTS", elements)
     np.testing.assert_array_equal(conv2d_reference(w, *inputs), whole)
 
 

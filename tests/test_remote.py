@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convtvm import records
 from convtvm.errors import ConvtvmError, EnvironmentProblem, TargetError
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
 from convtvm.measure import remote
-from convtvm.records import TuningRecord
-from convtvm.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TaskProgress, TuningSummary
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
 
 pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
 

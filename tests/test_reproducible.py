@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convtvm.build import compile
-from convtvm.workload import ConvWorkload
+from convtvm.library.build import compile
+from convtvm.problem.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["mb1ic8ih6oc8kh3ph1", "mb1ic8ih5oc8kh1"]
 ALGORITHMS = ["direct", "winograd:2"]
 CODE = """
 import sys
-from convtvm.build import compile
-from convtvm.workload import ConvWorkload
+from convtvm.library.build import compile
+from convtvm.problem.workload import ConvWorkload
 out, algorithms, *texts = sys.argv[1:]
 made = [ConvWorkload.parse(text) for text in texts]
 compile(made, threads=1, logs=[], algorithms=algorithms.split(","), epilogues=["clip"]).export(out)

@@ -26,17 +26,17 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
-from convtvm import records
 from convtvm.errors import ConvtvmError, LogError, WorkloadError
+from convtvm.kernels.task import Task, annotate_knobs, carrier_module, decisions_of
+from convtvm.logs import records
+from convtvm.logs.records import LogWriter, TuningRecord
 from convtvm.measure.workbench import Trial
-from convtvm.records import LogWriter, TuningRecord
-from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import budget, search
 from convtvm.tuning.progress import TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch, candidate, make_context
 from convtvm.tuning.speed import KnobCostModel, SpeedModel, workload_features
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
 
 
 def large() -> Task:

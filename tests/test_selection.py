@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from support import log_of, record_of
 
-from convtvm.build import compile
 from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
+from convtvm.dispatch.manifest import Kernel
 from convtvm.dispatch.selection import Wish, batches, choose
 from convtvm.errors import ArrayError, ConvtvmError, NoCandidate, UnknownWorkload
-from convtvm.manifest import Kernel
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.library.build import compile
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 NATIVE = resolve("native", 1)
 ONE = ConvWorkload.parse("mb1ic6ih7oc10oh7kh3ph1")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from support import log_of, record_of
 
-from convtvm import cpu, manifest
-from convtvm.build import compile
-from convtvm.dispatch import KernelLibrary, load, runtime
+from convtvm.dispatch import KernelLibrary, load, manifest, runtime
 from convtvm.errors import LibraryError, LogError, TargetError
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.targets import resolve, resolve_several
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.library.build import compile
+from convtvm.machine import cpu
+from convtvm.machine.targets import resolve, resolve_several
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 W = ConvWorkload.parse('mb1ic5ih7oc17oh7kh3ph1n"layer"')
 AVX2, AVX512 = resolve("avx2", 1), resolve("avx512", 1)
@@ -90,7 +90,7 @@ def test_known_times_go_before_wide_vectors(
     """A target that was never tuned is no better for its vectors; each has its own records."""
     pretend(monkeypatch)
     made = [record_of(Task(W, "direct", AVX2), 1e-3)]
-    monkeypatch.setattr("convtvm.records.shipped_logs", lambda: [tmp_path / "x.jsonl"])
+    monkeypatch.setattr("convtvm.logs.records.shipped_logs", lambda: [tmp_path / "x.jsonl"])
     log = log_of(tmp_path / "x.jsonl", *made)
     options: dict[str, Any] = {"threads": 1, "keep": "best", "algorithms": ["direct"]}
     library = compile([W], ["avx512", "avx2"], **options)

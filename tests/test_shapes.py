@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from convtvm.algorithms import ALGORITHMS
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
-from convtvm.sources import read_source
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.verify import Check, random_workload, verify
-from convtvm.workload import LAYOUTS, ConvWorkload
+from convtvm.measure.verify import Check, random_workload, verify
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 EDGES = Path(__file__).parent / "shapes" / "edges.txt"
 TARGET = resolve("native", 2)

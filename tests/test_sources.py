@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from convtvm.errors import SourceError, WorkloadError
-from convtvm.sources import BUILTIN_NETWORKS, merge_duplicates, read_source
-from convtvm.workload import ConvWorkload
+from convtvm.problem.sources import BUILTIN_NETWORKS, merge_duplicates, read_source
+from convtvm.problem.workload import ConvWorkload
 
 LINE = "mb1ic64ih56oc64oh56kh3ph1"
 WORKLOAD = ConvWorkload.parse(LINE)

@@ -11,10 +11,9 @@ import sys
 import pytest
 from tvm.target import Target
 
-from convtvm import targets
-from convtvm.cuda import gpu
 from convtvm.errors import TargetError
-from convtvm.targets import NAMED, CompileTarget, CudaTarget, resolve
+from convtvm.machine import gpu, targets
+from convtvm.machine.targets import NAMED, CompileTarget, CudaTarget, resolve
 
 X86 = "llvm -mtriple=x86_64-linux-gnu"
 ARM = "llvm -mtriple=aarch64-linux-gnu"
@@ -230,7 +229,7 @@ def test_refused_types(entries: dict[str, object]) -> None:
 
 TRIPLE = """
 from convtvm.errors import TargetError
-from convtvm.targets import resolve
+from convtvm.machine.targets import resolve
 try:
     resolve("llvm -mtriple=toaster-linux-gnu", 1)
 except TargetError as error:

@@ -14,12 +14,12 @@ import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
 from tvm.tirx import BufferStore, For, ForKind
 
-from convtvm import codegen, lowering
-from convtvm.algorithms import ALGORITHMS
-from convtvm.reference import conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.workload import ConvWorkload
+from convtvm.kernels import codegen, lowering
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
 from schedules.knobs import Space
 
 make = ConvWorkload.make

@@ -11,26 +11,27 @@ from blocks import run_blocks
 from emulator import emulated, problems
 from emulator.faults import FaultyCheck, Tf32Check, _as_tf32
 
-from convtvm.algorithms import applicable, select
-from convtvm.choices import Choice, keep_some
-from convtvm.cuda import codegen as gpu_codegen
-from convtvm.cuda import cubin, gpu
-from convtvm.cuda.algorithms import CUDA_ALGORITHMS
-from convtvm.cuda.verify import GpuCheck
+from convtvm.dispatch.manifest import Kernel
 from convtvm.dispatch.selection import Wish, choose
 from convtvm.errors import BuildError, EnvironmentProblem, NoCandidate, WorkloadError
-from convtvm.manifest import Kernel
+from convtvm.kernels.algorithms import applicable, select
+from convtvm.kernels.cuda import codegen as gpu_codegen
+from convtvm.kernels.cuda import cubin
+from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.library.choices import Choice, keep_some
+from convtvm.machine import gpu
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
+from convtvm.measure.gpu_verify import GpuCheck
 from convtvm.measure.jobs import Limits
-from convtvm.reference import (
+from convtvm.problem.reference import (
     conv2d_reference,
     random_inputs,
     relative_error,
     rounded_reference,
 )
-from convtvm.targets import resolve
-from convtvm.task import Task, tasks_of
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 make = ConvWorkload.make
 TARGET = resolve("cuda:sm_90")

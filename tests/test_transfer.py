@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from convtvm.records import TuningRecord
-from convtvm.targets import resolve
-from convtvm.task import Task
+from convtvm.kernels.task import Task
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.transfer import Neighbours
-from convtvm.workload import ConvWorkload
 
 WORKLOAD = ConvWorkload.parse("mb1ic16ih14oc16oh14kh3ph1")
 TASK = Task(WORKLOAD, "direct", resolve("avx2", 2))

@@ -13,12 +13,12 @@ from tvm.ir import TensorLoad
 from tvm.sym import Analyzer
 from tvm.tirx import For, ForKind
 
-from convtvm import lowering
-from convtvm.lowering.loops import holds_before, step_of
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels import lowering
+from convtvm.kernels.lowering.loops import holds_before, step_of
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import CompileTarget, resolve
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 make = ConvWorkload.make
 # Vectors of four, eight, and as many lanes as there are.

@@ -14,15 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convtvm import __version__, records
-from convtvm.build import compile
-from convtvm.cpu import device_name
+from convtvm import __version__
 from convtvm.errors import WorkloadError
-from convtvm.records import TuningRecord
-from convtvm.targets import resolve
+from convtvm.library.build import compile
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.cpu import device_name
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TuningSummary
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
@@ -163,7 +164,7 @@ TUNE = """
 import sys
 sys.modules["torch"] = None  # tvm_ffi would import it
 from convtvm.tuning.tuner import tune
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 import convtvm.tuning.budget
 convtvm.tuning.budget._BATCH = 4  # so that the first records come soon
 print("started", flush=True)

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from convtvm.errors import ConvtvmError, UnknownWorkload, WorkloadError
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 RESNET = ConvWorkload.make(64, 64, 56, kh=3, padding=1)
 STEM = ConvWorkload.make(3, 64, 224, kh=7, stride=2, padding=3)

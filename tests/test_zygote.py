@@ -21,13 +21,13 @@ from support import Planted
 from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from convtvm.errors import BuildError
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
 from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.workbench import Workbench, write_problem
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 TESTS = Path(__file__).resolve().parent
 PATH = os.pathsep.join(

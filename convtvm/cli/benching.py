@@ -30,7 +30,7 @@ from convtvm.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from convtvm.bench import BenchRow
+    from convtvm.compare.bench import BenchRow
 
 
 @click.command("bench")
@@ -64,14 +64,14 @@ def bench(
     fastest. The ceiling is the peak by the products that the algorithm computes itself, of which
     Winograd has fewer.
     """
-    from convtvm.peers import select_peers
+    from convtvm.compare.peers import select_peers
 
     chosen = select_peers([name for name in peers.split(",") if name])
     workloads = read_workloads(source, batch)
-    from convtvm.bench import bench as run_bench
-    from convtvm.build import compile as build_library
-    from convtvm.peak import measure_peak
-    from convtvm.targets import resolve
+    from convtvm.compare.bench import bench as run_bench
+    from convtvm.library.build import compile as build_library
+    from convtvm.machine.targets import resolve
+    from convtvm.measure.peak import measure_peak
 
     resolved = resolve(target, threads)
     # Before the first parallel kernel: the pool starts with this many threads.

@@ -27,7 +27,7 @@ def deploy(library: Path, folder: Path, as_json: bool) -> None:
 
     It is for this machine's kind and this version of Python.
     """
-    from convtvm.deployment import deploy as write_folder
+    from convtvm.library.deployment import deploy as write_folder
 
     sizes = write_folder(library, folder)
     besides = sum(size for name, size in sizes.items() if name != library.name)

@@ -12,8 +12,8 @@ import click
 import convtvm
 from convtvm.cli.options import json_option
 from convtvm.cli.output import print_json, print_table, without_torch
-from convtvm.cpu import device_name, host_features, physical_cores
 from convtvm.errors import ConvtvmError
+from convtvm.machine.cpu import device_name, host_features, physical_cores
 
 # What a person would call it -> distributions that have it, the usual one first.
 _PACKAGES = {
@@ -109,7 +109,7 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 def _native() -> tuple[dict[str, Any] | None, str]:
     """The native target's facts, or None and why there is none."""
     try:
-        from convtvm.targets import resolve
+        from convtvm.machine.targets import resolve
 
         target = resolve("native")
     except (ConvtvmError, ImportError, OSError) as error:

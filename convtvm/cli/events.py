@@ -12,7 +12,7 @@ from convtvm.errors import LogError
 
 if TYPE_CHECKING:
     from convtvm.cli.monitor import Monitor
-    from convtvm.records import TuningRecord
+    from convtvm.logs.records import TuningRecord
     from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 

@@ -34,7 +34,7 @@ from convtvm.cli.output import (
 
 if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary
-    from convtvm.manifest import Kernel, Manifest
+    from convtvm.dispatch.manifest import Kernel, Manifest
 
 
 @click.command("compile")
@@ -91,7 +91,7 @@ def compile_(
     """
     workloads = read_workloads(source, batch, dtype)
     check_writable(out)
-    from convtvm.build import compile as build_library
+    from convtvm.library.build import compile as build_library
 
     started = time.monotonic()
     lib = build_library(

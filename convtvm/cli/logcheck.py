@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from convtvm.algorithms import ALGORITHMS
 from convtvm.cli.logs import stale
 from convtvm.errors import TargetError, WorkloadError
-from convtvm.records import TuningRecord
-from convtvm.targets import resolve
-from convtvm.task import Task
-from convtvm.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels.task import Task
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
+from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 
 class Checker:

@@ -25,10 +25,10 @@ from convtvm.cli.output import (
     write_whole,
 )
 from convtvm.errors import LogError, WorkloadError
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.records import TuningRecord
+    from convtvm.logs.records import TuningRecord
 
 _FOUND_PROBLEMS = 1
 
@@ -53,7 +53,7 @@ class Line:
 
 def read_lines(paths: Iterable[Path]) -> Iterator[Line]:
     """Every line of the files that is not empty. Raises LogError for an unreadable file."""
-    from convtvm.records import parse_line
+    from convtvm.logs.records import parse_line
 
     for path in paths:
         try:
@@ -114,7 +114,7 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
 
 
 def _task_entry(found: Sequence[TuningRecord]) -> dict[str, Any]:
-    from convtvm import records
+    from convtvm.logs import records
 
     first, best = found[0], records.best(found)
     return {
@@ -206,7 +206,7 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
 
 def _best(lines: Sequence[Line]) -> Line | None:
     """The line of a task's best record, None if it has only failures."""
-    from convtvm import records
+    from convtvm.logs import records
 
     best = records.best(line.record for line in lines if line.record is not None)
     return next((line for line in lines if best is not None and line.record is best), None)
@@ -254,7 +254,7 @@ def merge(files: Sequence[Path], out: Path, as_json: bool) -> None:
 
 def _is_other_format(text: str) -> bool:
     """Whether a line that is not used is an intact record of another version."""
-    from convtvm.records import FORMAT
+    from convtvm.logs.records import FORMAT
 
     try:
         entry = json.loads(text)
@@ -303,7 +303,7 @@ def check(ctx: click.Context, files: Sequence[Path], as_json: bool) -> None:
 
 def stale(record: TuningRecord) -> str:
     """Why today's templates cannot use a record; empty if they can."""
-    from convtvm.algorithms import ALGORITHMS
+    from convtvm.kernels.algorithms import ALGORITHMS
 
     algorithm = ALGORITHMS.get(record.algorithm)
     if algorithm is None:

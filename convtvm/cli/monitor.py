@@ -16,10 +16,10 @@ import click
 
 from convtvm.cli.events import Events
 from convtvm.cli.output import gflops, ms, text_of
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.records import TuningRecord
+    from convtvm.logs.records import TuningRecord
     from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 _LINE_EVERY = 16  # trials of one task in a row, the tuner's batch

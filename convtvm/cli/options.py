@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from convtvm.sources import merge_duplicates, read_source
-from convtvm.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
+from convtvm.problem.sources import merge_duplicates, read_source
+from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 F = TypeVar("F", bound=Callable[..., Any])
 

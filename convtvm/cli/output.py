@@ -18,7 +18,7 @@ import click
 
 from convtvm import files
 from convtvm.errors import ConvtvmError, WorkloadError
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 _UNCUT = 100_000  # columns
 

@@ -29,11 +29,11 @@ from convtvm.cli.output import (
     write_whole,
 )
 from convtvm.errors import ArrayError
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
-    from convtvm.reference import Array
+    from convtvm.problem.reference import Array
 
 # No algorithm but TF32's errs as much, relative to the largest output, unless it is wrong.
 WRONG = 1e-3
@@ -195,7 +195,7 @@ def _chosen(lib: KernelLibrary, wanted: str | None) -> list[ConvWorkload]:
 
 def _inputs(w: ConvWorkload, layout: str, path: Path | None) -> tuple[Array, Array, Array | None]:
     """(data, weight, bias or None) of a workload, read from `path` or random."""
-    from convtvm.reference import random_inputs
+    from convtvm.problem.reference import random_inputs
 
     if path is None:
         return random_inputs(w, 0, layout)
@@ -242,7 +242,7 @@ def _load(path: Path) -> dict[str, Array]:
 
 def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """`array` as an aligned array of the dtype, if its shape and kind are right."""
-    from convtvm.reference import aligned_empty
+    from convtvm.problem.reference import aligned_empty
 
     if array.shape != shape:
         raise ArrayError(f"{path}: {name} has shape {array.shape}, expected {shape}")
@@ -271,7 +271,7 @@ def _run(
 ) -> tuple[Array, list[float]]:
     """The output, and the seconds of `timed` calls that follow a warm-up."""
 
-    from convtvm.reference import aligned_empty
+    from convtvm.problem.reference import aligned_empty
 
     out = aligned_empty(shape, data.dtype)
     for _ in range(_WARM_UP if timed else 1):
@@ -287,7 +287,7 @@ def _run(
 def _error(
     w: ConvWorkload, inputs: tuple[Array, Array, Array | None], layout: str, out: Array
 ) -> float:
-    from convtvm.reference import conv2d_reference, relative_error
+    from convtvm.problem.reference import conv2d_reference, relative_error
 
     data, weight, bias = inputs
     return relative_error(out, conv2d_reference(w, data, weight, bias, layout))

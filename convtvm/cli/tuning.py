@@ -32,14 +32,14 @@ from convtvm.cli.output import (
     warn,
     without_torch,
 )
-from convtvm.cpu import missing_features
-from convtvm.cuda import gpu
 from convtvm.errors import TargetError, WorkloadError
-from convtvm.workload import ConvWorkload
+from convtvm.machine import gpu
+from convtvm.machine.cpu import missing_features
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.records import TuningRecord
-    from convtvm.targets import CompileTarget
+    from convtvm.logs.records import TuningRecord
+    from convtvm.machine.targets import CompileTarget
     from convtvm.tuning.progress import TaskProgress, TuningSummary
 
 _INTERRUPTED = 130
@@ -141,7 +141,7 @@ def tune(
     """
     workloads = read_workloads(source, batch, dtype)
     # Refusals above this line take no second; TVM is loaded below it.
-    from convtvm.targets import resolve
+    from convtvm.machine.targets import resolve
     from convtvm.tuning.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
@@ -184,7 +184,7 @@ def tune(
 
 def _check_runs_here(target: CompileTarget) -> None:
     """Refuse to tune for a CPU or GPU that those here cannot stand in for."""
-    from convtvm.targets import CudaTarget
+    from convtvm.machine.targets import CudaTarget
 
     if isinstance(target, CudaTarget):
         found = gpu.devices()
@@ -207,8 +207,8 @@ def _computable(
 ) -> list[ConvWorkload]:
     """The workloads that some of the algorithms can compute on this kind of device; the others
     are named."""
-    from convtvm.algorithms import applicable, select
-    from convtvm.task import TABLES
+    from convtvm.kernels.algorithms import applicable, select
+    from convtvm.kernels.task import TABLES
 
     chosen = select(algorithms, TABLES[kind])
     found = [w for w in workloads if applicable(w, algorithms, TABLES[kind])]

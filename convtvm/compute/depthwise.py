@@ -13,7 +13,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import stages
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 
 def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import stages
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 _IC_BLOCK = 16  # longest run of input channels kept contiguous in the packed weight
 

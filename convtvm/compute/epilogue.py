@@ -5,9 +5,9 @@
     add    out = min(high, max(low, sum + bias + residual))    the end of a residual block
 
 `low` and `high`, float32 numbers, are arguments of each call, infinite for no bound; `residual` is
-a tensor like `out`; `convtvm.arguments` has their places. A sum is float32 up to here, an output of
-another dtype is rounded at the end. An epilogue is put into the finished
-compute, in its block `out`, so that every algorithm has it and plain kernels pay nothing for it:
+a tensor like `out`; `convtvm.problem.arguments` has their places. A sum is float32 up to here, an
+output of another dtype is rounded at the end. An epilogue is put into the finished compute, in its
+block `out`, so that every algorithm has it and plain kernels pay nothing for it:
 with bounds in every kernel, 1x1 layers in NCHW were 5 to 8 % slower, with a residual of zeros up to
 20 %.
 """
@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.s_tir.stmt import SBlock
 
-from convtvm import arguments
+from convtvm.problem import arguments
 
 EPILOGUES = ("none", "clip", "add")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import direct, stages
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 pack_weight = direct.pack_weight
 

@@ -17,7 +17,7 @@ from tvm import te, tirx
 
 from convtvm.compute import direct, stages
 from convtvm.compute.im2col import padded_pixel
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 pack_weight = direct.pack_weight
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import stages
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 BLOCK = 24  # output channels that lie together in the packed weight; a tile has a divisor of it
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from convtvm.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
 
 
 def _blocked(block: int) -> Callable[..., tuple]:

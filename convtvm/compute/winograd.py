@@ -21,7 +21,7 @@ from tvm import te, tirx
 
 from convtvm.compute import stages
 from convtvm.compute.winograd_matrices import WinogradMatrices, even_odd_pairs, matrices
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 MAX_TILE = 9  # pixels of the side of a tile, all of which is unrolled
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import tvm_ffi
 
-from convtvm import arguments
-from convtvm.cuda import gpu, nvidia
 from convtvm.dispatch import runtime, tensors
+from convtvm.dispatch.manifest import Manifest
 from convtvm.dispatch.plan import Plan
 from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate
-from convtvm.manifest import Manifest
+from convtvm.machine import gpu, nvidia
+from convtvm.problem import arguments
 
 _CUDA = 2  # DLPack's number of the kind of device
 _ALIGNMENT = 16  # bytes of the widest load

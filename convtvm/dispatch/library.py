@@ -13,16 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convtvm import manifest as manifests
-from convtvm.cpu import missing_features
 from convtvm.dispatch import gpu, runtime, selection
+from convtvm.dispatch import manifest as manifests
+from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.dispatch.plan import ACTIVATIONS, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
 from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
 from convtvm.files import write_whole
-from convtvm.manifest import Kernel, Manifest
-from convtvm.reference import random_inputs
-from convtvm.workload import ConvWorkload
+from convtvm.machine.cpu import missing_features
+from convtvm.problem.reference import random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 _MEASURED = 4  # candidates that policy `measure` times
 

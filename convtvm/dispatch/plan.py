@@ -14,8 +14,8 @@ from convtvm.dispatch.runtime import pool
 from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Port
 from convtvm.errors import ArrayError
-from convtvm.reference import aligned_empty
-from convtvm.workload import ConvWorkload
+from convtvm.problem.reference import aligned_empty
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from convtvm.dispatch.library import KernelLibrary

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from convtvm.dispatch.manifest import Kernel
 from convtvm.errors import ConvtvmError, NoCandidate
-from convtvm.manifest import Kernel
-from convtvm.similarity import distance
-from convtvm.workload import ConvWorkload
+from convtvm.problem.similarity import distance
+from convtvm.problem.workload import ConvWorkload
 
 POLICIES = ("logged", "predicted", "measure")
 

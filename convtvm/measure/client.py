@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
 
-from convtvm.cpu import physical_cores
 from convtvm.errors import BuildError, EnvironmentProblem
+from convtvm.machine.cpu import physical_cores
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, receive, send
 from convtvm.measure.remote import Farm
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from convtvm.task import Scratch, Task
+    from convtvm.kernels.task import Scratch, Task
 
 LENGTH = struct.Struct("<q")
 STOPPED = "stopped"  # the kind of a job that was given up because its time was over

@@ -19,8 +19,8 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from convtvm import codegen, lowering
-from convtvm.targets import CompileTarget, resolve
+from convtvm.kernels import codegen, lowering
+from convtvm.machine.targets import CompileTarget, resolve
 
 DEPTH = 256  # terms of a sum
 _PRODUCTS = 16  # of the known work: some 10 µs

@@ -17,7 +17,7 @@ def run(job: RaceJob, limits: Limits) -> Outcome:
     """The outcome of every kernel: wrong, or (run_secs, error, whether enough calls counted)."""
     import numpy as np
 
-    from convtvm.reference import aligned_empty, relative_error
+    from convtvm.problem.reference import aligned_empty, relative_error
 
     arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
     data = aligned_empty(arrays["data"].shape, np.float32)
@@ -46,7 +46,7 @@ def _plans(job: RaceJob, arrays: dict[str, Any], threads: int) -> dict[str, Any]
     from convtvm import dispatch
     from convtvm.dispatch.plan import Plan
     from convtvm.dispatch.selection import Choice
-    from convtvm.workload import ConvWorkload
+    from convtvm.problem.workload import ConvWorkload
 
     library = dispatch.load(job.path, threads)
     kernels = {k.function: k for k in library.manifest.kernels}

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.errors import EnvironmentProblem, TargetError
+from convtvm.machine.targets import CompileTarget
 from convtvm.measure.jobs import Limits, Outcome, RunJob, failure
-from convtvm.targets import CompileTarget
 
 _HELD = 1.0  # seconds that a probe keeps its device, so that the next probe gets another
 CONNECT_SECONDS = 10.0  # seconds to wait for a device that the tracker calls free

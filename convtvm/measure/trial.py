@@ -82,7 +82,7 @@ def judge(
     limits: Limits,
 ) -> Outcome:
     """The value of a right answer is (run_secs, error, whether every sample was undisturbed)."""
-    from convtvm.reference import relative_error
+    from convtvm.problem.reference import relative_error
 
     error = relative_error(out, reference)
     if not error <= job.tolerance:

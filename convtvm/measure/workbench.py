@@ -15,11 +15,11 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
+from convtvm.kernels.task import Scratch, Task, decisions_of
 from convtvm.measure.client import Zygote, build_limits, run_limits
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
-from convtvm.reference import conv2d_reference, random_inputs
-from convtvm.task import Scratch, Task, decisions_of
-from convtvm.workload import ConvWorkload
+from convtvm.problem.reference import conv2d_reference, random_inputs
+from convtvm.problem.workload import ConvWorkload
 
 _HOPELESS = 1.5  # times the best of the task: no reason to wait for a quiet moment
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from convtvm.cuda import nvidia
+from convtvm.machine import nvidia
 from convtvm.measure.jobs import (
     LENGTH,
     STOPPED,
@@ -93,7 +93,8 @@ def _warm_up() -> None:
     """Import and build once before the first fork, so that no child pays for it."""
     from tvm import te
 
-    from convtvm import codegen, lowering, targets
+    from convtvm.kernels import codegen, lowering
+    from convtvm.machine import targets
 
     target = targets.resolve("native", 1)
     func = te.create_prim_func([te.compute((4,), lambda i: te.const(1.0, "float32"), name="one")])
@@ -233,8 +234,8 @@ def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
 
 def _build(job: BuildJob) -> Outcome:
     """Instantiate, lower, compile and link; the value is the workspace in bytes."""
-    from convtvm import codegen
-    from convtvm.cuda import codegen as gpu_codegen
+    from convtvm.kernels import codegen
+    from convtvm.kernels.cuda import codegen as gpu_codegen
 
     kind = "instantiate"
     try:

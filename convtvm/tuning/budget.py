@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convtvm.cpu import physical_cores
+from convtvm.machine.cpu import physical_cores
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TaskProgress, fastest
 from convtvm.tuning.search import TaskSearch
-from convtvm.workload import ConvWorkload
 
 _BATCH = 16  # candidates built together at least; the cost model learns after each batch
 _FAIR = 24  # trials that an algorithm gets before it may be dropped

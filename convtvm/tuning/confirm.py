@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convtvm import build
-from convtvm.choices import Choice
+from convtvm.library import build
+from convtvm.library.choices import Choice
+from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import RUN_SECONDS, Zygote
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, RaceJob
 from convtvm.measure.workbench import Trial, trial_of, write_problem
-from convtvm.records import TuningRecord
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import CALL_SECONDS, TaskProgress
-from convtvm.workload import ConvWorkload
 
 CLOSE = 1.2  # times the workload's best: candidates that may turn out to be faster
 _DISAPPOINTING = 1.25  # times its time while tuning, without the call: others may be faster

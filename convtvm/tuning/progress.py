@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convtvm import records
-from convtvm.records import TuningRecord
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
+from convtvm.problem.workload import ConvWorkload
 
 LATE = "time limit reached"
 CALL_SECONDS = 1e-5  # that a plan's call may take beside the kernel

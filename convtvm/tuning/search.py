@@ -25,11 +25,11 @@ from tvm.s_tir.meta_schedule.mutator import PyMutator
 from tvm.s_tir.meta_schedule.postproc import PyPostproc
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
+from convtvm.kernels.task import Task, annotate_knobs, carrier_module, decisions_of
+from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import STOPPED
 from convtvm.measure.workbench import Trial, Workbench
-from convtvm.records import TuningRecord
-from convtvm.task import Task, annotate_knobs, carrier_module, decisions_of
 from convtvm.tuning.speed import WARM_UP, KnobCostModel, Outlook, SpeedModel, median_seconds
 from schedules.knobs import Space
 

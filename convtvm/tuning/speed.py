@@ -13,8 +13,8 @@ import xgboost
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.cost_model import PyCostModel
 
-from convtvm.task import TABLES, Task, decisions_of
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import TABLES, Task, decisions_of
+from convtvm.problem.workload import ConvWorkload
 
 WARM_UP = 8  # trials before the model is believed
 

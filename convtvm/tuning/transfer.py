@@ -6,13 +6,13 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from convtvm import records
 from convtvm.errors import ConvtvmError
-from convtvm.records import TuningRecord
-from convtvm.similarity import distance
-from convtvm.targets import is_near
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.task import Task
+from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import is_near
+from convtvm.problem.similarity import distance
+from convtvm.problem.workload import ConvWorkload
 
 _TWINS = 3  # fastest decisions of the same workload elsewhere that are tried
 _SEEDS = 4  # nearest shapes whose best decisions are tried

@@ -12,24 +12,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convtvm import __version__, records
-from convtvm.choices import Choice, choose
+from convtvm import __version__
 from convtvm.errors import BuildError, ConvtvmError, TargetError, WorkloadError
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.library.choices import Choice, choose
+from convtvm.logs import records
+from convtvm.logs.records import LogWriter, TuningRecord
+from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure import remote
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import STOPPED
 from convtvm.measure.remote import Farm
 from convtvm.measure.workbench import Trial, build_ahead
-from convtvm.records import LogWriter, TuningRecord
-from convtvm.targets import CompileTarget, resolve
-from convtvm.task import Task, tasks_of
+from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
 from convtvm.tuning.progress import LATE, Listener, TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch
 from convtvm.tuning.speed import SpeedModel
 from convtvm.tuning.transfer import Neighbours
-from convtvm.workload import ConvWorkload
 
 _BUILT_AHEAD = 16  # tasks whose first candidates are built together
 _LAST = (4, 0.0, 0.0)  # the rank of what is known to fail

@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
-from convtvm.cuda.verify import GpuCheck
 from convtvm.measure.client import Zygote
+from convtvm.measure.gpu_verify import GpuCheck
 from convtvm.measure.jobs import Limits
 
 HOME = Path(__file__).resolve().parent

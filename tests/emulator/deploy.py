@@ -14,7 +14,7 @@ import tvm_ffi
 
 import convtvm
 from convtvm.errors import ArrayError
-from convtvm.reference import conv2d_reference, random_inputs
+from convtvm.problem.reference import conv2d_reference, random_inputs
 
 folder = sys.argv[1]
 w = convtvm.ConvWorkload.parse("mb2ic5ih9oc8oh9kh3ph1")

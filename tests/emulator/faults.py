@@ -12,11 +12,11 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from convtvm import codegen
-from convtvm.cuda import codegen as gpu_codegen
-from convtvm.cuda.verify import GpuCheck
-from convtvm.reference import Array, conv2d_reference, random_inputs, relative_error
-from convtvm.targets import resolve
+from convtvm.kernels import codegen
+from convtvm.kernels.cuda import codegen as gpu_codegen
+from convtvm.machine.targets import resolve
+from convtvm.measure.gpu_verify import GpuCheck
+from convtvm.problem.reference import Array, conv2d_reference, random_inputs, relative_error
 
 
 @dataclass(frozen=True)

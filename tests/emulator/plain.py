@@ -14,10 +14,10 @@ from dataclasses import replace
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from convtvm.algorithms import ALGORITHMS, Algorithm
 from convtvm.compute import stages
-from convtvm.task import Task
-from convtvm.workload import ConvWorkload
+from convtvm.kernels.algorithms import ALGORITHMS, Algorithm
+from convtvm.kernels.task import Task
+from convtvm.problem.workload import ConvWorkload
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions, Space
 

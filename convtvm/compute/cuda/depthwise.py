@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from convtvm.compute import stages
 from convtvm.compute.cuda.direct import inside
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 
 def pack_weight(w: ConvWorkload) -> tirx.PrimFunc:

@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from convtvm.compute import stages
 from convtvm.compute.cuda import gemm
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 
 def packed_weight_shape(w: ConvWorkload) -> tuple[int, int, int]:

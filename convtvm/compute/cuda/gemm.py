@@ -26,7 +26,7 @@ from tvm.s_tir.stmt import SBlock
 from tvm.sym import Analyzer
 
 from convtvm.compute import stages
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 _LOAD = {"float32": 4, "float16": 8}  # elements of the widest load, 16 bytes
 

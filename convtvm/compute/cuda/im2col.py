@@ -15,7 +15,7 @@ from tvm import te, tirx
 from convtvm.compute import stages
 from convtvm.compute.cuda import direct, gemm
 from convtvm.compute.im2col import has_columns
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 pack_weight = direct.pack_weight
 

@@ -18,7 +18,7 @@ from tvm import te, tirx
 from convtvm.compute import stages
 from convtvm.compute.cuda import gemm
 from convtvm.compute.winograd import Tiling, transform
-from convtvm.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload
 
 
 def tile_count(w: ConvWorkload, m: int) -> int:

@@ -1,0 +1,184 @@
+"""Layer by layer, in one run: every compiled algorithm beside other libraries."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from convtvm.compare.peers import Peer, Run
+from convtvm.dispatch import KernelLibrary
+from convtvm.errors import ConvtvmError
+from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.measure.jobs import failure, wrong_answer
+from convtvm.measure.pace import pace
+from convtvm.measure.timing import in_turn, mean_seconds, warm_up
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import ConvWorkload
+
+_PATIENCE = 0.02  # seconds to wait for full speed
+_VALID = 0.5  # seconds that full speed of several cores is believed
+_IN_A_ROW = 0.005  # seconds
+_LOOK = 0.004  # seconds, longer than the gaps between ONNX Runtime's bursts of spinning
+_BUSY = 0.1  # of a core
+_MOST_SPINNING = 0.5  # seconds
+_WRONG = 1e-2  # relative error that no algorithm has in fp32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds a call, error relative to the largest output, workspace if known.
+
+    `disturbed`: too few calls ran at full speed, and the median is that of all.
+    """
+
+    seconds: float
+    max_error: float
+    workspace_bytes: int | None = None
+    disturbed: bool = False
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One workload: our algorithms and the peers by name; `chosen` is what `plan` would take.
+
+    `absent`: peers that took no part, and why.
+    """
+
+    workload: ConvWorkload
+    chosen: str
+    algorithms: Mapping[str, Measured]
+    peers: Mapping[str, Measured]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def best_peer(self) -> tuple[str, float] | None:
+        if not self.peers:
+            return None
+        name = min(self.peers, key=lambda p: self.peers[p].seconds)
+        return name, self.peers[name].seconds
+
+    @property
+    def multiplied(self) -> float:
+        """FLOP/s of the products that the chosen algorithm computes, of which Winograd has fewer
+        than the convolution: no algorithm gets above the machine's peak in these."""
+        products = ALGORITHMS[self.chosen].multiplications(self.workload)
+        return 2 * products / self.algorithms[self.chosen].seconds
+
+    @property
+    def speedup(self) -> float | None:
+        """Time of the best peer over the time of the chosen algorithm."""
+        best = self.best_peer
+        return best[1] / self.algorithms[self.chosen].seconds if best else None
+
+
+def bench(
+    library: KernelLibrary, peers: Mapping[str, Peer], repeat: int = 25
+) -> Iterator[BenchRow]:
+    """Measure every workload of `library`, whose layout must be NCHW if there are peers.
+
+    All contestants of a workload run in turn, until each has `repeat` calls that count, so that a
+    slow moment of the machine hits all of them; each is checked against float64. A peer that fails
+    on a workload, or computes something else, is absent there.
+    """
+    if peers and library.layout != "NCHW":
+        raise ConvtvmError(f"peers run NCHW, the library is {library.layout}")
+    for w in library.workloads:
+        data, weight, bias = random_inputs(w, seed=0, layout=library.layout)
+        reference = conv2d_reference(w, data, weight, bias, library.layout)
+        runs: dict[str, Run] = {}
+        workspace: dict[str, int] = {}
+        for candidate in library.candidates(w):
+            plan = library.plan(w, weight, bias, algorithm=candidate.algorithm)
+            out = np.empty(w.out_shape(library.layout), np.float32)
+            runs[candidate.algorithm] = _bound(plan, data, out)
+            workspace[candidate.algorithm] = candidate.workspace_bytes
+        errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
+        absent: dict[str, str] = {}
+        for peer_name, peer in peers.items():
+            try:
+                settings = peer(w, data, weight, bias, library.threads)
+                off = {name: _peer_error(run, reference) for name, run in settings.items()}
+            except Exception as error:  # other people's code, which may raise anything
+                absent[peer_name] = failure("peer", error).message
+            else:
+                runs.update(settings)
+                errors.update(off)
+        measured = {
+            name: Measured(seconds, errors[name], workspace.get(name), disturbed)
+            for name, (seconds, disturbed) in interleave(runs, repeat, library.threads).items()
+        }
+        yield BenchRow(
+            workload=w,
+            chosen=library.candidates(w)[0].algorithm,
+            algorithms={name: m for name, m in measured.items() if name in workspace},
+            peers={name: m for name, m in measured.items() if name not in workspace},
+            absent=absent,
+        )
+
+
+def _peer_error(run: Run, reference: np.ndarray) -> float:
+    """Relative error of a peer's result. Raises ConvtvmError if it is no convolution in fp32."""
+    error = relative_error(np.asarray(run()), reference)
+    if not error < _WRONG:
+        raise ConvtvmError(wrong_answer(error, _WRONG).message)
+    return error
+
+
+def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
+    return lambda: plan(data, out=out)
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Any]], repeat: int, threads: int
+) -> dict[str, tuple[float, bool]]:
+    """Median seconds of each and whether too many figures were disturbed: `repeat` rounds, in each
+    of which everyone runs for some milliseconds, without a break, until it is as fast as it gets.
+    """
+    times = in_turn(runs, repeat, partial(_steady, cores=_Cores(threads)))
+    return {key: (statistics.median(secs), disturbed) for key, (secs, disturbed) in times.items()}
+
+
+class _Cores:
+    """Whether the cores are at full speed, with all threads: looked up twice a second, since the
+    look wakes up threads of our own. Two virtual cores may share a real one for seconds.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._full, self._until = False, 0.0
+
+    def are_full(self) -> bool:
+        if time.monotonic() >= self._until:
+            self._full = pace(self.threads).wait(_PATIENCE)
+            self._until = time.monotonic() + _VALID
+        return self._full
+
+
+def _steady(run: Callable[[], Any], cores: _Cores) -> tuple[float, bool]:
+    """Seconds of a call in the steady state, and whether nothing disturbed it."""
+    if cores.threads > 1:
+        full = cores.are_full()
+        _until_others_sleep()
+    number = max(1, int(_IN_A_ROW / warm_up(run)))
+    if cores.threads > 1:
+        return mean_seconds(run, number), full
+    core = pace(1)
+    full = core.wait(_PATIENCE)
+    seconds = mean_seconds(run, number)
+    return seconds, full and (core.is_full() or core.is_full())
+
+
+def _until_others_sleep() -> None:
+    """Wait for the threads of the contestant before, which spin for a while in wait for work."""
+    quiet, deadline = 0, time.monotonic() + _MOST_SPINNING
+    while quiet < 2 and time.monotonic() < deadline:
+        cpu, wall = time.process_time(), time.perf_counter()
+        time.sleep(_LOOK)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        quiet = 0 if busy > _BUSY else quiet + 1

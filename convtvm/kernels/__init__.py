@@ -1,0 +1,1 @@
+"""An algorithm joined with its template and lowered to machine code."""

@@ -1,0 +1,325 @@
+"""The one table of algorithms: name -> compute, weight packing, template, applicability, costs.
+
+A name is `family` or `family:variant`, as in `direct`, `mec:b` for MEC by Solution B and
+`winograd:4` for F(4x4, 3x3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from tvm import tirx
+
+from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, winograd
+from convtvm.compute.winograd_matrices import MAX_ALPHA
+from convtvm.errors import WorkloadError
+from convtvm.problem.workload import ConvWorkload
+from schedules.cpu import depthwise as cpu_depthwise
+from schedules.cpu import direct as cpu_direct
+from schedules.cpu import im2col as cpu_im2col
+from schedules.cpu import mec as cpu_mec
+from schedules.cpu import pointwise as cpu_pointwise
+from schedules.cpu import winograd as cpu_winograd
+from schedules.cpu.registers import CpuModel
+from schedules.knobs import Decisions
+
+# A buffer of up to this many bytes lives on the stack of its thread and is no workspace.
+STACK_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to compute a convolution.
+
+    `inapplicable(w)` gives the reason why the algorithm cannot compute `w`, or None if it can;
+    `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
+    out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
+    `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
+    `multiplications(w)` counts those of the inner products, without transforms; `additions(w)` all
+    of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
+    `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
+    CpuModel or GpuModel that templates get. One that is an `opt_in` gives up accuracy that users
+    expect: it is only considered where its full name is given.
+    """
+
+    name: str
+    template: ModuleType
+    inapplicable: Callable[[ConvWorkload], str | None]
+    compute: Callable[..., tirx.PrimFunc]
+    pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
+    multiplications: Callable[[ConvWorkload], int]
+    additions: Callable[[ConvWorkload], int]
+    workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
+    tolerance: float
+    opt_in: bool = False
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(":")[0]
+
+
+def allocated_bytes(*sizes: int) -> int:
+    """Bytes of those buffers that are workspace: the ones too large for the stack."""
+    return sum(size for size in sizes if size > STACK_BYTES)
+
+
+def _always(w: ConvWorkload) -> str | None:
+    return None
+
+
+def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
+    """The weight by vectors of output channels, the same for both layouts."""
+    return direct.pack_weight(w, lanes)
+
+
+def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The padded copy of the data, as far as windows reach."""
+    rows, cols = stages.read_rows_cols(w)
+    if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
+        return 0
+    return allocated_bytes(4 * w.n * w.ic * rows * cols)
+
+
+def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The padded copy: of a few channels for each thread (NCHW), or of all images (NHWC)."""
+    shape = depthwise.padded_shape(w, layout, cpu.lanes)
+    if layout != "NCHW":
+        return allocated_bytes(4 * math.prod(shape))
+    alone = w.n * w.oc == d["channels"]  # a parallel loop of one turn is no loop
+    copied = max(1, d["channels"] * w.ic // w.oc)
+    return (1 if alone else cpu.threads) * allocated_bytes(4 * copied * math.prod(shape[2:]))
+
+
+def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
+    if not w.is_depthwise:
+        return f"groups is {w.groups} of {w.ic} channels, depthwise needs one group per channel"
+    return None
+
+
+def _pointwise_inapplicable(w: ConvWorkload) -> str | None:
+    if (w.kh, w.kw) != (1, 1):
+        return f"kernel is {w.kh}x{w.kw}, pointwise needs 1x1"
+    if (w.sh, w.sw) != (1, 1):
+        return f"stride is {w.sh}x{w.sw}, pointwise needs 1x1"
+    if (w.oh, w.ow) != (w.ih, w.iw):
+        return f"the input of {w.ih}x{w.iw} is padded to {w.oh}x{w.ow}, pointwise needs it as it is"
+    if w.groups > 1:
+        return f"groups is {w.groups}, pointwise needs 1"
+    return None
+
+
+def _pointwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The copy by tiles, if there is one."""
+    return allocated_bytes(pointwise.copied_bytes(w, cpu.lanes, d["tile_p"])) if d["pack"] else 0
+
+
+def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """The column matrix, kh*kw*ic x oh*ow for each image, in whole panels."""
+    return allocated_bytes(im2col.column_bytes(w, d["tile_ow"], d["panel"], d["pack"]))
+
+
+def _mec_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    """L, and nothing else."""
+    return allocated_bytes(mec.lowered_bytes(w))
+
+
+def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
+    if w.n == 1:
+        return "batch is 1, where Solution A does the same as Solution B (mec:b)"
+    if w.out_bytes > mec.lowered_bytes(w):
+        return (
+            f"the output has {w.out_bytes} bytes, L only {mec.lowered_bytes(w)}: Solution A needs "
+            "L to hold the output"
+        )
+    return None
+
+
+def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
+    taps = max(stages.ceil_div(w.kh, w.sh), stages.ceil_div(w.kw, w.sw))  # of a phase
+    if taps == 1:
+        stride = "" if (w.sh, w.sw) == (1, 1) else f" with stride {w.sh}x{w.sw}"
+        return f"kernel is {w.kh}x{w.kw}{stride}, Winograd saves nothing"
+    if 1 < w.kh < w.sh or 1 < w.kw < w.sw:
+        return f"stride is {w.sh}x{w.sw}, Winograd needs no more than the kernel's {w.kh}x{w.kw}"
+    if m + taps - 1 > MAX_ALPHA:
+        alpha = m + taps - 1
+        return f"F({m}, {taps}) has tiles of {alpha} > {MAX_ALPHA}, which lose too much accuracy"
+    side = max((m - 1) * s + r for r, s in ((w.kh, w.sh), (w.kw, w.sw)) if r > 1)
+    if side > winograd.MAX_TILE:
+        return f"{m} outputs of stride {w.sh}x{w.sw} take {side} > {winograd.MAX_TILE} pixels"
+    if (w.dh, w.dw) != (1, 1):
+        return f"dilation is {w.dh}x{w.dw}, Winograd needs 1"
+    if w.groups != 1:
+        return f"groups is {w.groups}, Winograd needs 1"
+    return None
+
+
+def _additions(w: ConvWorkload) -> int:
+    """One for each product, one for each bias."""
+    return w.macs + w.n * w.oc * w.oh * w.ow
+
+
+def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
+    tiling = winograd.Tiling.of(w, m)
+    grid_h, grid_w = tiling.grid(w)
+    return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
+
+
+def _winograd_additions(w: ConvWorkload, m: int) -> int:
+    """Those of the products, of both transforms of each tile, and one for each bias."""
+    tiling = winograd.Tiling.of(w, m)
+    grid_h, grid_w = tiling.grid(w)
+    data, out = tiling.transform_additions()
+    transforms = w.n * grid_h * grid_w * (w.ic * data + w.oc * out)
+    return _winograd_multiplications(w, m) + transforms + w.n * w.oc * w.oh * w.ow
+
+
+def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions, m: int) -> int:
+    """The padded copy in whole vectors, and V and M of one panel for each thread."""
+    tiling = winograd.Tiling.of(w, m)
+    grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
+    alpha_h, alpha_w, oc_chunks, ic_chunks, *blocks = winograd.packed_weight_shape(w, m, cpu.lanes)
+    ic_vector, oc_vector = (4 * block for block in blocks)
+    rows, cols = tiling.padded(grid_h, grid_w)
+    tiles, panel = w.n * grid_h * grid_w, d["images"] * d["panel_h"] * d["panel_w"]
+
+    elements = alpha_h * alpha_w
+    pad = w.n * ic_chunks * rows * cols * ic_vector
+    v = elements * ic_chunks * ic_vector * (tiles if d["input_first"] else panel)
+    gemm = elements * oc_vector * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
+
+    turns = tiles // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
+    if turns > 1:
+        shared, own = ([pad, v], [gemm]) if d["input_first"] else ([pad], [v, gemm])
+        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own)
+    # A parallel loop of one turn is no loop. Then M takes the memory of the copy, which V has made
+    # useless, unless TVM finds their sizes too different.
+    if max(pad, gemm) <= 16 * min(pad, gemm):
+        return allocated_bytes(v, max(pad, gemm))
+    return allocated_bytes(pad, v, gemm)
+
+
+def _winograd(m: int, tolerance: float) -> Algorithm:
+    return Algorithm(
+        name=f"winograd:{m}",
+        template=cpu_winograd,
+        inapplicable=partial(_winograd_inapplicable, m=m),
+        compute=partial(winograd.conv2d, m=m),
+        pack=lambda w, lanes, layout: winograd.pack_weight(w, m, lanes),
+        multiplications=partial(_winograd_multiplications, m=m),
+        additions=partial(_winograd_additions, m=m),
+        workspace_bytes=partial(_winograd_workspace, m=m),
+        tolerance=tolerance,
+    )
+
+
+_TABLE = (
+    Algorithm(
+        name="direct",
+        template=cpu_direct,
+        inapplicable=_always,
+        compute=direct.conv2d,
+        pack=_pack_vectors,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_direct_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="direct:depthwise",
+        template=cpu_depthwise,
+        inapplicable=_depthwise_inapplicable,
+        compute=depthwise.conv2d,
+        pack=depthwise.pack_weight,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_depthwise_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="direct:pointwise",
+        template=cpu_pointwise,
+        inapplicable=_pointwise_inapplicable,
+        compute=pointwise.conv2d,
+        pack=lambda w, lanes, layout: pointwise.pack_weight(w),
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_pointwise_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="im2col",
+        template=cpu_im2col,
+        inapplicable=_always,
+        compute=im2col.conv2d,
+        pack=_pack_vectors,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_im2col_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:a",
+        template=cpu_mec,
+        inapplicable=_mec_a_inapplicable,
+        compute=mec.conv2d_a,
+        pack=_pack_vectors,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_mec_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="mec:b",
+        template=cpu_mec,
+        inapplicable=_always,
+        compute=mec.conv2d_b,
+        pack=_pack_vectors,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_mec_workspace,
+        tolerance=1e-5,
+    ),
+    # Errors grow with the tile: each bound is about ten times what large layers show.
+    _winograd(2, 1e-5),
+    _winograd(3, 1e-4),
+    _winograd(4, 1e-4),
+    _winograd(5, 3e-4),
+    _winograd(6, 5e-4),
+)
+ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _TABLE}
+
+
+def select(
+    names: Sequence[str] | None = None, table: Mapping[str, Algorithm] = ALGORITHMS
+) -> list[Algorithm]:
+    """The algorithms called `names`, a family standing for all its variants; all without names;
+    those that are an opt-in only by their full name.
+
+    `table` has the algorithms of one kind of device; without it, those of the CPU.
+
+    Raises WorkloadError for an unknown name.
+    """
+    if not names:
+        return [a for a in table.values() if not a.opt_in]
+    chosen: dict[str, Algorithm] = {}
+    for name in names:
+        found = [a for a in table.values() if name == a.name or (name == a.family and not a.opt_in)]
+        if not found:
+            raise WorkloadError(f"unknown algorithm {name!r}; expected one of {', '.join(table)}")
+        chosen.update((a.name, a) for a in found)
+    return list(chosen.values())
+
+
+def applicable(
+    w: ConvWorkload,
+    names: Sequence[str] | None = None,
+    table: Mapping[str, Algorithm] = ALGORITHMS,
+) -> list[Algorithm]:
+    """Those of `select(names, table)` that can compute `w`; `direct` always can."""
+    return [a for a in select(names, table) if a.inapplicable(w) is None]

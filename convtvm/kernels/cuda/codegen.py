@@ -1,0 +1,190 @@
+"""Lowering and compiling for a GPU: checks that TVM leaves out, then machine code without a driver.
+
+The counterpart of `codegen` for the target kind `cuda`, and like it the same for tuning and export.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.instrument import pass_instrument
+from tvm.s_tir import SBlockRealize
+from tvm.s_tir import pipeline as s_tir_pipeline
+from tvm.s_tir.analysis import verify_gpu_code
+from tvm.tirx import For, ForKind
+from tvm.tirx.buffer import is_buffer_var
+from tvm.tirx.build import split_host_device_mods, tir_to_runtime
+from tvm.tirx.stmt import AllocBuffer
+
+from convtvm.errors import BuildError
+from convtvm.kernels import codegen
+from convtvm.kernels.codegen import Built
+from convtvm.kernels.cuda.cubin import compile_source
+from convtvm.kernels.cuda.device_code import DeviceCode
+from convtvm.kernels.cuda.instructions import TENSOR_CORES, uses_tensor_cores, with_instructions
+from convtvm.machine import gpu
+from convtvm.machine.gpu import Architecture
+from convtvm.machine.targets import CudaTarget
+from convtvm.problem import arguments
+
+_CONFIG = {
+    "tirx.use_async_copy": True,  # cp.async where a template asks for it
+    "tirx.disable_cse_tir": True,  # nvcc's is better, and TVM's breaks warp memory
+    # It makes buffers that are only used by vectors ones of vectors, which cp.async then refuses.
+    "tirx.disable_storage_rewrite": True,
+}
+
+
+@pass_instrument
+class _Passes:
+    """Leaves out a pass for another processor's copies, which comes with `use_async_copy` and fails
+    on some of ours."""
+
+    def should_run(self, _mod: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
+        return str(info.name) != "s_tir.LowerAsyncDMA"
+
+
+def check_threads(mod: tvm.IRModule, limits: Architecture) -> None:
+    """Refuse kernels whose thread axes disagree; TVM lets the first extent win, silently.
+
+    Raises BuildError with the axis and its extents, or with too large a number of threads.
+    """
+    for name, func in mod.functions_items():
+        for kernel in _kernels(func):
+            extents: dict[str, set[int]] = {}
+
+            def on_for(loop: For, found: dict[str, set[int]] = extents) -> None:
+                if loop.kind == ForKind.THREAD_BINDING:
+                    axis = str(loop.thread_binding.thread_tag)
+                    found.setdefault(axis, set()).add(int(loop.extent))
+
+            tvm_ffi.structural_walk(kernel, (For, on_for), order="pre")
+            for axis, sizes in extents.items():
+                if len(sizes) > 1 and not axis.startswith("vthread"):
+                    listed = ", ".join(map(str, sorted(sizes)))
+                    raise BuildError(f"{name.name_hint}: {axis} has extents {listed}, expected one")
+            threads = math.prod(max(s) for a, s in extents.items() if a.startswith("threadIdx"))
+            if threads > limits.max_threads:
+                raise BuildError(
+                    f"{name.name_hint}: {threads} threads a block, at most {limits.max_threads}"
+                )
+
+
+def _kernels(func: tirx.PrimFunc) -> list[object]:
+    """The parts of a function that become kernels of their own: its outermost statements."""
+    body = func.body
+    while isinstance(body, SBlockRealize):
+        body = body.block.body
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """(host functions, kernels) of the scheduled functions in `mod`.
+
+    Raises BuildError for kernels beyond the limits of the target, and for memory that a function
+    would allocate on the device by itself.
+    """
+    check_threads(mod, target.facts)
+    if gpu.age(target.arches[0]) < TENSOR_CORES and any(
+        map(uses_tensor_cores, mod.functions.values())
+    ):
+        raise BuildError(
+            f"tensor cores need sm_{TENSOR_CORES} or newer, the target has {target.arches[0]}"
+        )
+    functions = {v: with_instructions(f) for v, f in mod.functions_items()}
+    bounded = tvm.IRModule(functions)
+    passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
+    with tvm.transform.PassContext(config=_CONFIG, instruments=[_Passes()]):
+        lowered = passes(_simplified(tirx.transform.BindTarget(target.tvm)(bounded)))
+        host, parts = split_host_device_mods(lowered)
+        kernels = tvm.IRModule({})
+        for part in parts.values():
+            kernels.update(part)
+        _check_resources(kernels, target.facts)
+        _check_allocations(host)
+        return finalize_host()(host), finalize_device()(kernels)
+
+
+def _simplified(mod: tvm.IRModule) -> tvm.IRModule:
+    """`mod` with simple indices before TVM measures how much of a buffer a thread needs: of a
+    fragment, which it sees as one of 32 lanes, only the lane's own registers."""
+    steps = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.StmtSimplify(),
+    ]
+    return tvm.ir.transform.Sequential(steps)(mod)
+
+
+def generate(
+    func: tirx.PrimFunc, symbol: str, target: CudaTarget
+) -> tuple[tvm.runtime.Module, DeviceCode]:
+    """(host code, CUDA source of the kernels) of a scheduled convolution. Raises BuildError."""
+    host, kernels = lower(codegen.merge({symbol: func}), target)
+    with _source_only():
+        module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
+    return module, DeviceCode.of(module)
+
+
+def build(func: tirx.PrimFunc, symbol: str, target: CudaTarget) -> Built:
+    """Machine code of a scheduled convolution, exported as `symbol`.
+
+    Raises BuildError, and EnvironmentProblem without a compiler.
+    """
+    module, code = generate(func, symbol, target)
+    image = compile_source(code.source, target.arches)
+    workspaces = arguments.workspaces(func.params, is_buffer_var)
+    return Built(
+        module,
+        workspace=sum(codegen.constant_bytes(p) or 0 for p in workspaces),
+        device=code.packed(image.data, image.format),
+        spills=max((f.spills for f in image.figures.values()), default=0),
+    )
+
+
+@contextmanager
+def _source_only() -> Iterator[None]:
+    """Keep TVM from compiling kernels at once, by its own options, where it finds a driver."""
+    variable = "TVM_COMPILE_FORCE_FALLBACK"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def _check_resources(kernels: tvm.IRModule, limits: Architecture) -> None:
+    constraints = {
+        "max_threads_per_block": limits.max_threads,
+        "max_shared_memory_per_block": limits.shared_bytes,
+    }
+    for name, kernel in kernels.functions_items():
+        if not verify_gpu_code(kernel, constraints):
+            raise BuildError(
+                f"{name.name_hint} needs more than {limits.max_threads} threads or "
+                f"{limits.shared_bytes} bytes of shared memory a block"
+            )
+
+
+def _check_allocations(host: tvm.IRModule) -> None:
+    """Whatever goes through global memory has to be a parameter: the run time allocates it once."""
+
+    def on_alloc(stmt: AllocBuffer) -> None:
+        raise BuildError(
+            f"{stmt.buffer.name} would be allocated on the device in every call; "
+            "make it a parameter of the compute"
+        )
+
+    tvm_ffi.structural_walk(host, (AllocBuffer, on_alloc), order="pre")

@@ -1,0 +1,1 @@
+"""From records to one file: choices, the build, the deployment folder."""

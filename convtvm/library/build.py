@@ -1,0 +1,188 @@
+"""From records to one library: the best decisions of every task, compiled and linked together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import tvm_ffi
+
+from convtvm import __version__
+from convtvm.compute.epilogue import EPILOGUES
+from convtvm.dispatch import KernelLibrary, manifest
+from convtvm.dispatch.manifest import Kernel, Manifest
+from convtvm.errors import BuildError, ConvtvmError, WorkloadError
+from convtvm.kernels import codegen
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.library.choices import KEEP, Choice, check_targets, choose, keep_some, stale
+from convtvm.logs import records
+from convtvm.machine.cpu import physical_cores
+from convtvm.machine.targets import CompileTarget, resolve_several
+from convtvm.measure.client import BUILD_SECONDS, Zygote
+from convtvm.measure.jobs import BuildJob, Limits
+from convtvm.problem.workload import ConvWorkload
+
+
+def compile(
+    workloads: Sequence[ConvWorkload],
+    target: str | CompileTarget | Sequence[str | CompileTarget] = "native",
+    threads: int | None = None,
+    logs: Iterable[str | Path] | None = None,
+    layout: str = "NCHW",
+    keep: str = "pareto",
+    algorithms: Sequence[str] | None = None,
+    epilogues: Sequence[str] = (),
+) -> KernelLibrary:
+    """Compile every workload by its best recorded decisions, else by the default ones.
+
+    `target` is one or, for CPUs of one kind of machine, several such as `avx2,avx512`: the library
+    then has kernels of each, and the CPU decides when it is loaded. `logs` are files of records;
+    without any, those that came with convtvm are used, and with an empty list none. `keep` says
+    which candidates go in: `best` (the fastest), `pareto` (those that some limit on workspace or
+    error could make the choice) or `all`. `epilogues` are compiled for every kernel besides the
+    plain one: `clip` (ReLU and other bounds), `add` (a residual, then bounds).
+
+    A task without records takes the decisions of the nearest one that has: of the same workload on
+    a target with as wide vectors and as many registers, or else of a similar workload; its time is
+    then a prediction. Raises LogError if the logs hold records for foreign targets only, BuildError
+    if a kernel does not compile.
+    """
+    if keep not in KEEP:
+        raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
+    unknown = [e for e in epilogues if e not in EPILOGUES]
+    if unknown:
+        raise ConvtvmError(f"epilogue is {unknown[0]!r}, expected one of {', '.join(EPILOGUES)}")
+    if not workloads:
+        raise ConvtvmError("no workloads to compile")
+    targets = resolve_several(target, threads)
+    codegen.linker(targets[0].spec.get("mtriple", ""))  # a refusal comes before the work
+    log_paths = records.shipped_logs() if logs is None else [Path(p) for p in logs]
+    history, damaged = records.load(log_paths)
+    names = {w: w.name for w in reversed(workloads)}
+    ordered = list(dict.fromkeys(workloads))
+    problems, wanted = [str(p) for p in damaged], []
+    for one in targets:
+        if logs is not None:
+            problems += filter(None, [check_targets(history, one, layout, log_paths)])
+        recorded = {r.algorithm for r in history if r.target == one.name}
+        choices = choose(tasks_of(ordered, one, layout, algorithms, recorded), history)
+        problems += stale(history, choices)
+        wanted += keep_some(choices, keep)
+    without = [w for w in ordered if all(c.task.workload != w for c in wanted)]
+    if without:
+        raise WorkloadError(
+            f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
+        )
+    with Zygote() as zygote:
+        content, made = assemble(wanted, {w: names[w] for w in ordered}, zygote, epilogues)
+    library = KernelLibrary(content, made)
+    library.problems = problems
+    return library
+
+
+def assemble(
+    choices: Sequence[Choice],
+    names: Mapping[ConvWorkload, str],
+    zygote: Zygote,
+    epilogues: Sequence[str] = (),
+) -> tuple[bytes, list[Manifest]]:
+    """The content of a library of these choices, all of one layout, and a manifest for each target.
+
+    The targets keep their order, but those without any known time come last. Raises BuildError for
+    the first kernel that does not compile.
+    """
+    image, kernels = _link(choices, zygote, epilogues)
+    made = [
+        Manifest(
+            target=target.name,
+            features=target.features,
+            threads=target.threads,
+            layout=choices[0].task.layout,
+            workloads={w.key: name for w, name in names.items()},
+            kernels=[kernel for choice, kernel in kernels if choice.task.target == target],
+            versions={"convtvm": __version__, "tvm": metadata.version("apache-tvm")},
+        )
+        for target in dict.fromkeys(c.task.target for c in choices)
+    ]
+    made.sort(key=_is_untuned)
+    return manifest.attach(image, made), made
+
+
+def _is_untuned(made: Manifest) -> bool:
+    """Whether nothing is known of its kernels' times; wider vectors alone make none faster."""
+    return all(k.run_secs is None and k.predicted_secs is None for k in made.kernels)
+
+
+def function_name(index: int, task: Task) -> str:
+    """The kernel of the choice at `index`."""
+    return f"conv_{index}_{task.algorithm_name.replace(':', '_')}"
+
+
+def _link(
+    choices: Sequence[Choice], zygote: Zygote, epilogues: Sequence[str]
+) -> tuple[bytes, list[tuple[Choice, Kernel]]]:
+    """The linked image and its kernels, best first within each workload."""
+    kernels, jobs = [], []
+    packs: dict[tuple[object, ...], str] = {}
+
+    def add(task: Task, decisions: Mapping[str, int] | None, symbol: str) -> None:
+        jobs.append(BuildJob(task, decisions, str(zygote.folder / f"{symbol}.o"), symbol))
+
+    for index, choice in enumerate(choices):
+        task = choice.task
+        # Workloads share a packing function where it is the same, whatever else they differ in.
+        pack_key = (task.target, tvm_ffi.structural_hash(task.pack()))
+        if pack_key not in packs:
+            packs[pack_key] = f"pack_{len(packs)}"
+            add(task, None, packs[pack_key])
+        function = function_name(index, task)
+        add(task, choice.decisions, function)
+        fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
+        for epilogue, symbol in fused.items():
+            add(replace(task, epilogue=epilogue), choice.decisions, symbol)
+        kernels.append((choice, _kernel(choice, function, packs[pack_key], fused)))
+    workspaces = _compile_objects(zygote, jobs)
+    finished = [
+        (choice, replace(kernel, workspace_bytes=workspaces[kernel.function]))
+        for choice, kernel in kernels
+    ]
+    image = zygote.folder / "library.so"
+    codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
+    finished.sort(key=lambda f: (f[1].workload, *f[0].rank(f[1].workspace_bytes)))
+    return image.read_bytes(), finished
+
+
+def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]:
+    """Compile all jobs; workspace bytes by symbol. Raises BuildError for the first failure."""
+    workspaces: dict[str, int] = {}
+    limits = Limits(workers=physical_cores(), timeout=4 * BUILD_SECONDS)
+    for index, outcome in zygote.call("build", jobs, limits):
+        job = jobs[index]
+        if outcome.kind:
+            raise BuildError(
+                f"{job.task.workload} by {job.task.algorithm_name} does not compile: "
+                f"{outcome.message}"
+            )
+        workspaces[job.symbol] = outcome.value
+    return workspaces
+
+
+def _kernel(choice: Choice, function: str, pack: str, fused: Mapping[str, str]) -> Kernel:
+    record = choice.record
+    return Kernel(
+        workload=choice.task.workload.key,
+        algorithm=choice.task.algorithm_name,
+        function=function,
+        pack=pack,
+        packed_shape=choice.task.packed_shape(),
+        workspace_bytes=0,  # known once it is compiled
+        run_secs=record.seconds if record else None,
+        max_error=choice.max_error,
+        decisions=choice.origin,
+        source=choice.transferred_from,
+        predicted_secs=choice.predicted_secs,
+        epilogues=dict(fused),
+        scratch=choice.task.scratch(choice.decisions),
+    )

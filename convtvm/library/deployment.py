@@ -1,0 +1,177 @@
+"""A folder that runs a kernel library where neither TVM's compiler nor convtvm is installed.
+
+    NAME.so       the library, as it was
+    kernels.tsv   its kernels for readers other than Python: see COLUMNS
+    lib/          libtvm_runtime.so, libtvm_ffi.so: all that a C++ program needs
+    convtvm/      load, plan, run
+    tvm_ffi/      the Python side of libtvm_ffi.so, without headers and tools
+    example.py    loads the library and runs its first workload
+
+Python needs numpy beside it; the compiled parts are for the Python version that made the folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from convtvm.dispatch import manifest as manifests
+from convtvm.errors import ConvtvmError, EnvironmentProblem
+from convtvm.machine.cpu import required_flags
+from convtvm.problem.workload import ConvWorkload
+
+COLUMNS = (
+    "workload",
+    "algorithm",
+    "function",
+    "pack",
+    "data",
+    "weight",
+    "packed",
+    "out",
+    "workspace_bytes",
+    "threads",
+    "target",
+    "cpu_flags",
+)
+
+_MODULES = (
+    "__init__",
+    "errors",
+    "files",
+    "machine/__init__",
+    "machine/cpu",
+    "machine/gpu",
+    "machine/nvidia",
+    "pins",
+    "problem/__init__",
+    "problem/arguments",
+    "problem/descriptor",
+    "problem/reference",
+    "problem/similarity",
+    "problem/workload",
+)
+# Of tvm_ffi, what no call of a kernel needs.
+_LEFT_OUT = (
+    "3rdparty",
+    "cython",
+    "include",
+    "share",
+    "src",
+    "stub",
+    "testing",
+    "lib",
+    "__pycache__",
+    "*.pyi",
+)
+
+_EXAMPLE = '''\
+"""Load the library beside this file and run its first workload on random numbers."""
+
+import sys
+import time
+from pathlib import Path
+
+started = time.perf_counter()
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here))
+
+import numpy as np
+
+import convtvm
+
+library = convtvm.load(here / "{name}")
+w = library.workloads[0]
+random = np.random.default_rng(0)
+weight = random.standard_normal(w.weight_shape, np.float32)
+plan = library.plan(w, weight, np.zeros(w.oc, np.float32))
+out = plan(random.standard_normal(w.data_shape(library.layout), np.float32))
+print(plan.explain())
+print(f"{{w}}: out {{out.shape}}, {{time.perf_counter() - started:.3f}} s since the start")
+'''
+
+
+def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
+    """Write the deployment folder of a library file; bytes by the names in it.
+
+    `folder` must not exist or be empty. Raises LibraryError for a file that is no library,
+    ConvtvmError for a folder in use, EnvironmentProblem where the run time is not installed.
+    """
+    library, folder = Path(library), Path(folder)
+    _, targets = manifests.read(library)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConvtvmError(f"{folder} is not empty; deploy to a new folder")
+        shutil.copyfile(library, folder / library.name)
+        (folder / "kernels.tsv").write_text(_table(targets), encoding="utf8")
+        (folder / "example.py").write_text(_EXAMPLE.format(name=library.name), encoding="utf8")
+        _copy_run_time(folder)
+        _copy_package(folder / "convtvm")
+    except OSError as error:
+        raise ConvtvmError(f"cannot write {error.filename or folder}: {error.strerror}") from None
+    return {p.name: _bytes(p) for p in sorted(folder.iterdir())}
+
+
+def _table(targets: Sequence[manifests.Manifest]) -> str:
+    """`COLUMNS` separated by tabs, a kernel a line, best target and kernel first; shapes as
+    1x64x56x56, CPU flags with commas, as /proc/cpuinfo calls them."""
+    lines = ["\t".join(COLUMNS)]
+    for manifest in targets:
+        flags = ",".join(required_flags(manifest.features))
+        for kernel in manifest.kernels:
+            w = ConvWorkload.parse(kernel.workload)
+            data, out = w.data_shape(manifest.layout), w.out_shape(manifest.layout)
+            shapes = (data, w.weight_shape, kernel.packed_shape, out)
+            texts = ["x".join(map(str, shape)) for shape in shapes]
+            names = [kernel.workload, kernel.algorithm, kernel.function, kernel.pack]
+            ends = [str(kernel.workspace_bytes), str(manifest.threads), manifest.target, flags]
+            lines.append("\t".join(names + texts + ends))
+    return "\n".join(lines) + "\n"
+
+
+def _copy_run_time(folder: Path) -> None:
+    """Both libraries to lib/, and tvm_ffi with its own folder of libraries as a link to that."""
+    runtime, ffi = _home("tvm") / "lib" / "libtvm_runtime.so", _home("tvm_ffi")
+    if not runtime.is_file():
+        raise EnvironmentProblem(f"{runtime} is missing; install apache-tvm again")
+    lib = folder / "lib"
+    lib.mkdir()
+    for path in (runtime, *ffi.glob("lib/*.so")):
+        shutil.copyfile(path, lib / path.name)
+    shutil.copytree(ffi, folder / "tvm_ffi", ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    (folder / "tvm_ffi" / "lib").symlink_to(Path("..") / "lib")
+    extensions = _home("typing_extensions", package=False)  # tvm_ffi imports it
+    shutil.copyfile(extensions, folder / extensions.name)
+
+
+def _copy_package(folder: Path) -> None:
+    here = Path(__file__).parents[1]
+    for room in ("machine", "problem"):
+        (folder / room).mkdir(parents=True)
+    for name in _MODULES:
+        shutil.copyfile(here / f"{name}.py", folder / f"{name}.py")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(here / "dispatch", folder / "dispatch", ignore=ignore)
+
+
+def _home(name: str, package: bool = True) -> Path:
+    """The folder or file of an installed module, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin:
+        raise EnvironmentProblem(f"{name} is not installed; install convtvm again")
+    return Path(spec.origin).parent if package else Path(spec.origin)
+
+
+def _bytes(path: Path) -> int:
+    """Of a file or of all files below a folder; links count nothing."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return 0
+    if not stat.S_ISDIR(found.st_mode):
+        return found.st_size
+    return sum(_bytes(Path(entry.path)) for entry in os.scandir(path))

@@ -1,0 +1,233 @@
+"""Tuning records: one JSON line a trial, appended and flushed, never rewritten.
+
+Lines identify themselves by content, so `cat`, copies and several writers are safe. A line that
+cannot be used is named with file and line number; the others are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convtvm.errors import LogError
+
+if TYPE_CHECKING:  # reading a log needs no TVM
+    from convtvm.kernels.task import Task
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """One trial. `run_secs` are seconds a call, empty for a failure; then `error` says why.
+
+    `max_error` is relative to the largest output; `template` is the version of the template. A
+    `disturbed` time was taken while something else ran; a `confirmed` one in an exported library,
+    called as a plan calls it, and counts instead of the one taken while tuning.
+    """
+
+    workload: str
+    algorithm: str
+    target: str
+    threads: int
+    layout: str
+    device: str
+    decisions: Mapping[str, int]
+    template: int
+    run_secs: Sequence[float] = ()
+    error: Mapping[str, str] = field(default_factory=dict)
+    max_error: float | None = None
+    workspace_bytes: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    time: str = ""
+    disturbed: bool = False
+    confirmed: bool = False
+    format: int = FORMAT
+
+    @property
+    def task_key(self) -> tuple[str, str, str, int, str]:
+        return (self.workload, self.algorithm, self.target, self.threads, self.layout)
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds a call; infinite for a failure."""
+        return statistics.median(self.run_secs) if self.run_secs else float("inf")
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Task and decisions: two records that share it measured the same candidate."""
+        return (*self.task_key, self.template, *sorted(self.decisions.items()))
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line of a log that is not used, and why."""
+
+    path: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}; line skipped"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def parse_line(line: str) -> TuningRecord:
+    """The record of one line. Raises ValueError with the reason if it is not one of this format."""
+    try:
+        entry = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not a complete JSON line (torn or damaged)") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not a tuning record: expected a JSON object")
+    if entry.get("format") != FORMAT:
+        raise ValueError(f"format {entry.get('format')!r}, this version reads {FORMAT}")
+    known = TuningRecord.__dataclass_fields__
+    try:
+        record = TuningRecord(**{k: v for k, v in entry.items() if k in known})
+        _check_types(record)
+    except TypeError as error:
+        raise ValueError(f"not a tuning record: {error}") from None
+    return record
+
+
+def _check_types(record: TuningRecord) -> None:
+    for name in ("workload", "algorithm", "target", "layout", "device"):
+        if not isinstance(getattr(record, name), str):
+            raise TypeError(f"{name} is not text")
+    for name in ("threads", "template"):
+        if type(getattr(record, name)) is not int:
+            raise TypeError(f"{name} is not an integer")
+    decisions = record.decisions
+    if not isinstance(decisions, dict) or not all(type(v) is int for v in decisions.values()):
+        raise TypeError("decisions do not map names to integers")
+    secs = record.run_secs
+    if not isinstance(secs, list) or not all(type(s) in (int, float) and 0 < s < 1e9 for s in secs):
+        raise TypeError("run_secs is not a list of positive seconds")
+    if bool(secs) == bool(record.error):
+        raise TypeError("expected either run_secs or error")
+    if not isinstance(record.error, dict) or not isinstance(record.versions, dict):
+        raise TypeError("error and versions are not objects")
+    error, workspace = record.max_error, record.workspace_bytes
+    if type(record.disturbed) is not bool or type(record.confirmed) is not bool:
+        raise TypeError("disturbed and confirmed are not true or false")
+    if error is not None and not (type(error) in (int, float) and 0 <= error < 1e9):
+        raise TypeError("max_error is not a positive number")
+    if workspace is not None and not (type(workspace) is int and workspace >= 0):
+        raise TypeError("workspace_bytes is not a count")
+
+
+def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]]:
+    """All usable records of the files in order, and the lines that are not.
+
+    Raises LogError for a file that cannot be read.
+    """
+    records: list[TuningRecord] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise LogError(f"cannot read log {path}: {error.strerror}") from None
+        for number, raw in enumerate(content.split(b"\n"), start=1):
+            if not raw.strip():
+                continue
+            try:
+                records.append(parse_line(raw.decode("utf8")))
+            except UnicodeDecodeError:
+                problems.append(Problem(str(path), number, "not text (binary garbage)"))
+            except ValueError as error:
+                problems.append(Problem(str(path), number, str(error)))
+    return records, problems
+
+
+def shipped_logs() -> list[Path]:
+    """The tuning logs that came with convtvm."""
+    found = resources.files("tuning_logs")
+    return sorted(path for path in Path(str(found)).rglob("*.jsonl"))
+
+
+class LogWriter:
+    """Appends records to one file; every line is one write, so writers do not mix.
+
+    Raises LogError if the file cannot be opened for appending.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise LogError(f"cannot write log {path}: {error.strerror}") from None
+
+    def append(self, record: TuningRecord) -> None:
+        line = record.to_line() + "\n"
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            line = "\n" + line  # a writer was killed in the middle of the last line
+        try:
+            os.write(self._fd, line.encode("utf8"))
+        except OSError as error:
+            raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
+    """Records of `task` made by today's version of its template, with decisions it still
+    accepts."""
+    found = [r for r in records if r.task_key == task.key and r.template == task.template_version]
+    return [r for r in found if task.space.contains(r.decisions)]
+
+
+def judged(records: Iterable[TuningRecord]) -> list[TuningRecord]:
+    """One record a candidate: the last that was confirmed, else the fastest."""
+    chosen: dict[tuple[Any, ...], TuningRecord] = {}
+    for record in records:
+        other = chosen.get(record.identity)
+        if other is None or _outranks(record, other):
+            chosen[record.identity] = record
+    return list(chosen.values())
+
+
+def _outranks(a: TuningRecord, b: TuningRecord) -> bool:
+    if a.confirmed or b.confirmed:
+        return a.confirmed and (not b.confirmed or (a.time, -a.seconds) > (b.time, -b.seconds))
+    return a.seconds < b.seconds
+
+
+def best(records: Iterable[TuningRecord]) -> TuningRecord | None:
+    """The fastest successful candidate, the same one in whichever order.
+
+    A confirmed one, as long as there is any and no other was faster than it while tuning: the two
+    kinds of time do not compare, since a plan's call takes microseconds of its own.
+    """
+    made = list(records)
+    tuned = {r.identity: r for r in judged(r for r in made if not r.confirmed)}
+    confirmed = {r.identity: r for r in judged(made) if r.confirmed}
+    winner = _fastest(confirmed.values())
+    rival = _fastest(r for identity, r in tuned.items() if identity not in confirmed)
+    if winner is None or rival is None:
+        return winner or rival
+    before = tuned.get(winner.identity, winner)
+    return rival if rival.seconds < before.seconds else winner
+
+
+def _fastest(records: Iterable[TuningRecord]) -> TuningRecord | None:
+    done = [r for r in records if r.run_secs]
+    return min(done, key=lambda r: (r.seconds, repr(r.identity))) if done else None

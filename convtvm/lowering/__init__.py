@@ -1,5 +1,0 @@
-"""From a scheduled function to what a compiler takes: TVM's passes and our own."""
-
-from convtvm.lowering.pipeline import lower
-
-__all__ = ["lower"]

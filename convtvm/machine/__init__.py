@@ -1,0 +1,1 @@
+"""What it is computed on: targets, this CPU, this GPU, NVIDIA's libraries."""
