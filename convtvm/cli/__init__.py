@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-import convtvm
+from convtvm import __version__
 from convtvm.cli.benching import bench
 from convtvm.cli.deploying import deploy
 from convtvm.cli.environment import info
@@ -38,7 +38,7 @@ _EPILOG = (
     invoke_without_command=True,
     epilog=f"{_EPILOG}, or one workload such as mb1ic64ih56oc64oh56kh3ph1.",
 )
-@click.version_option(convtvm.__version__, prog_name="convtvm")
+@click.version_option(__version__, prog_name="convtvm")
 @click.pass_context
 def commands(ctx: click.Context) -> None:
     """Tune convolutions for this machine and run the winners from one library."""

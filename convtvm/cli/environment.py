@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-import convtvm
+from convtvm import __version__
 from convtvm.cli.options import json_option
 from convtvm.cli.output import print_json, print_table, without_torch
 from convtvm.errors import ConvtvmError
@@ -65,7 +65,7 @@ def info(as_json: bool) -> None:
 def gather() -> dict[str, Any]:
     """All that `info` shows, as JSON has it."""
     versions: dict[str, str | None] = {
-        "convtvm": convtvm.__version__,
+        "convtvm": __version__,
         "Python": platform.python_version(),
     }
     versions |= {name: _version(dists) for name, dists in _PACKAGES.items()}

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from convtvm.errors import LogError
 
 if TYPE_CHECKING:
-    from convtvm.cli.monitor import Monitor
     from convtvm.logs.records import TuningRecord
-    from convtvm.tuning.progress import TaskProgress, TuningSummary
+    from convtvm.tuning.progress import TaskProgress
 
 
 class Events:
@@ -30,12 +29,13 @@ class Events:
 
     def trial(
         self,
-        monitor: Monitor,
-        summary: TuningSummary,
         progress: TaskProgress,
         record: TuningRecord,
+        totals: tuple[int, int],
+        eta: float | None,
     ) -> None:
-        done, wanted = monitor.totals(summary)
+        """`totals` are the trials done and wanted of all tasks, `eta` the seconds left."""
+        done, wanted = totals
         best, default = progress.best, progress.default
         self._write(
             "confirmed" if record.confirmed else "trial",
@@ -47,10 +47,10 @@ class Events:
             default_secs=default.seconds if default else None,
             done=done,
             wanted=wanted,
-            eta_secs=monitor.eta(summary),
+            eta_secs=eta,
         )
 
-    def task(self, monitor: Monitor, progress: TaskProgress) -> None:
+    def task(self, progress: TaskProgress) -> None:
         self._write("ended", **_task(progress), reason=progress.ended)
 
     def summary(self, document: dict[str, Any]) -> None:

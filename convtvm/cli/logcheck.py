@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from convtvm.cli.logs import stale
 from convtvm.errors import TargetError, WorkloadError
-from convtvm.kernels.algorithms import ALGORITHMS
-from convtvm.kernels.task import Task
+from convtvm.kernels.algorithms import Algorithm
+from convtvm.kernels.task import TABLES, Task
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
@@ -35,6 +35,23 @@ class Checker:
         return _wrong_numbers(record, task.tolerance)
 
 
+def stale(record: TuningRecord) -> str:
+    """Why today's templates cannot use a record; empty if they can."""
+    table = _table(record)
+    algorithm = table.get(record.algorithm)
+    if algorithm is None:
+        return f"unknown algorithm {record.algorithm!r}, this version has {', '.join(table)}"
+    today = int(algorithm.template.VERSION)
+    if record.template != today:
+        return f"stale: template version {record.template}, today's is {today}"
+    return ""
+
+
+def _table(record: TuningRecord) -> Mapping[str, Algorithm]:
+    """The algorithms of the kind of device that the record was made on."""
+    return TABLES["cuda" if record.target.startswith("cuda") else "cpu"]
+
+
 def _task(record: TuningRecord) -> Task | str:
     """The task of a record, or why there is none that would ever look for it."""
     try:
@@ -49,7 +66,7 @@ def _task(record: TuningRecord) -> Task | str:
     known = (*LAYOUTS, *BLOCKED_LAYOUTS)
     if record.layout not in known:
         return f"unknown layout {record.layout!r}, expected {', '.join(known)}"
-    inapplicable = ALGORITHMS[record.algorithm].inapplicable(w)
+    inapplicable = _table(record)[record.algorithm].inapplicable(w)
     if inapplicable:
         return f"{record.algorithm} cannot compute this workload: {inapplicable}"
     return Task(w, record.algorithm, target, record.layout)

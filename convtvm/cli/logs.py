@@ -114,6 +114,7 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
 
 
 def _task_entry(found: Sequence[TuningRecord]) -> dict[str, Any]:
+    from convtvm.cli.logcheck import stale
     from convtvm.logs import records
 
     first, best = found[0], records.best(found)
@@ -176,6 +177,8 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
 
     Records that today's templates cannot use are left out and named.
     """
+    from convtvm.cli.logcheck import stale
+
     if out is not None:
         check_writable(out)
     usable: dict[tuple[Any, ...], list[Line]] = {}
@@ -299,19 +302,6 @@ def check(ctx: click.Context, files: Sequence[Path], as_json: bool) -> None:
 
 
 # ---- shared --------------------------------------------------------------------------------------
-
-
-def stale(record: TuningRecord) -> str:
-    """Why today's templates cannot use a record; empty if they can."""
-    from convtvm.kernels.algorithms import ALGORITHMS
-
-    algorithm = ALGORITHMS.get(record.algorithm)
-    if algorithm is None:
-        return f"unknown algorithm {record.algorithm!r}, this version has {', '.join(ALGORITHMS)}"
-    today = int(algorithm.template.VERSION)
-    if record.template != today:
-        return f"stale: template version {record.template}, today's is {today}"
-    return ""
 
 
 def _used(files: Sequence[Path]) -> Iterator[Line]:

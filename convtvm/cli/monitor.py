@@ -67,7 +67,7 @@ class Monitor:
             self.failed[progress.task.key] += 1
         self.note_ended(summary)
         if self.events is not None and record is not None:
-            self.events.trial(self, summary, progress, record)
+            self.events.trial(progress, record, self.totals(summary), self.eta(summary))
         self.show(summary, progress)
 
     def note_ended(self, summary: TuningSummary) -> None:
@@ -107,7 +107,7 @@ class Monitor:
     def say_ended(self, summary: TuningSummary, progress: TaskProgress) -> None:
         """A task gets no more trials, for the reason in `progress.ended`."""
         if self.events is not None:
-            self.events.task(self, progress)
+            self.events.task(progress)
 
     def show(self, summary: TuningSummary, progress: TaskProgress) -> None:
         """Nothing: this one is quiet."""

@@ -16,7 +16,7 @@ from typing import Any
 from convtvm.dispatch import gpu, runtime, selection
 from convtvm.dispatch import manifest as manifests
 from convtvm.dispatch.manifest import Kernel, Manifest
-from convtvm.dispatch.plan import ACTIVATIONS, Plan, SlicedPlan
+from convtvm.dispatch.plan import ACTIVATIONS, Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
 from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
 from convtvm.files import write_whole
@@ -98,9 +98,9 @@ class KernelLibrary:
             gpu.start()
         return runtime.Image(self._content)
 
-    @property
-    def _plan_type(self) -> type[Plan]:
-        return gpu.GpuPlan if self.manifest.on_gpu else Plan
+    def _make_plan(self, workload: ConvWorkload, choice: Choice, *arguments: Any) -> Plan:
+        kind = gpu.GpuPlan if self.manifest.on_gpu else Plan
+        return kind(Code(self.function, self.layout, self.threads), workload, choice, *arguments)
 
     @property
     def layout(self) -> str:
@@ -156,11 +156,17 @@ class KernelLibrary:
         bounds = _bounds(activation)
         choices = self._choices(workload, wish)
         parts = {
-            w: self._plan_type(self, w, choice, weight, bias, bounds, residual)
+            w: self._make_plan(w, choice, weight, bias, bounds, residual)
             for w, choice in dict(choices).items()
         }
         plans = [parts[w] for w, _ in choices]
         return plans[0] if len(plans) == 1 else SlicedPlan(workload, plans)
+
+    def plan_by(
+        self, kernel: Kernel, workload: ConvWorkload, weight: Any, bias: Any = None
+    ) -> Plan:
+        """The plan of a kernel of this library that the caller has chosen."""
+        return self._make_plan(workload, Choice.of(kernel), weight, bias)
 
     def function(self, name: str) -> Any:
         """The compiled function `name`, a kernel or a packing."""
@@ -198,7 +204,7 @@ class KernelLibrary:
     def _time(self, workload: ConvWorkload, kernel: Kernel) -> float:
         """Seconds a call of `kernel` takes here, on random data."""
         data, weight, _ = random_inputs(workload, 0, self.layout)
-        plan = self._plan_type(self, workload, Choice.of(kernel), weight, None)
+        plan = self.plan_by(kernel, workload, weight)
         out = plan(data)
         plan(data, out=out)
         secs: list[float] = []

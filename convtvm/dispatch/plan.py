@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm_ffi
@@ -17,11 +18,18 @@ from convtvm.errors import ArrayError
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
 
-if TYPE_CHECKING:
-    from convtvm.dispatch.library import KernelLibrary
-
 # Name of an activation -> the bounds that it puts on the output.
 ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a plan needs of its library: functions by name, how its kernels lay out data and output,
+    and how many threads they were compiled for."""
+
+    function: Callable[[str], Any]
+    layout: str
+    threads: int
 
 
 class Plan:
@@ -34,7 +42,7 @@ class Plan:
 
     def __init__(
         self,
-        library: KernelLibrary,
+        code: Code,
         workload: ConvWorkload,
         choice: Choice,
         weight: Any,
@@ -42,11 +50,11 @@ class Plan:
         bounds: tuple[float, float] = (-math.inf, math.inf),
         adds: bool = False,
     ) -> None:
-        self.library, self.workload, self.choice = library, workload, choice
-        self._data = Port("data", workload.data_shape(library.layout), workload.dtype)
-        self._out = Port("out", workload.out_shape(library.layout), workload.dtype)
+        self.code, self.workload, self.choice = code, workload, choice
+        self._data = Port("data", workload.data_shape(code.layout), workload.dtype)
+        self._out = Port("out", workload.out_shape(code.layout), workload.dtype)
         self._residual = Port("residual", self._out.shape, workload.dtype)
-        self._bounds, self._adds, self._threads = bounds, adds, library.threads
+        self._bounds, self._adds, self._threads = bounds, adds, code.threads
         self._choose_epilogue()
         self._pack(weight, bias)
 
@@ -56,7 +64,7 @@ class Plan:
         self._fused = wanted == "none" or wanted in kernel.epilogues
         self._epilogue = wanted
         name = kernel.epilogues.get(wanted, kernel.function)
-        self._run = self.library.function(name)
+        self._run = self.code.function(name)
 
     def _pack(self, weight: Any, bias: Any) -> None:
         kernel, w = self.choice.kernel, self.workload
@@ -64,7 +72,7 @@ class Plan:
         self._packed_array = aligned_empty(kernel.packed_shape, w.dtype)
         self._packed = tvm_ffi.from_dlpack(self._packed_array)
         pool.use(self._threads)
-        self.library.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
+        self.code.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
         given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias", w.dtype).copy()
         self._bias_array = np.zeros(w.oc, w.dtype) if given is None else given
         self._bias = tvm_ffi.from_dlpack(self._bias_array)
@@ -153,8 +161,7 @@ class SlicedPlan:
 
     def __init__(self, workload: ConvWorkload, parts: Sequence[Plan]) -> None:
         self.workload, self.parts = workload, list(parts)
-        self.library = parts[0].library
-        layout, dtype = self.library.layout, workload.dtype
+        layout, dtype = parts[0].code.layout, workload.dtype
         self._out = Port("out", workload.out_shape(layout), dtype)
         self._data = Port("data", workload.data_shape(layout), dtype)
 

@@ -44,15 +44,13 @@ def run(job: RaceJob, limits: Limits) -> Outcome:
 
 def _plans(job: RaceJob, arrays: dict[str, Any], threads: int) -> dict[str, Any]:
     from convtvm import dispatch
-    from convtvm.dispatch.plan import Plan
-    from convtvm.dispatch.selection import Choice
     from convtvm.problem.workload import ConvWorkload
 
     library = dispatch.load(job.path, threads)
     kernels = {k.function: k for k in library.manifest.kernels}
     workload = ConvWorkload.parse(kernels[next(iter(job.tolerances))].workload)
     weight, bias = arrays["weight"], arrays["bias"]
-    return {f: Plan(library, workload, Choice.of(kernels[f]), weight, bias) for f in job.tolerances}
+    return {f: library.plan_by(kernels[f], workload, weight, bias) for f in job.tolerances}
 
 
 def _timed(call: Callable[[], Any], limits: Limits) -> tuple[float, bool]:

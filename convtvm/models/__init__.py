@@ -1,0 +1,1 @@
+"""Whole networks: ONNX or exported PyTorch in, one tuned library out."""
