@@ -18,7 +18,7 @@ import tvm_ffi
 
 from convtvm.dispatch import runtime, tensors
 from convtvm.dispatch.manifest import Manifest
-from convtvm.dispatch.plan import Plan
+from convtvm.dispatch.plan import Plan, operands
 from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate
 from convtvm.machine import gpu, nvidia
 from convtvm.problem import arguments
@@ -58,6 +58,24 @@ def start() -> None:
         raise EnvironmentProblem(f"cannot load {library}: {error}") from None
 
 
+class _GpuPort(tensors.Port):
+    """A tensor argument on a GPU, where the kernels' widest loads need it aligned."""
+
+    def read(self, value: Any) -> Any:
+        tensor = tensors.as_tensor(value, self, _CUDA)
+        if tensor.data_ptr() % _ALIGNMENT == 0:
+            return tensor
+        if not hasattr(value, "clone"):
+            raise ArrayError(f"{self.name} does not start at a multiple of {_ALIGNMENT} bytes")
+        return tensors.as_tensor(value.clone(), self, _CUDA)
+
+    def write(self, value: Any) -> Any:
+        tensor = tensors.as_tensor(value, self, _CUDA, writes=True)
+        if tensor.data_ptr() % _ALIGNMENT:
+            raise ArrayError(f"{self.name} does not start at a multiple of {_ALIGNMENT} bytes")
+        return tensor
+
+
 class GpuPlan(Plan):
     """A plan whose kernel runs on a GPU.
 
@@ -72,6 +90,7 @@ class GpuPlan(Plan):
                 f"the library was compiled without the epilogue {self._epilogue!r}; on a GPU it "
                 "has to be in the kernel: convtvm.compile(..., epilogues=...)"
             )
+        self._operands_there = operands(_GpuPort, self.workload, self.code.layout, self.adds)
         self._constants: dict[int, tuple[Any, Any]] = {}  # device -> packed weight, bias
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -79,47 +98,36 @@ class GpuPlan(Plan):
     def __call__(self, data: Any, out: Any = None, residual: Any = None) -> Any:
         """As of Plan; `data`, `out` and `residual` are all on one GPU or all on the host."""
         place = data.__dlpack_device__() if hasattr(data, "__dlpack_device__") else (1, 0)
-        if place[0] == _CUDA:
-            return self._call_there(data, out, residual, int(place[1]))
-        result = self._out.empty_like(data) if out is None else out
-        target = self._out.write(result)
-        device = tvm_ffi.device("cuda", 0)
-        there = [
-            _copy(self._data.read(data), device),
-            _empty(self._out.shape, str(self._out.dtype), device),
-        ]
-        added = None if residual is None else _copy(self._residual.read(residual), device)
-        self._call_there(there[0], there[1], added, 0)
-        _copy_to(there[1], target)
-        tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+        if place[0] != _CUDA:
+            return super().__call__(data, out, residual)
+        result, source, target, added = self._operands_there.take(data, out, residual)
+        index = int(place[1])
+        for name, tensor in zip(("out", "residual"), (target, *added), strict=False):
+            if tensor.device.index != index:
+                raise ArrayError(f"{name} is on device {tensor.device}, expected cuda:{index}")
+        self._launch(source, target, added, index, _stream(data, index))
         return result
 
-    def _call_there(self, data: Any, out: Any, residual: Any, index: int) -> Any:
-        source = self._read(data, self._data)
-        result = self._out.empty_like(data) if out is None else out
-        target = tensors.as_tensor(result, self._out, _CUDA)
-        if target.data_ptr() % _ALIGNMENT:
-            raise ArrayError(f"out does not start at a multiple of {_ALIGNMENT} bytes")
-        tensors.check_apart((source, self._data), (target, self._out))
-        if (residual is not None) != self._adds:
-            self._added(target, residual)  # raises
-        added = () if residual is None else (self._read(residual, self._residual),)
-        device, stream = tvm_ffi.device("cuda", index), _stream(data, index)
+    def compute(self, source: Any, target: Any, added: Sequence[Any]) -> None:
+        """As of Plan, on tensors of the host: they travel to the first GPU and back."""
+        device = tvm_ffi.device("cuda", 0)
+        there = [_copy(tensor, device) for tensor in (source, *added)]
+        out = _empty(tuple(target.shape), str(target.dtype), device)
+        self._launch(there[0], out, there[1:], 0, int(tvm_ffi.get_raw_stream(device)))
+        _copy_to(out, target)
+        tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+
+    def _launch(
+        self, source: Any, target: Any, added: Sequence[Any], index: int, stream: int
+    ) -> None:
+        """Run the kernel on tensors of one GPU."""
+        device = tvm_ffi.device("cuda", index)
         bounds = () if self._epilogue == "none" else self._bounds
         with tvm_ffi.use_raw_stream(device, stream):
             packed, bias = self._on(device, index)
             scratch = self._scratch(device, (index, stream))
             operands = (source, packed, bias, target)
             self._run(*arguments.ordered(operands, scratch, bounds, added))
-        return result
-
-    def _read(self, value: Any, port: tensors.Port) -> Any:
-        tensor = tensors.as_tensor(value, port, _CUDA)
-        if tensor.data_ptr() % _ALIGNMENT == 0:
-            return tensor
-        if not hasattr(value, "clone"):
-            raise ArrayError(f"{port.name} does not start at a multiple of {_ALIGNMENT} bytes")
-        return tensors.as_tensor(value.clone(), port, _CUDA)
 
     def _on(self, device: Any, index: int) -> tuple[Any, Any]:
         """Packed weight and bias on a device, copied there at the first call."""

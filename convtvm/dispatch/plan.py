@@ -13,8 +13,7 @@ import tvm_ffi
 from convtvm.dispatch import tensors
 from convtvm.dispatch.runtime import pool
 from convtvm.dispatch.selection import Candidate, Choice
-from convtvm.dispatch.tensors import Port
-from convtvm.errors import ArrayError
+from convtvm.dispatch.tensors import Operands, Port
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
 
@@ -51,16 +50,14 @@ class Plan:
         adds: bool = False,
     ) -> None:
         self.code, self.workload, self.choice = code, workload, choice
-        self._data = Port("data", workload.data_shape(code.layout), workload.dtype)
-        self._out = Port("out", workload.out_shape(code.layout), workload.dtype)
-        self._residual = Port("residual", self._out.shape, workload.dtype)
-        self._bounds, self._adds, self._threads = bounds, adds, code.threads
+        self._operands = operands(Port, workload, code.layout, adds)
+        self._bounds, self.adds, self._threads = bounds, adds, code.threads
         self._choose_epilogue()
         self._pack(weight, bias)
 
     def _choose_epilogue(self) -> None:
         kernel, bounded = self.choice.kernel, self._bounds != (-math.inf, math.inf)
-        wanted = "add" if self._adds else "clip" if bounded else "none"
+        wanted = "add" if self.adds else "clip" if bounded else "none"
         self._fused = wanted == "none" or wanted in kernel.epilogues
         self._epilogue = wanted
         name = kernel.epilogues.get(wanted, kernel.function)
@@ -107,7 +104,7 @@ class Plan:
             how = "inside the kernel"
             if not self._fused:
                 how = f"after it: the library was compiled without the epilogue {self._epilogue!r}"
-            what = "Residual and bounds are" if self._adds else "The bounds are"
+            what = "Residual and bounds are" if self.adds else "The bounds are"
             text += f" {what} applied {how}."
         return text
 
@@ -117,43 +114,38 @@ class Plan:
 
         Raises ArrayError if a shape, dtype or device does not fit, or `out` overlaps what is read.
         """
-        source = self._data.read(data)
-        result = self._out.empty_like(data) if out is None else out
-        target = self._out.write(result)
-        if out is not None:
-            tensors.check_apart((source, self._data), (target, self._out))
-        if pool.threads != self._threads:
-            pool.use(self._threads)
-        if self._epilogue == "none" and residual is None:
-            self._run(source, self._packed, self._bias, target)
-        else:
-            self._run_with_epilogue(source, target, residual)
+        result, source, target, added = self._operands.take(data, out, residual)
+        self.compute(source, target, added)
+        if out is None and type(result) is not type(data):
+            return tensors.same_kind(result, data)
         return result
 
-    def _run_with_epilogue(self, source: Any, target: Any, residual: Any) -> None:
-        added = self._added(target, residual)
-        if self._fused:
+    def compute(self, source: Any, target: Any, added: Sequence[Any]) -> None:
+        """Run the kernel on tvm_ffi tensors that fit it and lie apart; `added` holds the residual
+        of a plan that adds one."""
+        if pool.threads != self._threads:
+            pool.use(self._threads)
+        if self._epilogue == "none":
+            self._run(source, self._packed, self._bias, target)
+        elif self._fused:
             self._run(source, self._packed, self._bias, target, *self._bounds, *added)
-            return
-        self._run(source, self._packed, self._bias, target)
-        out = tensors.over(target, self._out)
-        for tensor in added:
-            out += tensors.over(tensor, self._residual)
-        np.clip(out, *self._bounds, out=out)
+        else:
+            self._run(source, self._packed, self._bias, target)
+            port = self._operands.out
+            out = tensors.over(target, port)
+            for tensor in added:
+                out += tensors.over(tensor, port)
+            np.clip(out, *self._bounds, out=out)
 
-    def _added(self, target: Any, residual: Any) -> Sequence[Any]:
-        """The residual as the kernel's last argument, if there is one."""
-        if (residual is not None) != self._adds:
-            found, expected = ("none", "one") if self._adds else ("one", "none")
-            raise ArrayError(
-                f"residual: found {found}, expected {expected}; `lib.plan(..., residual=True)` "
-                "makes a plan that adds one"
-            )
-        if residual is None:
-            return ()
-        tensor = self._residual.read(residual)
-        tensors.check_apart((tensor, self._residual), (target, self._out))
-        return (tensor,)
+
+def operands(port: type[Port], workload: ConvWorkload, layout: str, adds: bool) -> Operands:
+    """The tensors of calls for `workload`."""
+    shape, dtype = workload.out_shape(layout), workload.dtype
+    return Operands(
+        port("data", workload.data_shape(layout), dtype),
+        port("out", shape, dtype),
+        port("residual", shape, dtype) if adds else None,
+    )
 
 
 class SlicedPlan:
@@ -161,9 +153,7 @@ class SlicedPlan:
 
     def __init__(self, workload: ConvWorkload, parts: Sequence[Plan]) -> None:
         self.workload, self.parts = workload, list(parts)
-        layout, dtype = parts[0].code.layout, workload.dtype
-        self._out = Port("out", workload.out_shape(layout), dtype)
-        self._data = Port("data", workload.data_shape(layout), dtype)
+        self._operands = operands(Port, workload, parts[0].code.layout, parts[0].adds)
 
     @property
     def algorithm(self) -> str:
@@ -202,18 +192,15 @@ class SlicedPlan:
 
     def __call__(self, data: Any, out: Any = None, residual: Any = None) -> Any:
         """As of Plan."""
-        source = self._data.read(data)
-        result = self._out.empty_like(data) if out is None else out
-        target = self._out.write(result)
-        tensors.check_apart((source, self._data), (target, self._out))
-        given, written = tensors.over(source, self._data), tensors.over(target, self._out)
-        added = None
-        if residual is not None:
-            held = Port("residual", self._out.shape, self.workload.dtype).read(residual)
-            added = tensors.over(held, self._out)
+        result, source, target, added = self._operands.take(data, out, residual)
+        read, written = self._operands.data, self._operands.out
+        held = [tensors.over(source, read), *(tensors.over(t, written) for t in (target, *added))]
         start = 0
         for part in self.parts:
             rows = slice(start, start + part.workload.n)
-            part(given[rows], out=written[rows], residual=None if added is None else added[rows])
+            given, to, *ending = (tvm_ffi.from_dlpack(array[rows]) for array in held)
+            part.compute(given, to, ending)
             start = rows.stop
+        if out is None and type(result) is not type(data):
+            return tensors.same_kind(result, data)
         return result

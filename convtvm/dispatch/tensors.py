@@ -10,6 +10,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import tvm_ffi
 from convtvm.errors import ArrayError
 
 _CPU = 1  # DLPack's number of the kind of device
+# Libraries whose arrays may be written, though not all of their versions say so by DLPack's flag.
+_MUTABLE = ("cupy", "numpy", "paddle", "torch", "tvm_ffi")
 
 
 class Port:
@@ -41,27 +44,23 @@ class Port:
         if self._is_plain(value):
             return tvm_ffi.from_dlpack(value)
         if isinstance(value, np.ndarray):
-            _check_shape(value.shape, self.shape, self.name)
-            raise ArrayError(
-                f"{self.name} is {value.dtype} with strides {value.strides}, expected a writable, "
-                f"C-contiguous {self.dtype} array"
-            )
-        if hasattr(value, "is_contiguous") and not value.is_contiguous():
-            raise ArrayError(
-                f"{self.name} is not contiguous, expected a contiguous {self.dtype} tensor"
-            )
-        return as_tensor(value, self)
+            self._check_out(value)
+            return tvm_ffi.from_dlpack(value.view(np.ndarray))
+        return as_tensor(value, self, writes=True)
 
     def empty_like(self, value: Any) -> Any:
-        """An uninitialised tensor for this port, of the same library as `value`."""
+        """An uninitialised tensor for this port, of the same library as `value`; of numpy's where
+        that library's arrays cannot be written: see `same_kind`."""
         if isinstance(value, np.ndarray):
             return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch
             return value.new_empty(self.shape)
         namespace = getattr(value, "__array_namespace__", None)
-        if namespace is not None:
-            return namespace().empty(self.shape, dtype=getattr(namespace(), str(self.dtype)))
-        raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
+        if namespace is None:
+            raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
+        if objection_to_writing(value):
+            return np.empty(self.shape, self.dtype)
+        return namespace().empty(self.shape, dtype=getattr(namespace(), str(self.dtype)))
 
     def _is_plain(self, value: Any) -> bool:
         """Whether `value` fits as it is: this dtype and shape, contiguous, on the CPU."""
@@ -78,6 +77,68 @@ class Port:
             and value.layout is torch.strided
             and value.shape == self.shape
             and value.is_contiguous()
+            and not value.is_neg()
+        )
+
+    def _check_out(self, value: np.ndarray) -> None:
+        """Raise ArrayError, with the first reason, unless `value` can be written in place."""
+        _check_unmasked(value, self.name)
+        _check_shape(value.shape, self.shape, self.name)
+        wanted = f"expected a writable, C-contiguous {self.dtype} array"
+        if value.dtype != self.dtype:
+            raise ArrayError(f"{self.name} has dtype {value.dtype}, {wanted}")
+        if not value.flags.c_contiguous:
+            raise ArrayError(f"{self.name} has strides {value.strides}, {wanted}")
+        if not value.flags.aligned:
+            raise ArrayError(f"{self.name} starts within an element (unaligned), {wanted}")
+        if not value.flags.writeable:
+            raise ArrayError(f"{self.name} is read-only, {wanted}")
+
+
+class Operands:
+    """The tensors of a call, taken from the caller: those that it reads, and the output that it
+    writes while it reads them."""
+
+    def __init__(self, data: Port, out: Port, residual: Port | None) -> None:
+        self.data, self.out, self.residual = data, out, residual
+
+    def take(self, data: Any, out: Any, residual: Any) -> tuple[Any, Any, Any, Sequence[Any]]:
+        """The output as the caller's kind of tensor, then tvm_ffi tensors: data, output, and the
+        residual if there is one.
+
+        Raises ArrayError if one does not fit, or the output overlaps what is read.
+        """
+        if (residual is None) is not (self.residual is None):
+            raise self._mismatch(residual)
+        source = self.data.read(data)
+        result = self.out.empty_like(data) if out is None else out
+        target = self.out.write(result)
+        added = () if self.residual is None else (self.residual.read(residual),)
+        if out is not None:
+            # What was copied lies apart already, and was copied before anything is written.
+            start = target.data_ptr()
+            end = start + self.out.bytes
+            place = source.data_ptr()
+            if place < end and start < place + self.data.bytes:
+                raise self._overlap("data")
+            for tensor in added:
+                place = tensor.data_ptr()
+                # The same memory too: kernels may write an element before they read its neighbour.
+                if place < end and start < place + self.out.bytes:
+                    raise self._overlap("residual")
+        return result, source, target, added
+
+    def _overlap(self, name: str) -> ArrayError:
+        return ArrayError(
+            f"{self.out.name} overlaps {name}, expected memory of its own: the call would write "
+            "one while it reads the other"
+        )
+
+    def _mismatch(self, residual: Any) -> ArrayError:
+        found, expected = ("none", "one") if residual is None else ("one", "none")
+        return ArrayError(
+            f"residual: found {found}, expected {expected}; `lib.plan(..., residual=True)` "
+            "makes a plan that adds one"
         )
 
 
@@ -87,24 +148,16 @@ def as_array(
     """`value` as a contiguous, aligned array of this dtype, itself if it is one already."""
     if not isinstance(value, np.ndarray):
         try:
-            value = np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
+            value = np.from_dlpack(_resolved(value))
         except (AttributeError, TypeError, BufferError, RuntimeError) as error:
             raise ArrayError(f"{name} is no array: {error}") from None
+    _check_unmasked(value, name)
     _check_shape(value.shape, shape, name)
     if value.dtype.kind != "f":
         raise ArrayError(f"{name} has dtype {value.dtype}, expected {dtype}")
-    array = np.require(value, dtype, ("C_CONTIGUOUS", "ALIGNED"))
+    array = np.require(value.view(np.ndarray), dtype, ("C_CONTIGUOUS", "ALIGNED"))
     # DLPack exports only writable arrays; the kernel reads this one.
     return array if array.flags.writeable else array.copy()
-
-
-def check_apart(first: tuple[Any, Port], second: tuple[Any, Port]) -> None:
-    """Refuse tensors (tensor, port) that overlap: a kernel would write one while it reads the
-    other."""
-    (a, left), (b, right) = first, second
-    start, goal = a.data_ptr(), b.data_ptr()
-    if start < goal + right.bytes and goal < start + left.bytes:
-        raise ArrayError(f"{right.name} overlaps {left.name}, expected memory of its own")
 
 
 def over(tensor: Any, port: Port) -> np.ndarray:
@@ -113,34 +166,121 @@ def over(tensor: Any, port: Port) -> np.ndarray:
     return np.ctypeslib.as_array(memory).view(port.dtype).reshape(port.shape)
 
 
+def same_kind(result: Any, data: Any) -> Any:
+    """`result`, allocated for a call on `data`, as an array of that library where it is none."""
+    if isinstance(result, np.ndarray) and not isinstance(data, np.ndarray):
+        return data.__array_namespace__().from_dlpack(result)
+    return result
+
+
+def objection_to_writing(value: Any) -> str:
+    """Why a DLPack tensor must not be written; empty if it may be.
+
+    Those of libraries known for mutable arrays may be, and those whose export carries DLPack's
+    flags without the one for read-only memory. Older exports do not say, and JAX's are among them.
+    """
+    if any(kind.__module__.partition(".")[0] in _MUTABLE for kind in type(value).__mro__):
+        return ""
+    try:
+        capsule = value.__dlpack__(max_version=(1, 0))
+    except (TypeError, BufferError):  # of a library from before DLPack 1.0; or not exportable
+        capsule = None
+    name = b"dltensor_versioned"
+    if capsule is None or not _capsules().PyCapsule_IsValid(ctypes.py_object(capsule), name):
+        return "does not say whether it may be written (DLPack 1.0 has a flag for that)"
+    pointer = _capsules().PyCapsule_GetPointer(ctypes.py_object(capsule), name)
+    # DLManagedTensorVersioned: two uint32 of the version, two pointers, then the flags.
+    flags = ctypes.c_uint64.from_address(pointer + 8 + 2 * ctypes.sizeof(ctypes.c_void_p)).value
+    return "is read-only" if flags & 1 else ""
+
+
+@cache
+def _capsules() -> ctypes.PyDLL:
+    api = ctypes.PyDLL(None)
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = api.PyCapsule_IsValid.argtypes = (
+        ctypes.py_object,
+        ctypes.c_char_p,
+    )
+    return api
+
+
 def _check_shape(found: Sequence[int], expected: Sequence[int], name: str) -> None:
     if tuple(found) != tuple(expected):
         raise ArrayError(f"{name} has shape {tuple(found)}, expected {tuple(expected)}")
 
 
-def as_tensor(value: Any, port: Port, device: int = _CPU) -> Any:
-    """`value`, a DLPack tensor for `port`, as a tvm_ffi tensor; copied if it is not contiguous.
+def _check_unmasked(value: np.ndarray, name: str) -> None:
+    """A mask would be lost without a word."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ArrayError(
+            f"{name} is a masked array, and a kernel cannot see its mask; pass .data or .filled(0)"
+        )
 
+
+def _resolved(value: Any) -> Any:
+    """A PyTorch tensor without history, its negation, which is a mere bit of it, carried out."""
+    if hasattr(value, "detach"):
+        value = value.detach()
+    return value.resolve_neg() if hasattr(value, "resolve_neg") else value
+
+
+def as_tensor(value: Any, port: Port, device: int = _CPU, writes: bool = False) -> Any:
+    """`value`, a DLPack tensor for `port`, as a tvm_ffi tensor.
+
+    One that is read is copied if it is not contiguous; one that is written is refused then.
     `device` is DLPack's number of the kind of device where it has to be.
     """
     name = port.name
     if not hasattr(value, "__dlpack__"):
+        convertible = any(hasattr(value, a) for a in ("__array__", "__array_interface__"))
+        advice = "; pass np.asarray of it" if convertible else ""
         raise ArrayError(
-            f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor"
+            f"{name} is a {type(value).__name__}, expected an array or a DLPack tensor{advice}"
         )
-    _check_shape(value.shape, port.shape, name)
+    if hasattr(value, "shape"):
+        _check_shape(value.shape, port.shape, name)
+    if writes and (reason := objection_to_writing(value)):
+        raise ArrayError(
+            f"{name} is a {type(value).__name__} that {reason}; pass a numpy array or a PyTorch "
+            "tensor"
+        )
     try:
-        if hasattr(value, "is_contiguous") and not value.is_contiguous():
-            value = value.contiguous()
-        if hasattr(value, "detach"):
-            value = value.detach()
-        tensor = tvm_ffi.from_dlpack(value)
+        tensor = tvm_ffi.from_dlpack(_exportable(value, port, writes))
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise ArrayError(f"{name} cannot be exported by DLPack: {''.join(reason)}") from None
+        if isinstance(error, ArrayError):
+            raise
+        reason = "".join(str(error).strip().splitlines()[:1])
+        raise ArrayError(f"{name} cannot be exported by DLPack: {reason}") from None
+    _check_shape(tensor.shape, port.shape, name)
     if str(tensor.dtype) != str(port.dtype):
         raise ArrayError(f"{name} has dtype {tensor.dtype}, expected {port.dtype}")
     if tensor.device.dlpack_device_type() != device:
         expected = "the CPU" if device == _CPU else "a GPU, as the data"
         raise ArrayError(f"{name} is on device {tensor.device}, expected {expected}")
-    return tensor
+    if _is_contiguous(tensor) and tensor.data_ptr() % port.dtype.itemsize == 0:
+        return tensor
+    if writes or device != _CPU:
+        raise ArrayError(f"{name} is not contiguous, expected a contiguous {port.dtype} tensor")
+    return tvm_ffi.from_dlpack(as_array(np.from_dlpack(tensor), port.shape, name, port.dtype))
+
+
+def _exportable(value: Any, port: Port, writes: bool) -> Any:
+    """A tensor as DLPack can tell it: PyTorch's without history and negation, contiguous if it is
+    to be read."""
+    if not writes:
+        value = _resolved(value)
+        strided = hasattr(value, "is_contiguous") and not value.is_contiguous()
+        return value.contiguous() if strided else value
+    if hasattr(value, "is_neg") and value.is_neg():
+        raise ArrayError(f"{port.name} is a negative view, expected a {port.dtype} tensor itself")
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def _is_contiguous(tensor: Any) -> bool:
+    expected = 1
+    for extent, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True

@@ -63,3 +63,25 @@ for wrong in (host, tvm.runtime.empty((2, 8, 9, 8), "float32", device)):
         print(error)
     else:
         raise AssertionError("a wrong output was taken")
+
+# Overlap on the device, whole and partial, is refused before anything is written.
+adding = library.plan(w, weight, bias, "direct", residual=True)
+memory = tvm.runtime.tensor(np.ones(2 * reference.size, np.float32), device)
+size = 4 * reference.size
+first, shifted = (
+    memory._create_view(reference.shape, "float32", offset) for offset in (0, size // 2)
+)
+shared = memory._create_view(data.shape, "float32", 0)
+other = tvm.runtime.tensor(np.zeros(reference.shape, np.float32), device)
+for read, added, name in (
+    (there, first, "residual"),
+    (there, shifted, "residual"),
+    (shared, other, "data"),
+):
+    try:
+        adding(read, out=first, residual=added)
+    except ArrayError as error:
+        assert f"out overlaps {name}" in str(error), error
+    else:
+        raise AssertionError(f"an output over the {name} was taken")
+assert np.all(memory.numpy() == 1)
