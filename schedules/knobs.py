@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 Decisions = Mapping[str, int]
@@ -12,24 +13,66 @@ Decisions = Mapping[str, int]
 _EVEN = 1.2  # times the ideal: up to this, threads count as equally busy
 
 
+class Rules(ABC):
+    """What a template says of its decisions on one workload; sizes are a subclass's fields."""
+
+    @property
+    @abstractmethod
+    def knobs(self) -> Mapping[str, tuple[int, ...]]:
+        """Every knob with its values."""
+
+    def is_valid(self, d: Decisions) -> bool:
+        """Whether these decisions may be built."""
+        return True
+
+    def is_worthwhile(self, d: Decisions) -> bool:
+        """Whether valid decisions are not hopeless from the start."""
+        return True
+
+    @abstractmethod
+    def cost(self, d: Decisions) -> float:
+        """A rough estimate (lower is better) of one thread's work, that picks the default decisions
+        without measuring."""
+
+    def features(self, d: Decisions) -> Mapping[str, float]:
+        """Derived quantities that the cost model learns from besides the knobs."""
+        return {}
+
+    def turns(self, d: Decisions) -> int:
+        """Iterations of the parallel loop that does most of the work, which threads share."""
+        return 1
+
+
 @dataclass(frozen=True)
 class Space:
-    """All decisions of a template on one workload.
+    """All decisions of a template on one workload, for so many threads."""
 
-    `knobs` maps a name to its values; `is_valid` says which combinations may be built, and
-    `is_worthwhile` which of them are not hopeless from the start; `cost` is a rough estimate
-    (lower is better) of one thread's work, that picks the default decisions without measuring;
-    `features` are derived quantities that the cost model learns from besides the knobs. `turns`
-    counts the iterations of the parallel loop that does most of the work, which `threads` share.
-    """
-
-    knobs: Mapping[str, tuple[int, ...]]
-    is_valid: Callable[[Decisions], bool]
-    is_worthwhile: Callable[[Decisions], bool]
-    cost: Callable[[Decisions], float]
-    features: Callable[[Decisions], Mapping[str, float]] = field(default=lambda d: {})
-    turns: Callable[[Decisions], int] = field(default=lambda d: 1)
+    rules: Rules
     threads: int = 1
+
+    @cached_property
+    def knobs(self) -> Mapping[str, tuple[int, ...]]:
+        return self.rules.knobs
+
+    @property
+    def is_valid(self) -> Callable[[Decisions], bool]:
+        return self.rules.is_valid
+
+    @property
+    def is_worthwhile(self) -> Callable[[Decisions], bool]:
+        return self.rules.is_worthwhile
+
+    @property
+    def cost(self) -> Callable[[Decisions], float]:
+        return self.rules.cost
+
+    @property
+    def turns(self) -> Callable[[Decisions], int]:
+        return self.rules.turns
+
+    @property
+    def features(self) -> Callable[[Decisions], Mapping[str, float]]:
+        return self.rules.features
 
     @property
     def size(self) -> int:

@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from types import MappingProxyType
 
 import tvm
-from support import DEEDS, Decisions
+from support import DEEDS
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from convtvm.kernels.task import Task
-from schedules.knobs import Space
+from schedules.knobs import Decisions, Rules, Space
 
 _TERABYTE = 1 << 40
 
@@ -52,16 +53,19 @@ BUILD_DEEDS = ("segfault", "nothing", "abort", "exit", "hang", "memory", "raise"
 CANDIDATES = [(deed, "") for deed in BUILD_DEEDS] + [("nothing", deed) for deed in RUN_DEEDS]
 
 
+class _Deeds(Rules):
+    knobs = MappingProxyType({"deed": tuple(range(len(CANDIDATES)))})
+
+    def cost(self, d: Decisions) -> float:
+        return float(d["deed"])
+
+
 class Faulty(Task):
     """A task with one knob, `deed`, an index into CANDIDATES; all use the same schedule."""
 
     @cached_property
     def space(self) -> Space:
-        def anything(_: Decisions) -> bool:
-            return True
-
-        every = tuple(range(len(CANDIDATES)))
-        return Space({"deed": every}, anything, anything, lambda d: float(d["deed"]))
+        return Space(_Deeds())
 
     def instantiate(self, decisions: Decisions) -> tvm.IRModule:
         while_built, when_run = CANDIDATES[decisions["deed"]]

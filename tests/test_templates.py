@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from convtvm.kernels.task import Task, tasks_of
 from convtvm.machine.targets import resolve
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
-from schedules.knobs import Space
+from schedules.knobs import Decisions, Rules, Space
 
 make = ConvWorkload.make
 LAYOUTS = ("NCHW", "NHWC")
@@ -219,13 +221,26 @@ def test_space_is_the_same_in_every_process_and_copy() -> None:
     assert again.space.points == task.space.points and again.space.default == task.space.default
 
 
+@dataclass(frozen=True)
+class SmallRules(Rules):
+    """One knob, `a`: its values that may be built, and those that are worthwhile."""
+
+    valid: tuple[int, ...]
+    worthwhile: tuple[int, ...]
+    knobs = MappingProxyType({"a": (1, 2, 3)})
+
+    def is_valid(self, d: Decisions) -> bool:
+        return d["a"] in self.valid
+
+    def is_worthwhile(self, d: Decisions) -> bool:
+        return d["a"] in self.worthwhile
+
+    def cost(self, d: Decisions) -> float:
+        return 0.0
+
+
 def small_space(valid: tuple[int, ...], worthwhile: tuple[int, ...]) -> Space:
-    return Space(
-        knobs={"a": (1, 2, 3)},
-        is_valid=lambda d: d["a"] in valid,
-        is_worthwhile=lambda d: d["a"] in worthwhile,
-        cost=lambda d: 0.0,
-    )
+    return Space(SmallRules(valid, worthwhile))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ padded copy is made for a few channels (NCHW) or one image (NHWC) at a time, and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
@@ -18,7 +20,7 @@ from schedules.cpu.registers import (
     vectorize_innermost,
     waste,
 )
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 VERSION = 3
 COMPUTE_KNOBS: tuple[str, ...] = ()
@@ -26,63 +28,85 @@ COMPUTE_KNOBS: tuple[str, ...] = ()
 _TILE_W = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
 
-def space(sch: Schedule, cpu: CpuModel) -> Space:
-    """Knobs of `schedule`; tile_w counts vectors along the row (NCHW) or pixels (NHWC)."""
-    by_channel = layout(sch) == "NCHW"
-    if by_channel:
-        images, channels, high, wide, kh, kw = extents(sch, "conv")
-        wide //= _row_block(sch)
-    else:
-        images, high, wide, channels, kh, kw = extents(sch, "conv")
-    multiplier = channels // int(sch.mod["main"].params[0].shape[1]) if by_channel else 1
-    knobs = {
-        # channels that are copied before the first is computed: what was just stored in pieces
-        # cannot be read as a vector at once
-        "channels": tuple(
-            t
-            for t in (1, 2, 4, 8, 16)
-            if channels % t == 0 and (multiplier % t == 0 or t % multiplier == 0)
-        )
-        if by_channel
-        else (1,),
-        "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= high),
-        "tile_w": tuple(t for t in _TILE_W if t <= wide),
-        # Unrolled taps share loads between rows, but large kernels become very long code.
-        "unroll_taps": (0, 1) if kh * kw <= 25 else (0,),
-    }
+@dataclass(frozen=True)
+class _Rules(Rules):
+    """Sizes of the convolution: `wide` counts vectors of `row_block` pixels along the row (NCHW) or
+    pixels (NHWC), `multiplier` output channels for each input channel."""
 
-    def is_valid(d: Decisions) -> bool:
-        return d["tile_h"] * d["tile_w"] + 2 <= cpu.registers
+    cpu: CpuModel
+    by_channel: bool
+    images: int
+    channels: int
+    multiplier: int
+    high: int
+    wide: int
+    row_block: int
+    kh: int
+    kw: int
 
-    def is_worthwhile(d: Decisions) -> bool:
-        return waste(high, d["tile_h"]) <= 0.34 and waste(wide, d["tile_w"]) <= 0.34
-
-    def useless(d: Decisions) -> float:
-        return (1 + waste(high, d["tile_h"])) * (1 + waste(wide, d["tile_w"]))
-
-    def copied_bytes(d: Decisions) -> float:
-        """Of the padded copy that the kernel keeps at a time, roughly."""
-        return 4.0 * d["channels"] * high * wide * _row_block(sch) if by_channel else 0.0
-
-    def cost(d: Decisions) -> float:
-        # Rows of a tile share input rows; a tap needs a load for each vector and a broadcast.
-        reads = (d["tile_h"] + kh - 1) / d["tile_h"]
-        latency = max(1.0, 6 / (d["tile_h"] * d["tile_w"]))
-        too_soon = 0.3 / d["channels"] if by_channel else 0.0
-        outgrown = 0.3 if copied_bytes(d) > cpu.l1_bytes / 2 else 0.0
-        return useless(d) * (0.3 * reads + latency) - 0.1 * d["unroll_taps"] + too_soon + outgrown
-
-    def features(d: Decisions) -> dict[str, float]:
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
         return {
-            "accumulators": d["tile_h"] * d["tile_w"],
-            "useless": useless(d),
-            "copied_bytes": copied_bytes(d),
+            # channels that are copied before the first is computed: what was just stored in pieces
+            # cannot be read as a vector at once
+            "channels": tuple(filter(self._copied_together, (1, 2, 4, 8, 16)))
+            if self.by_channel
+            else (1,),
+            "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= self.high),
+            "tile_w": tuple(t for t in _TILE_W if t <= self.wide),
+            # Unrolled taps share loads between rows, but large kernels become very long code.
+            "unroll_taps": (0, 1) if self.kh * self.kw <= 25 else (0,),
         }
 
-    def turns(d: Decisions) -> int:
-        return images * (channels // d["channels"] if by_channel else -(-high // d["tile_h"]))
+    def _copied_together(self, count: int) -> bool:
+        whole = self.multiplier % count == 0 or count % self.multiplier == 0
+        return self.channels % count == 0 and whole
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
+    def is_valid(self, d: Decisions) -> bool:
+        return d["tile_h"] * d["tile_w"] + 2 <= self.cpu.registers
+
+    def is_worthwhile(self, d: Decisions) -> bool:
+        return waste(self.high, d["tile_h"]) <= 0.34 and waste(self.wide, d["tile_w"]) <= 0.34
+
+    def useless(self, d: Decisions) -> float:
+        return (1 + waste(self.high, d["tile_h"])) * (1 + waste(self.wide, d["tile_w"]))
+
+    def copied_bytes(self, d: Decisions) -> float:
+        """Of the padded copy that the kernel keeps at a time, roughly."""
+        pixels = self.high * self.wide * self.row_block
+        return 4.0 * d["channels"] * pixels if self.by_channel else 0.0
+
+    def cost(self, d: Decisions) -> float:
+        # Rows of a tile share input rows; a tap needs a load for each vector and a broadcast.
+        reads = (d["tile_h"] + self.kh - 1) / d["tile_h"]
+        latency = max(1.0, 6 / (d["tile_h"] * d["tile_w"]))
+        too_soon = 0.3 / d["channels"] if self.by_channel else 0.0
+        outgrown = 0.3 if self.copied_bytes(d) > self.cpu.l1_bytes / 2 else 0.0
+        work = self.useless(d) * (0.3 * reads + latency)
+        return work - 0.1 * d["unroll_taps"] + too_soon + outgrown
+
+    def features(self, d: Decisions) -> dict[str, float]:
+        return {
+            "accumulators": d["tile_h"] * d["tile_w"],
+            "useless": self.useless(d),
+            "copied_bytes": self.copied_bytes(d),
+        }
+
+    def turns(self, d: Decisions) -> int:
+        if self.by_channel:
+            return self.images * (self.channels // d["channels"])
+        return self.images * -(-self.high // d["tile_h"])
+
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`; tile_w counts vectors along the row (NCHW) or pixels (NHWC)."""
+    if layout(sch) == "NCHW":
+        images, channels, high, wide, kh, kw = extents(sch, "conv")
+        multiplier, block = channels // int(sch.mod["main"].params[0].shape[1]), _row_block(sch)
+        sizes = (images, channels, multiplier, high, wide // block, block, kh, kw)
+        return Space(_Rules(cpu, True, *sizes), cpu.threads)
+    images, high, wide, channels, kh, kw = extents(sch, "conv")
+    return Space(_Rules(cpu, False, images, channels, 1, high, wide, 1, kh, kw), cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

@@ -9,6 +9,8 @@ streams past.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
@@ -16,18 +18,16 @@ from schedules.cpu import epilogue
 from schedules.cpu.registers import (
     CpuModel,
     accumulate_in_tile,
-    extents,
     find_block,
-    fits,
     ic_block,
     image_counts,
     layout,
     number_pixels,
     oc_block,
-    tile_cost,
-    tile_ic_values,
+    unroll_values,
     waste,
 )
+from schedules.cpu.tiles import TileRules
 from schedules.knobs import Decisions, Space
 
 VERSION = 4
@@ -37,86 +37,90 @@ _FEW_TILES = 16
 _MAX_ROUNDING = 0.2  # share of pixels computed only to fill the last tile or panel
 
 
-def space(sch: Schedule, cpu: CpuModel) -> Space:
-    """Knobs of `schedule`, for the function of whole columns (all compute knobs at their least)."""
-    chunks_in, images, channels, _, pixels, _, kh, kw, ic = extents(sch, "partial")
-    block, copies = oc_block(sch), find_block(sch, "columns") is not None
-    chunks_out, terms = channels // block, kh * kw * ic
-    far_apart = layout(sch) == "NCHW"
-    weight_bytes = 4.0 * channels * chunks_in * terms
-    streams = weight_bytes > cpu.l2_bytes / 2
-    knobs = {
-        "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= pixels),
-        "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
-        "tile_ic": tile_ic_values(chunks_in, terms),
-        "unroll_ic": tuple(u for u in (1, 2, 4) if ic % u == 0),
-        "panel": (1, 2, 4, 8, 16, 32),
-        # images that meet a block of the weight in turn
-        "images": image_counts(sch),
-        "pack": (1,) if copies else (0, 1),
-        "prefetch": (0, 1) if streams else (0,),
-    }
+@dataclass(frozen=True)
+class _Rules(TileRules):
+    """`copies` says whether the compute has columns; without, they are the data as it is."""
 
-    def tiles(d: Decisions) -> int:
-        """Register tiles that meet a block of the weight in turn."""
-        return d["images"] * (d["panel"] if d["panel"] > 1 else -(-pixels // d["tile_ow"]))
+    image_counts: tuple[int, ...]
+    unrolled: tuple[int, ...]  # values of unroll_ic
+    copies: bool
 
-    def rounding(d: Decisions) -> float:
-        return waste(pixels, d["tile_ow"] * d["panel"])
+    @property
+    def streams(self) -> bool:
+        """Whether the weight is too large to stay in the L2 cache beside the data."""
+        weight_bytes = 4.0 * self.channels * self.chunks_in * self.terms
+        return weight_bytes > self.cpu.l2_bytes / 2
 
-    def is_valid(d: Decisions) -> bool:
-        return (
-            fits(d["tile_ow"], d["tile_oc"], cpu)
-            and chunks_out % d["tile_oc"] == 0
-            # Without a copy nothing can fill the last panel.
-            and (d["pack"] == 1 or d["panel"] == 1 or rounding(d) == 0)
-            # Shared by several images, the weight is waited for too seldom to prefetch it.
-            and (d["prefetch"] == 0 or (tiles(d) > 1 and d["images"] == 1))
-        )
-
-    def is_worthwhile(d: Decisions) -> bool:
-        return d["tile_ow"] * d["tile_oc"] >= 4 and rounding(d) <= _MAX_ROUNDING
-
-    def panel_bytes(d: Decisions) -> float:
-        return 4.0 * chunks_in * terms * d["tile_ow"] * tiles(d)
-
-    def cost(d: Decisions) -> float:
-        tile = tile_cost(d["tile_ow"], d["tile_oc"], cpu)
-        short = 1 + 4 / (d["tile_ic"] * terms)
-        streamed = 0.2 if d["panel"] > 1 and streams else 0.0
-        outgrown = 0.1 if panel_bytes(d) > 0.75 * cpu.l2_bytes else 0.0
-        copied = d["pack"] * 8 / channels
-        # A window of the data in NCHW takes one cache line for every channel.
-        unpacked = far_apart and not d["pack"] and chunks_in * terms * 64 >= cpu.l1_bytes
-        scattered = 0.5 if unpacked else 0.0
-        again = streamed * 32 / (d["tile_ow"] * tiles(d))
-        # Where few tiles share a block of the weight, waiting for it counts.
-        fetched = 0.05 * d["prefetch"] * (-1 if tiles(d) <= _FEW_TILES else 1)
-        return (
-            tile * short * (1 + rounding(d))
-            + again
-            + fetched
-            + outgrown
-            + copied
-            + scattered
-            + 0.01 * (d["unroll_ic"] - 1)
-        )
-
-    def features(d: Decisions) -> dict[str, float]:
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        tile = self.tile_knobs
         return {
-            "accumulators": d["tile_ow"] * d["tile_oc"],
-            "tile": tile_cost(d["tile_ow"], d["tile_oc"], cpu),
-            "useless": 1 + rounding(d),
-            "terms": d["tile_ic"] * terms,
-            "panel_bytes": panel_bytes(d),
-            "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
+            "tile_ow": tile["tile_ow"],
+            "tile_oc": tile["tile_oc"],
+            "tile_ic": tile["tile_ic"],
+            "unroll_ic": self.unrolled,
+            "panel": (1, 2, 4, 8, 16, 32),
+            # images that meet a block of the weight in turn
+            "images": self.image_counts,
+            "pack": (1,) if self.copies else (0, 1),
+            "prefetch": (0, 1) if self.streams else (0,),
         }
 
-    def turns(d: Decisions) -> int:
-        panels = -(-pixels // (d["tile_ow"] * d["panel"])) if d["panel"] > 1 else 1
-        return images * panels * (chunks_out // d["tile_oc"])
+    def tiles(self, d: Decisions) -> int:
+        """Register tiles that meet a block of the weight in turn."""
+        return d["images"] * (d["panel"] if d["panel"] > 1 else -(-self.ow // d["tile_ow"]))
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
+    def pixels(self, d: Decisions) -> int:
+        return d["tile_ow"]
+
+    def rounding(self, d: Decisions) -> float:
+        return waste(self.ow, d["tile_ow"] * d["panel"])
+
+    def useless(self, d: Decisions) -> float:
+        return 1 + self.rounding(d)
+
+    def is_valid(self, d: Decisions) -> bool:
+        return (
+            super().is_valid(d)
+            # Without a copy nothing can fill the last panel.
+            and (d["pack"] == 1 or d["panel"] == 1 or self.rounding(d) == 0)
+            # Shared by several images, the weight is waited for too seldom to prefetch it.
+            and (d["prefetch"] == 0 or (self.tiles(d) > 1 and d["images"] == 1))
+        )
+
+    def is_worthwhile(self, d: Decisions) -> bool:
+        return d["tile_ow"] * d["tile_oc"] >= 4 and self.rounding(d) <= _MAX_ROUNDING
+
+    def panel_bytes(self, d: Decisions) -> float:
+        return 4.0 * self.chunks_in * self.terms * d["tile_ow"] * self.tiles(d)
+
+    def cost(self, d: Decisions) -> float:
+        streamed = 0.2 if d["panel"] > 1 and self.streams else 0.0
+        outgrown = 0.1 if self.panel_bytes(d) > 0.75 * self.cpu.l2_bytes else 0.0
+        copied = d["pack"] * 8 / self.channels
+        # A window of the data in NCHW takes one cache line for every channel.
+        lines = self.chunks_in * self.terms * 64
+        far_apart = self.layout == "NCHW" and not d["pack"] and lines >= self.cpu.l1_bytes
+        scattered = 0.5 if far_apart else 0.0
+        again = streamed * 32 / (d["tile_ow"] * self.tiles(d))
+        # Where few tiles share a block of the weight, waiting for it counts.
+        fetched = 0.05 * d["prefetch"] * (-1 if self.tiles(d) <= _FEW_TILES else 1)
+        unrolled = 0.01 * (d["unroll_ic"] - 1)
+        return self.sums(d) + again + fetched + outgrown + copied + scattered + unrolled
+
+    def features(self, d: Decisions) -> dict[str, float]:
+        return {**super().features(d), "panel_bytes": self.panel_bytes(d)}
+
+    def turns(self, d: Decisions) -> int:
+        panels = -(-self.ow // (d["tile_ow"] * d["panel"])) if d["panel"] > 1 else 1
+        return self.images * panels * (self.chunks_out // d["tile_oc"])
+
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`, for the function of whole columns (all compute knobs at their least)."""
+    copies = find_block(sch, "columns") is not None
+    rules = _Rules.of(sch, cpu, image_counts(sch), unroll_values(ic_block(sch)), copies)
+    return Space(rules, cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

@@ -9,6 +9,8 @@ channels meet this one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.s_tir import Schedule
 
 from schedules.cpu.registers import (
@@ -23,87 +25,101 @@ from schedules.cpu.registers import (
     oc_block,
     tile_cost,
     tile_order,
+    unroll_values,
     vectorize_innermost,
     waste,
 )
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 VERSION = 3
 COMPUTE_KNOBS = ("tile_c", "tile_p", "pack")
 
 
-def space(sch: Schedule, cpu: CpuModel) -> Space:
-    """Knobs of `schedule`, for the function whose tile is one channel by one vector."""
-    images, channels, padded, depth = extents(sch, "conv")
-    pixels = _pixels(sch)
-    block = oc_block(sch)
-    streams = layout(sch) == "NCHW" and 4.0 * depth * pixels > cpu.l2_bytes / 2
-    knobs = {
-        "tile_c": tuple(t for t in range(1, min(block, channels) + 1) if block % t == 0),
-        "tile_p": tuple(t for t in (1, 2, 3, 4, 6) if t * cpu.lanes <= padded),
-        # tiles that meet a tile of channels one after another
-        "panel": (1, 2, 4, 8, 16),
-        # images that meet a tile of channels one after another
-        "images": image_counts(sch),
-        "unroll": tuple(u for u in (1, 2, 4) if depth % u == 0),
-        "pack": (0, 1),
-        "prefetch": (0, 1) if streams else (0,),
-    }
+@dataclass(frozen=True)
+class _Rules(Rules):
+    """Sizes of the product; `padded` pixels fill whole vectors, `block` channels one of the
+    weight."""
 
-    def is_valid(d: Decisions) -> bool:
-        tile = d["tile_p"] * cpu.lanes
+    cpu: CpuModel
+    layout: str
+    images: int
+    channels: int
+    pixels: int
+    padded: int
+    depth: int
+    block: int
+    image_counts: tuple[int, ...]
+
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        streams = 4.0 * self.depth * self.pixels > self.cpu.l2_bytes / 2
+        most = min(self.block, self.channels)
+        return {
+            "tile_c": tuple(t for t in range(1, most + 1) if self.block % t == 0),
+            "tile_p": tuple(t for t in (1, 2, 3, 4, 6) if t * self.cpu.lanes <= self.padded),
+            # tiles that meet a tile of channels one after another
+            "panel": (1, 2, 4, 8, 16),
+            # images that meet a tile of channels one after another
+            "images": self.image_counts,
+            "unroll": unroll_values(self.depth),
+            "pack": (0, 1),
+            "prefetch": (0, 1) if self.layout == "NCHW" and streams else (0,),
+        }
+
+    def is_valid(self, d: Decisions) -> bool:
+        tile = d["tile_p"] * self.cpu.lanes
         return (
-            fits(d["tile_c"], d["tile_p"], cpu)
-            and d["panel"] <= -(-pixels // tile)
-            and (d["pack"] == 1 or pixels % tile == 0)
+            fits(d["tile_c"], d["tile_p"], self.cpu)
+            and d["panel"] <= -(-self.pixels // tile)
+            and (d["pack"] == 1 or self.pixels % tile == 0)
             # The copy reads as the data lies, a single reading leaves no time to fetch, and what
             # follows is fetched within an image.
             and (
                 d["prefetch"] == 0
-                or (d["pack"] == 0 and d["tile_c"] < channels and d["images"] == 1)
+                or (d["pack"] == 0 and d["tile_c"] < self.channels and d["images"] == 1)
             )
         )
 
-    def is_worthwhile(d: Decisions) -> bool:
+    def is_worthwhile(self, d: Decisions) -> bool:
         return (
             d["tile_c"] * d["tile_p"] >= 4
-            and waste(pixels, d["tile_p"] * cpu.lanes) <= 0.34
-            and waste(channels, d["tile_c"]) <= 0.34
+            and waste(self.pixels, d["tile_p"] * self.cpu.lanes) <= 0.34
+            and waste(self.channels, d["tile_c"]) <= 0.34
         )
 
-    def useless(d: Decisions) -> float:
-        return (1 + waste(pixels, d["tile_p"] * cpu.lanes)) * (1 + waste(channels, d["tile_c"]))
+    def useless(self, d: Decisions) -> float:
+        pixels = 1 + waste(self.pixels, d["tile_p"] * self.cpu.lanes)
+        return pixels * (1 + waste(self.channels, d["tile_c"]))
 
-    def cost(d: Decisions) -> float:
-        tile = tile_cost(d["tile_c"], d["tile_p"], cpu)
+    def cost(self, d: Decisions) -> float:
+        tile = tile_cost(d["tile_c"], d["tile_p"], self.cpu)
         # The copy costs a read and a write for each element, which meets every channel.
-        copy = 8 / channels if d["pack"] else 0.1 * (depth >= 512)
+        copy = 8 / self.channels if d["pack"] else 0.1 * (self.depth >= 512)
         # A cache line of pixels is what a channel has to give at once.
         lines = 0.02 * abs(d["tile_p"] - 2)
         # Short sums leave little to wait for.
-        fetched = 0.03 * d["prefetch"] * (-1 if depth >= 128 else 1)
-        return (
-            tile * useless(d)
-            + copy
-            + lines
-            + fetched
-            + 0.005 * abs(d["unroll"] - 2)
-            + 0.002 * abs(d["panel"] - 4)
-        )
+        fetched = 0.03 * d["prefetch"] * (-1 if self.depth >= 128 else 1)
+        loops = 0.005 * abs(d["unroll"] - 2) + 0.002 * abs(d["panel"] - 4)
+        return tile * self.useless(d) + copy + lines + fetched + loops
 
-    def features(d: Decisions) -> dict[str, float]:
+    def features(self, d: Decisions) -> dict[str, float]:
         return {
             "accumulators": d["tile_c"] * d["tile_p"],
-            "tile": tile_cost(d["tile_c"], d["tile_p"], cpu),
-            "useless": useless(d),
-            "panel_bytes": 4.0 * d["panel"] * d["tile_p"] * cpu.lanes * depth,
+            "tile": tile_cost(d["tile_c"], d["tile_p"], self.cpu),
+            "useless": self.useless(d),
+            "panel_bytes": 4.0 * d["panel"] * d["tile_p"] * self.cpu.lanes * self.depth,
         }
 
-    def turns(d: Decisions) -> int:
-        panels = -(-pixels // (d["tile_p"] * cpu.lanes * d["panel"]))
-        return images * panels * -(-channels // d["tile_c"])
+    def turns(self, d: Decisions) -> int:
+        panels = -(-self.pixels // (d["tile_p"] * self.cpu.lanes * d["panel"]))
+        return self.images * panels * -(-self.channels // d["tile_c"])
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`, for the function whose tile is one channel by one vector."""
+    images, channels, padded, depth = extents(sch, "conv")
+    sizes = (images, channels, _pixels(sch), padded, depth, oc_block(sch))
+    return Space(_Rules(cpu, layout(sch), *sizes, image_counts(sch)), cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

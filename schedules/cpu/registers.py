@@ -157,6 +157,11 @@ def image_counts(sch: Schedule) -> tuple[int, ...]:
     return tuple(i for i in range(1, batch + 1) if batch % i == 0)
 
 
+def unroll_values(terms: int) -> tuple[int, ...]:
+    """By how much a sum over `terms` may be unrolled."""
+    return tuple(u for u in (1, 2, 4) if terms % u == 0)
+
+
 def tile_ic_values(chunks_in: int, terms: int) -> tuple[int, ...]:
     """Channel blocks, of `terms` products each, that one partial sum may take: divisors of
     `chunks_in`. Longer sums lose accuracy, shorter ones speed."""

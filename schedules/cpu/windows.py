@@ -4,21 +4,17 @@ copy."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from schedules.cpu.registers import (
     CpuModel,
-    extents,
-    fits,
     ic_block,
     layout,
-    oc_block,
-    tile_cost,
-    tile_ic_values,
-    waste,
 )
+from schedules.cpu.tiles import TileRules
 from schedules.knobs import Decisions, Space
 
 # Values of the knob `order`, how the copied windows lie in memory. A tile reads the same element of
@@ -26,64 +22,30 @@ from schedules.knobs import Decisions, Space
 # the L1 cache, blocks of channels are neighbours. Pixels innermost is what NCHW copies fastest.
 WINDOWS, BLOCKS, PIXELS = 0, 1, 2
 
-_MAX_UNROLLED_ROWS = 4
+
+@dataclass(frozen=True)
+class _Rules(TileRules):
+    orders: tuple[int, ...]
+
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        return {**self.tile_knobs, "rows_outer": (0, 1), "order": self.orders}
+
+    def is_worthwhile(self, d: Decisions) -> bool:
+        transposes = self.layout == "NHWC" and d["order"] == PIXELS
+        return super().is_worthwhile(d) and not transposes
+
+    def cost(self, d: Decisions) -> float:
+        # The windows are larger than the weight: better read them once than once a channel tile.
+        windows_again = 0.02 * (1 - d["rows_outer"])
+        return (
+            self.sums(d) + 0.02 * (d["tile_oh"] - 1) + windows_again + 0.05 * (d["order"] != BLOCKS)
+        )
 
 
 def window_space(sch: Schedule, cpu: CpuModel, orders: tuple[int, ...]) -> Space:
     """Knobs of a register tile over copied windows, which may lie in any of `orders`."""
-    chunks_in, images, channels, oh, ow, _, kh, kw, ic_block = extents(sch, "partial")
-    block, transposes = oc_block(sch), layout(sch) == "NHWC"
-    chunks_out, terms = channels // block, kh * kw * ic_block
-    knobs = {
-        "tile_ow": tuple(t for t in range(1, cpu.registers) if t <= ow),
-        "tile_oh": tuple(t for t in range(1, _MAX_UNROLLED_ROWS + 1) if t <= oh),
-        "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= chunks_out),
-        "tile_ic": tile_ic_values(chunks_in, terms),
-        "rows_outer": (0, 1),
-        "order": orders,
-    }
-
-    def is_valid(d: Decisions) -> bool:
-        pixels = d["tile_ow"] * d["tile_oh"]
-        return fits(pixels, d["tile_oc"], cpu) and chunks_out % d["tile_oc"] == 0
-
-    def is_worthwhile(d: Decisions) -> bool:
-        return (
-            d["tile_ow"] * d["tile_oh"] * d["tile_oc"] >= 4
-            and waste(oh, d["tile_oh"]) <= 0.34
-            and (waste(ow, d["tile_ow"]) <= 0.34 or d["tile_oh"] == 1)
-            and not (transposes and d["order"] == PIXELS)
-        )
-
-    def useless(d: Decisions) -> float:
-        return (1 + waste(oh, d["tile_oh"])) * (1 + waste(ow, d["tile_ow"]))
-
-    def cost(d: Decisions) -> float:
-        tile = tile_cost(d["tile_ow"] * d["tile_oh"], d["tile_oc"], cpu)
-        short = 1 + 4 / (d["tile_ic"] * terms)
-        # The windows are larger than the weight: better read them once than once a channel tile.
-        windows_again = 0.02 * (1 - d["rows_outer"])
-        return (
-            tile * useless(d) * short
-            + 0.02 * (d["tile_oh"] - 1)
-            + windows_again
-            + 0.05 * (d["order"] != BLOCKS)
-        )
-
-    def features(d: Decisions) -> dict[str, float]:
-        pixels = d["tile_ow"] * d["tile_oh"]
-        return {
-            "accumulators": pixels * d["tile_oc"],
-            "tile": tile_cost(pixels, d["tile_oc"], cpu),
-            "useless": useless(d),
-            "terms": d["tile_ic"] * terms,
-            "weight_tile_bytes": 4.0 * d["tile_oc"] * block * chunks_in * terms,
-        }
-
-    def turns(d: Decisions) -> int:
-        return images * -(-oh // d["tile_oh"]) * (chunks_out // d["tile_oc"])
-
-    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
+    return Space(_Rules.of(sch, cpu, orders), cpu.threads)
 
 
 def copy_windows(

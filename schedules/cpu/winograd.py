@@ -7,6 +7,7 @@ weight streams from further away; workspace does not grow with the image.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
@@ -25,7 +26,7 @@ from schedules.cpu.registers import (
     vectorize_innermost,
     waste,
 )
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 VERSION = 4
 COMPUTE_KNOBS = ("panel_h", "panel_w")
@@ -34,96 +35,115 @@ _MAX_PANEL = 64  # tiles
 _MAX_ROUNDING = 0.15  # share of tiles computed only to fill the last panel
 
 
-def space(sch: Schedule, cpu: CpuModel) -> Space:
-    """Knobs of `schedule`, for the function whose panel is a single tile."""
-    tile_h, tile_w = _tile(sch)
-    batch, _, height, width = extents(sch, "inverse")
-    grid_h, grid_w = height // tile_h, width // tile_w
-    alpha_h, alpha_w, oc_chunks, _, _, ic_chunks, ic_block = extents(sch, "bgemm")
-    ic, oc = ic_chunks * ic_block, oc_chunks * cpu.lanes
-    knobs = {
-        # images whose tiles one panel takes
-        "images": image_counts(sch),
-        "panel_h": tuple(p for p in range(1, 9) if p <= grid_h),
-        "panel_w": tuple(
-            p for p in range(1, min(grid_w, _MAX_PANEL) + 1) if waste(grid_w, p) <= _MAX_ROUNDING
-        ),
-        "tile_p": tuple(range(1, cpu.registers)),
-        "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if t <= oc_chunks and oc_chunks % t == 0),
-        # 0: all products of a panel, then all inverse transforms; 1: both for one channel tile at
-        # a time
-        "gemm_at_oc": (0, 1),
-        # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x channels
-        "input_first": (0, 1),
-        # 1: the next block of the weight comes from memory while the tiles of a panel use this one
-        "prefetch": (0, 1),
-    }
-    smallest_panel = min(8, grid_h * grid_w)
+@dataclass(frozen=True)
+class _Rules(Rules):
+    """Sizes of the stages: `grid_h` x `grid_w` tiles of alpha_h x alpha_w elements an image,
+    `channels_in` and vectors of output channels."""
 
-    def panel_tiles(d: Decisions) -> int:
+    cpu: CpuModel
+    images: int
+    grid_h: int
+    grid_w: int
+    alpha_h: int
+    alpha_w: int
+    channels_in: int
+    chunks_out: int
+    image_counts: tuple[int, ...]
+
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        widths = range(1, min(self.grid_w, _MAX_PANEL) + 1)
+        return {
+            # images whose tiles one panel takes
+            "images": self.image_counts,
+            "panel_h": tuple(p for p in range(1, 9) if p <= self.grid_h),
+            "panel_w": tuple(p for p in widths if waste(self.grid_w, p) <= _MAX_ROUNDING),
+            "tile_p": tuple(range(1, self.cpu.registers)),
+            "tile_oc": tuple(t for t in (1, 2, 3, 4, 6) if self.chunks_out % t == 0),
+            # 0: all products of a panel, then all inverse transforms; 1: both for one channel tile
+            # at a time
+            "gemm_at_oc": (0, 1),
+            # 0: input tiles of one panel at a time; 1: of the whole image first, then panels x
+            # channels
+            "input_first": (0, 1),
+            # 1: the next block of the weight comes from memory while the tiles of a panel use this
+            # one
+            "prefetch": (0, 1),
+        }
+
+    def panel(self, d: Decisions) -> int:
+        """Tiles of a panel."""
         return d["images"] * d["panel_h"] * d["panel_w"]
 
-    def rounding(d: Decisions) -> float:
-        return (1 + waste(grid_h, d["panel_h"])) * (1 + waste(grid_w, d["panel_w"])) - 1
+    def rounding(self, d: Decisions) -> float:
+        rows, cols = waste(self.grid_h, d["panel_h"]), waste(self.grid_w, d["panel_w"])
+        return (1 + rows) * (1 + cols) - 1
 
-    def is_valid(d: Decisions) -> bool:
-        panel = panel_tiles(d)
+    def is_valid(self, d: Decisions) -> bool:
+        panel, whole = self.panel(d), (self.grid_h, self.grid_w)
         return (
-            fits(d["tile_p"], d["tile_oc"], cpu)
+            fits(d["tile_p"], d["tile_oc"], self.cpu)
             and panel <= _MAX_PANEL
             # TVM cannot bound a ragged tile: it would live in memory instead of registers.
             and panel % d["tile_p"] == 0
             # Tiles are numbered row by row, image by image: a panel must be one run of numbers.
-            and (d["panel_h"] == 1 or d["panel_w"] == grid_w)
-            and (d["images"] == 1 or (d["panel_h"], d["panel_w"]) == (grid_h, grid_w))
+            and (d["panel_h"] == 1 or d["panel_w"] == self.grid_w)
+            and (d["images"] == 1 or (d["panel_h"], d["panel_w"]) == whole)
             and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
             and (d["prefetch"] == 0 or panel > d["tile_p"])
         )
 
-    def is_worthwhile(d: Decisions) -> bool:
-        panel = panel_tiles(d)
+    def is_worthwhile(self, d: Decisions) -> bool:
         return (
             d["tile_p"] * d["tile_oc"] >= 4
-            and panel >= smallest_panel
-            and rounding(d) <= _MAX_ROUNDING
+            and self.panel(d) >= min(8, self.grid_h * self.grid_w)
+            and self.rounding(d) <= _MAX_ROUNDING
         )
 
-    def footprint(d: Decisions) -> float:
+    def footprint(self, d: Decisions) -> float:
         """Bytes of V and M that one panel keeps."""
-        panel = panel_tiles(d)
-        products = d["tile_oc"] * cpu.lanes if d["gemm_at_oc"] else oc
-        return 4.0 * alpha_h * alpha_w * panel * (ic + products)
+        chunks = d["tile_oc"] if d["gemm_at_oc"] else self.chunks_out
+        channels = self.channels_in + chunks * self.cpu.lanes
+        return 4.0 * self.alpha_h * self.alpha_w * self.panel(d) * channels
 
-    def cost(d: Decisions) -> float:
-        panel = panel_tiles(d)
+    def cost(self, d: Decisions) -> float:
         # Every register tile reads the weight anew, a vector for tile_p products, from a block
         # that may not fit the L1 cache; the wider the vector, the sooner that takes longer.
-        anew = cpu.lanes / 16 * max(0.0, 1 / d["tile_p"] - 0.2)
-        tile = tile_cost(d["tile_p"], d["tile_oc"], cpu) + anew
+        anew = self.cpu.lanes / 16 * max(0.0, 1 / d["tile_p"] - 0.2)
+        tile = tile_cost(d["tile_p"], d["tile_oc"], self.cpu) + anew
         # Every panel streams the whole packed weight.
-        weight = 4 / panel
+        weight = 4 / self.panel(d)
         # A panel that outgrows the cache: every tile of channels reads V anew, and M, of which an
         # element stands for ic products, goes out and comes back.
-        outgrown = 1 / (d["tile_oc"] * cpu.lanes) + 8 / ic
-        cache = min(max(0.0, footprint(d) / cpu.l2_bytes - 0.6), outgrown)
+        outgrown = 1 / (d["tile_oc"] * self.cpu.lanes) + 8 / self.channels_in
+        cache = min(max(0.0, self.footprint(d) / self.cpu.l2_bytes - 0.6), outgrown)
         fetched = 0.05 * d["prefetch"]
-        return (1 + rounding(d)) * (tile + weight + cache) + 0.01 * d["input_first"] - fetched
+        work = (1 + self.rounding(d)) * (tile + weight + cache)
+        return work + 0.01 * d["input_first"] - fetched
 
-    def features(d: Decisions) -> dict[str, float]:
-        panel = panel_tiles(d)
+    def features(self, d: Decisions) -> dict[str, float]:
         return {
-            "panel": panel,
+            "panel": self.panel(d),
             "accumulators": d["tile_p"] * d["tile_oc"],
-            "tile": tile_cost(d["tile_p"], d["tile_oc"], cpu),
-            "useless": 1 + rounding(d),
-            "footprint": footprint(d),
+            "tile": tile_cost(d["tile_p"], d["tile_oc"], self.cpu),
+            "useless": 1 + self.rounding(d),
+            "footprint": self.footprint(d),
         }
 
-    def turns(d: Decisions) -> int:
-        panels = batch // d["images"] * -(-grid_h // d["panel_h"]) * -(-grid_w // d["panel_w"])
-        return panels * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
+    def turns(self, d: Decisions) -> int:
+        rows, cols = -(-self.grid_h // d["panel_h"]), -(-self.grid_w // d["panel_w"])
+        panels = self.images // d["images"] * rows * cols
+        return panels * (self.chunks_out // d["tile_oc"] if d["input_first"] else 1)
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features, turns, cpu.threads)
+
+def space(sch: Schedule, cpu: CpuModel) -> Space:
+    """Knobs of `schedule`, for the function whose panel is a single tile."""
+    tile_h, tile_w = _tile(sch)
+    batch, _, height, width = extents(sch, "inverse")
+    alpha_h, alpha_w, chunks_out, _, _, ic_chunks, ic = extents(sch, "bgemm")
+    grid = (height // tile_h, width // tile_w)
+    sizes = (batch, *grid, alpha_h, alpha_w, ic_chunks * ic, chunks_out)
+    return Space(_Rules(cpu, *sizes, image_counts(sch)), cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:

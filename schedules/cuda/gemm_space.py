@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 
 from schedules.cuda.gemm import VECTOR, attribute, thread_extents
 from schedules.cuda.model import GpuModel
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 COMPUTE_KNOBS = ("tile_p", "tile_c", "tile_k", "split_k")
 
@@ -65,66 +65,82 @@ def resident(d: Decisions, gpu: GpuModel, depth_inner: bool) -> int:
     )
 
 
-def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
-    """Knobs of `gemm.multiply`, for the function whose tiles are single elements."""
-    size, depth_inner = Size.of(sch), bool(attribute(sch, "depth_inner"))
-    vector = attribute(sch, "vector")
-    tiles = (8, 16, 32, 64, 128, 256)
-    knobs = {
-        # The first tile that has all of an axis is the last one of use.
-        "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t <= 16),
-        "tile_c": tuple(t for t in tiles[1:] if t < 2 * size.channels or t <= 16),
-        "tile_k": (8, 16, 32),
-        "thread_p": (2, 4, 8),
-        "thread_c": (4, 8),
-        # Parts of the sum that different blocks compute: small images have too few tiles.
-        "split_k": tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if s <= max_split),
-        # Steps in shared memory at once; from 2 on, copies are asynchronous.
-        "stages": (1, 2, 3, 4),
-    }
+@dataclass(frozen=True)
+class _Rules(Rules):
+    """`depth_inner` says whether the sum's axis is innermost in memory, `vector` how many elements
+    one copy of the left factor takes."""
 
-    def is_valid(d: Decisions) -> bool:
-        y, x = thread_extents(d, depth_inner)
-        count = y * x
-        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+    size: Size
+    gpu: GpuModel
+    depth_inner: bool
+    vector: int
+    max_split: int
+
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        tiles, size = (8, 16, 32, 64, 128, 256), self.size
+        splits = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+        return {
+            # The first tile that has all of an axis is the last one of use.
+            "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t <= 16),
+            "tile_c": tuple(t for t in tiles[1:] if t < 2 * size.channels or t <= 16),
+            "tile_k": (8, 16, 32),
+            "thread_p": (2, 4, 8),
+            "thread_c": (4, 8),
+            # Parts of the sum that different blocks compute: small images have too few tiles.
+            "split_k": tuple(s for s in splits if s <= self.max_split),
+            # Steps in shared memory at once; from 2 on, copies are asynchronous.
+            "stages": (1, 2, 3, 4),
+        }
+
+    def threads(self, d: Decisions) -> int:
+        y, x = thread_extents(d, self.depth_inner)
+        return y * x
+
+    def steps(self, d: Decisions) -> int:
+        return ceil_div(self.size.depth, d["tile_k"] * d["split_k"])
+
+    def is_valid(self, d: Decisions) -> bool:
+        gpu, count = self.gpu, self.threads(d)
         return (
             gpu.warp <= count <= gpu.max_threads
             # All threads fetch, and all of them the same number of vectors.
-            and (d["tile_p"] * d["tile_k"]) % (count * vector) == 0
+            and (d["tile_p"] * d["tile_k"]) % (count * self.vector) == 0
             and (d["tile_c"] * d["tile_k"]) % (count * VECTOR) == 0
-            and shared_bytes(d, depth_inner) <= gpu.shared_bytes
-            and registers(d, depth_inner) <= gpu.max_registers
-            and registers(d, depth_inner) * count <= gpu.registers
-            and steps >= d["stages"]
-            and (d["split_k"] == 1 or size.batch * d["split_k"] <= 65535)
+            and shared_bytes(d, self.depth_inner) <= gpu.shared_bytes
+            and registers(d, self.depth_inner) <= gpu.max_registers
+            and registers(d, self.depth_inner) * count <= gpu.registers
+            and self.steps(d) >= d["stages"]
+            and (d["split_k"] == 1 or self.size.batch * d["split_k"] <= 65535)
         )
 
-    def cost(d: Decisions) -> float:
-        return sum(_cycles(size, d, gpu, depth_inner))
-
-    def is_worthwhile(d: Decisions) -> bool:
-        y, x = thread_extents(d, depth_inner)
+    def is_worthwhile(self, d: Decisions) -> bool:
         # Copies that are not asynchronous pass through registers, which nvcc may then lack.
-        staged = (d["tile_p"] + d["tile_c"]) * d["tile_k"] / (y * x)
-        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
-        shared_out = blocks(size, d) <= 4 * gpu.processors and steps >= 4
+        staged = (d["tile_p"] + d["tile_c"]) * d["tile_k"] / self.threads(d)
+        shared_out = blocks(self.size, d) <= 4 * self.gpu.processors and self.steps(d) >= 4
         return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
 
-    def features(d: Decisions) -> dict[str, float]:
-        compute, fetch, rest = _cycles(size, d, gpu, depth_inner)
-        y, x = thread_extents(d, depth_inner)
+    def cost(self, d: Decisions) -> float:
+        return sum(_cycles(self.size, d, self.gpu, self.depth_inner))
+
+    def features(self, d: Decisions) -> dict[str, float]:
+        compute, fetch, rest = _cycles(self.size, d, self.gpu, self.depth_inner)
         return {
-            "threads": y * x,
-            "blocks": blocks(size, d),
-            "resident": resident(d, gpu, depth_inner),
-            "shared": shared_bytes(d, depth_inner),
-            "registers": registers(d, depth_inner),
+            "threads": self.threads(d),
+            "blocks": blocks(self.size, d),
+            "resident": resident(d, self.gpu, self.depth_inner),
+            "shared": shared_bytes(d, self.depth_inner),
+            "registers": registers(d, self.depth_inner),
             "compute": compute,
             "fetch": fetch,
             "rest": rest,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, cost, features)
+
+def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
+    """Knobs of `gemm.multiply`, for the function whose tiles are single elements."""
+    depth_inner = bool(attribute(sch, "depth_inner"))
+    return Space(_Rules(Size.of(sch), gpu, depth_inner, attribute(sch, "vector"), max_split))
 
 
 def blocks(size: Size, d: Decisions) -> int:

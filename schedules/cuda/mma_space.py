@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.s_tir import Schedule
 
 from schedules.cuda import mma
@@ -9,7 +11,7 @@ from schedules.cuda.gemm import attribute
 from schedules.cuda.gemm_space import Size, blocks, blocks_at_once, ceil_div, whole_walk
 from schedules.cuda.mma import DEPTH, LANES, SQUARE, VECTOR, warps
 from schedules.cuda.model import GpuModel
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 # Estimates in cycles of a processor, from published figures of Ampere and Hopper; their ratios
 # matter. One instruction multiplies two halves of a square.
@@ -62,69 +64,88 @@ def resident(d: Decisions, gpu: GpuModel, shared: int) -> int:
     )
 
 
-def space(sch: Schedule, gpu: GpuModel) -> Space:
-    """Knobs of `mma.multiply`, for the function whose tiles are single elements."""
-    size, kind = Size.of(sch), mma.operands(sch)
-    vector, depth_inner = attribute(sch, "vector"), bool(attribute(sch, "depth_inner"))
-    tiles = (16, 32, 64, 128, 256)
-    knobs = {
-        # The first tile that has all of an axis is the last one of use.
-        "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t <= 16),
-        "tile_c": tuple(t for t in tiles if t < 2 * size.channels or t <= 16),
-        "tile_k": (16, 32, 64),
-        "warp_p": (16, 32, 64),
-        "warp_c": (16, 32, 64),
-        # Parts of the sum that different blocks compute: small images have too few tiles.
-        "split_k": (1, 2, 3, 4, 6, 8, 12, 16),
-        # Steps in shared memory at once; from 2 on, copies are asynchronous.
-        "stages": (1, 2, 3, 4),
-    }
+@dataclass(frozen=True)
+class _Rules(Rules):
+    """`kind` is that of the operands, `depth_inner` says whether the sum's axis is innermost in
+    memory, `vector` how many elements one copy of the left factor takes."""
 
-    def shared(d: Decisions) -> int:
-        return shared_bytes(d, kind, depth_inner)
+    size: Size
+    gpu: GpuModel
+    kind: str
+    depth_inner: bool
+    vector: int
 
-    def is_valid(d: Decisions) -> bool:
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        tiles, size = (16, 32, 64, 128, 256), self.size
+        return {
+            # The first tile that has all of an axis is the last one of use.
+            "tile_p": tuple(t for t in tiles if t < 2 * size.pixels or t <= 16),
+            "tile_c": tuple(t for t in tiles if t < 2 * size.channels or t <= 16),
+            "tile_k": (16, 32, 64),
+            "warp_p": (16, 32, 64),
+            "warp_c": (16, 32, 64),
+            # Parts of the sum that different blocks compute: small images have too few tiles.
+            "split_k": (1, 2, 3, 4, 6, 8, 12, 16),
+            # Steps in shared memory at once; from 2 on, copies are asynchronous.
+            "stages": (1, 2, 3, 4),
+        }
+
+    def shared(self, d: Decisions) -> int:
+        return shared_bytes(d, self.kind, self.depth_inner)
+
+    def steps(self, d: Decisions) -> int:
+        return ceil_div(self.size.depth, d["tile_k"] * d["split_k"])
+
+    def is_valid(self, d: Decisions) -> bool:
         if d["tile_p"] % d["warp_p"] or d["tile_c"] % d["warp_c"]:
             return False
-        threads = LANES * warps(d)
-        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
+        gpu, threads = self.gpu, LANES * warps(d)
         return (
             threads <= gpu.max_threads
             # All threads fetch, and all of them the same number of vectors.
-            and (d["tile_p"] * d["tile_k"]) % (threads * vector) == 0
-            and (d["tile_c"] * d["tile_k"]) % (threads * VECTOR[kind]) == 0
-            and shared(d) <= gpu.shared_bytes
+            and (d["tile_p"] * d["tile_k"]) % (threads * self.vector) == 0
+            and (d["tile_c"] * d["tile_k"]) % (threads * VECTOR[self.kind]) == 0
+            and self.shared(d) <= gpu.shared_bytes
             and registers(d) <= gpu.max_registers
             and registers(d) * threads <= gpu.registers
-            and steps >= d["stages"]
-            and (d["split_k"] == 1 or size.batch * d["split_k"] <= 65535)
+            and self.steps(d) >= d["stages"]
+            and (d["split_k"] == 1 or self.size.batch * d["split_k"] <= 65535)
         )
 
-    def is_worthwhile(d: Decisions) -> bool:
-        threads = LANES * warps(d)
+    def is_worthwhile(self, d: Decisions) -> bool:
         # Copies that are not asynchronous pass through registers, which nvcc may then lack.
-        staged = (d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(kind) / 4 / threads
-        steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
-        shared_out = blocks(size, d) <= 4 * gpu.processors and steps >= 4
+        copied = (d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(self.kind)
+        staged = copied / 4 / (LANES * warps(d))
+        shared_out = blocks(self.size, d) <= 4 * self.gpu.processors and self.steps(d) >= 4
         return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
 
-    def cycles(d: Decisions) -> tuple[float, float, float]:
-        return _cycles(size, d, gpu, kind, resident(d, gpu, shared(d)), vector)
+    def cycles(self, d: Decisions) -> tuple[float, float, float]:
+        fitting = resident(d, self.gpu, self.shared(d))
+        return _cycles(self.size, d, self.gpu, self.kind, fitting, self.vector)
 
-    def features(d: Decisions) -> dict[str, float]:
-        compute, fetch, rest = cycles(d)
+    def cost(self, d: Decisions) -> float:
+        return sum(self.cycles(d))
+
+    def features(self, d: Decisions) -> dict[str, float]:
+        compute, fetch, rest = self.cycles(d)
         return {
             "threads": LANES * warps(d),
-            "blocks": blocks(size, d),
-            "resident": resident(d, gpu, shared(d)),
-            "shared": shared(d),
+            "blocks": blocks(self.size, d),
+            "resident": resident(d, self.gpu, self.shared(d)),
+            "shared": self.shared(d),
             "registers": registers(d),
             "compute": compute,
             "fetch": fetch,
             "rest": rest,
         }
 
-    return Space(knobs, is_valid, is_worthwhile, lambda d: sum(cycles(d)), features)
+
+def space(sch: Schedule, gpu: GpuModel) -> Space:
+    """Knobs of `mma.multiply`, for the function whose tiles are single elements."""
+    depth_inner = bool(attribute(sch, "depth_inner"))
+    operands, vector = mma.operands(sch), attribute(sch, "vector")
+    return Space(_Rules(Size.of(sch), gpu, operands, depth_inner, vector))
 
 
 def _cycles(

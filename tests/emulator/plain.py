@@ -9,7 +9,7 @@ A thread has a pixel, a block the weights of a tap in shared memory, which it fe
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
@@ -19,7 +19,7 @@ from convtvm.kernels.algorithms import ALGORITHMS, Algorithm
 from convtvm.kernels.task import Task
 from convtvm.problem.workload import ConvWorkload
 from schedules.cuda.model import GpuModel
-from schedules.knobs import Decisions, Space
+from schedules.knobs import Decisions, Rules, Space
 
 VERSION = 1
 COMPUTE_KNOBS = ()
@@ -58,18 +58,24 @@ def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
     return stages.prim_func([data, weight, bias, out], layout)
 
 
-def space(sch: Schedule, gpu: GpuModel) -> Space:
-    """Knobs: threads (pixels) of a block, output channels of a thread."""
-    channels = int(sch.mod["main"].params[1].shape[-1])
-    knobs = {
-        "tile_p": (32, 64, 128, 256),
-        "tile_oc": tuple(t for t in (1, 2, 4, 8, 16) if channels % t == 0),
-    }
+@dataclass(frozen=True)
+class _Rules(Rules):
+    channels: int
 
-    def cost(d: Decisions) -> float:
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "tile_p": (32, 64, 128, 256),
+            "tile_oc": tuple(t for t in (1, 2, 4, 8, 16) if self.channels % t == 0),
+        }
+
+    def cost(self, d: Decisions) -> float:
         return 1 / d["tile_oc"] + abs(d["tile_p"] - 64) / 1000
 
-    return Space(knobs, lambda d: True, lambda d: True, cost)
+
+def space(sch: Schedule, gpu: GpuModel) -> Space:
+    """Knobs: threads (pixels) of a block, output channels of a thread."""
+    return Space(_Rules(int(sch.mod["main"].params[1].shape[-1])))
 
 
 def schedule(sch: Schedule, gpu: GpuModel, d: Decisions) -> None:
