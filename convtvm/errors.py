@@ -34,6 +34,10 @@ class LibraryError(ConvtvmError):
     """A kernel library cannot be loaded: not ours, another version, or CPU features missing."""
 
 
+class ModelError(ConvtvmError, ValueError):
+    """A model cannot be read or imported: damaged, a dynamic shape, an operator nobody computes."""
+
+
 class UnknownWorkload(ConvtvmError, KeyError):
     """A kernel library lacks the workload asked for; the message names the nearest one it has."""
 

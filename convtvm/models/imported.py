@@ -1,0 +1,41 @@
+"""A model as the importers hand it on: a Relax function in inference form, and the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+
+Reference = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model; `dtype` as numpy writes it, `shape` static."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {'x'.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+
+
+@dataclass
+class Imported:
+    """A model as one Relax function `main`: static shapes, one dataflow block, constant weights.
+
+    The function takes `inputs` in order and returns a tuple of `outputs`, or the only one itself.
+    It is in inference form, see `convtvm.models.inference`. `reference` computes the original's
+    outputs from arrays by name. `origins` names, for variables of the function, the node of the
+    original that they came from.
+    """
+
+    name: str
+    module: tvm.IRModule
+    inputs: list[Port]
+    outputs: list[Port]
+    reference: Reference
+    origins: Mapping[str, str] = field(default_factory=dict)

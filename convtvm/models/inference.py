@@ -1,0 +1,392 @@
+"""Relax functions in inference form: what training left behind is folded into the weights.
+
+A function in this form has
+
+- no dropout, no identity, no batch normalisation: each is gone, part of the weights before it, or
+  a multiplication and an addition with one constant a channel;
+- a convolution's bias as `add(conv, constant)`, the constant on the right and shaped
+  [1, C, 1, 1]; a dense layer's as `add(matmul, constant)`, shaped [C];
+- zeros around an image in the convolution's own padding;
+- one form for every activation: `nn.relu`, `nn.relu6`, `clip` with any other bounds, `sigmoid`,
+  `tanh`, `nn.silu`, `nn.gelu`, `nn.gelu_tanh`, `nn.leakyrelu`, `nn.prelu`; hard-sigmoid is
+  `clip(x * a + b, 0, 1)` and hard-swish `x * hard-sigmoid(x)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from convtvm.models.constants import array_of, constant, folded, op_name, static_shape
+
+_TIDY = (
+    relax.transform.CanonicalizeBindings(),
+    relax.transform.EliminateCommonSubexpr(),
+    relax.transform.CanonicalizeBindings(),
+    relax.transform.DeadCodeElimination(),
+)
+# Where a weight counts its output channels; a transposed one counts those of a group there.
+_CHANNELS_OF_WEIGHT = {
+    "relax.nn.conv1d": 0,
+    "relax.nn.conv2d": 0,
+    "relax.nn.conv3d": 0,
+    "relax.nn.conv1d_transpose": 1,
+    "relax.nn.conv2d_transpose": 1,
+    "relax.nn.conv3d_transpose": 1,
+    "relax.matmul": -1,
+}
+
+
+def inference_form(module: tvm.IRModule) -> tvm.IRModule:
+    """`module` with its function `main`, which is one dataflow block, in inference form."""
+    tidy = tvm.transform.Sequential(list(_TIDY))
+    return tidy(_Simplifier(tidy(module)).module())
+
+
+def _uses(function: relax.Function) -> Counter[relax.Var]:
+    """How many bindings, and the result, read every variable."""
+    counted: Counter[relax.Var] = Counter()
+
+    def count(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Var):
+            counted[expr] += 1
+
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            relax.analysis.post_order_visit(binding.value, count)
+    relax.analysis.post_order_visit(function.body.body, count)
+    return counted
+
+
+class _Simplifier:
+    """Builds the function anew, binding by binding, so a rule sees what its operands became."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.function = module["main"]
+        others = {var: f for var, f in module.functions.items() if var.name_hint != "main"}
+        self.builder = relax.BlockBuilder(tvm.IRModule(others))
+        self.uses_before = _uses(self.function)
+        self.uses: Counter[relax.Var] = Counter()
+        self.became: dict[relax.Var, relax.Expr] = {}
+        self.hint = ""
+
+    def module(self) -> tvm.IRModule:
+        """The module with the function in its new form."""
+        (block,) = self.function.body.blocks
+        params = [relax.Var(var.name, var.ty) for var in self.function.params]
+        self.became = dict(zip(self.function.params, params, strict=True))
+        self.uses.update({new: self.uses_before[old] for old, new in self.became.items()})
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                for binding in block.bindings:
+                    self.bind(binding.var, binding.value)
+                result = self.builder.emit_output(self.substituted(self.function.body.body))
+            self.builder.emit_func_output(result)
+        return self.builder.get()
+
+    def bind(self, var: relax.Var, value: relax.Expr) -> None:
+        """Let `var` be what the rules make of `value`."""
+        self.hint = var.name
+        value = self.simplified(self.builder.normalize(self.substituted(value)))
+        uses = self.uses_before[var]
+        if isinstance(value, relax.Var):
+            self.uses[value] += uses - 1
+        elif not isinstance(value, tvm.ir.GenericConst):
+            value = self.builder.emit(value, self.hint)
+            self.uses[value] = uses
+        self.became[var] = value
+
+    def substituted(self, expr: relax.Expr) -> relax.Expr:
+        """`expr` over the variables of the new function."""
+        if isinstance(expr, relax.Var):
+            return self.became.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.substituted(field) for field in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self.substituted(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call):
+            args = [self.substituted(arg) for arg in expr.args]
+            return relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+        return expr
+
+    def simplified(self, value: relax.Expr) -> relax.Expr:
+        """The value, or what computes the same in inference form."""
+        if isinstance(value, relax.TupleGetItem):
+            return self.element(value)
+        if not isinstance(value, relax.Call):
+            return value
+        made = folded(value)
+        if made is None:
+            rule = _RULES.get(op_name(value))
+            made = rule(self, value) if rule else None
+        return value if made is None else made
+
+    def element(self, value: relax.TupleGetItem) -> relax.Expr:
+        """The element itself where the tuple is known."""
+        bound = self.bound(value.tuple_value)
+        if isinstance(bound, relax.Tuple):
+            return bound.fields[value.index]
+        if isinstance(bound, relax.Call) and value.index == 0:
+            if op_name(bound) == "relax.nn.dropout":
+                return bound.args[0]
+            if op_name(bound) == "relax.nn.batch_norm":
+                made = _batch_norm(self, bound)
+                return value if made is None else made
+        return value
+
+    def bound(self, expr: relax.Expr) -> relax.Expr | None:
+        """What a variable is bound to."""
+        return self.builder.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+
+    def call(self, expr: relax.Expr, *names: str) -> relax.Call | None:
+        """The call of one of these operators that `expr` is bound to."""
+        bound = self.bound(expr)
+        is_it = isinstance(bound, relax.Call) and op_name(bound) in names
+        return bound if is_it else None
+
+    def only_call(self, expr: relax.Expr, *names: str) -> relax.Call | None:
+        """The same, if nothing else reads it."""
+        return self.call(expr, *names) if self.uses[expr] <= 1 else None
+
+    def emit(self, value: relax.Expr) -> relax.Var:
+        """A variable for a value that is read once."""
+        var = self.builder.emit(value, self.hint)
+        self.uses[var] = 1
+        return var
+
+
+# --- scales and shifts -------------------------------------------------------------------------
+
+
+def _channels(scope: _Simplifier, x: relax.Expr) -> tuple[int, int]:
+    """The axis of a result that counts channels, and how many there are."""
+    shape = static_shape(x)
+    added = scope.call(x, "relax.add")
+    dense = scope.call(x if added is None else added.args[0], "relax.matmul")
+    axis = 1 if dense is None and len(shape) > 2 else len(shape) - 1
+    return axis, shape[axis]
+
+
+def _per_channel(operand: relax.Expr, x: relax.Expr, axis: int) -> np.ndarray | None:
+    """A constant operand as one value for every channel of `x`, None if it is no such thing."""
+    array, shape = array_of(operand), static_shape(x)
+    if array is None or array.ndim > len(shape) or array.dtype.kind != "f":
+        return None
+    full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    if any(extent != 1 for i, extent in enumerate(full.shape) if i != axis):
+        return None
+    if full.size not in (1, shape[axis]):
+        return None
+    return np.broadcast_to(full.reshape(-1), (shape[axis],)).astype(np.float64)
+
+
+def _like(values: np.ndarray, x: relax.Expr, axis: int) -> relax.Expr:
+    """One value a channel as a constant that broadcasts to `x`."""
+    ndim = len(static_shape(x))
+    shape = [1] * ndim
+    shape[axis] = len(values)
+    trailing = axis == ndim - 1
+    return constant(values.astype(str(x.ty.dtype.dtype)).reshape(-1 if trailing else shape))
+
+
+def _scaled_weight(call: relax.Call, scale: np.ndarray) -> relax.Expr | None:
+    """The weight of a convolution or dense layer whose output channels are multiplied."""
+    weight, axis = array_of(call.args[1]), _CHANNELS_OF_WEIGHT[op_name(call)]
+    if weight is None or weight.ndim < 2:
+        return None
+    wide = weight.astype(np.float64)
+    if axis == 1:  # [ic, oc of a group, ...]: the channels of a group are a block of ic
+        groups = call.attrs.groups
+        split = wide.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        factor = scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
+        product = (split * factor).reshape(weight.shape)
+    else:
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        product = wide * scale.reshape(shape)
+    return constant(product.astype(weight.dtype))
+
+
+def _with_weight(call: relax.Call, weight: relax.Expr) -> relax.Call:
+    return relax.Call(call.op, [call.args[0], weight], call.attrs)
+
+
+def _scale(scope: _Simplifier, x: relax.Expr, scale: np.ndarray) -> relax.Expr | None:
+    """`x` times one factor a channel, by scaling the weights that made it."""
+    added = scope.only_call(x, "relax.add")
+    layer = scope.only_call(x if added is None else added.args[0], *_CHANNELS_OF_WEIGHT)
+    axis, _ = _channels(scope, x)
+    shift = _per_channel(added.args[1], x, axis) if added is not None else None
+    if layer is None or (added is not None and shift is None):
+        return None
+    weight = _scaled_weight(layer, scale)
+    if weight is None:
+        return None
+    if shift is None:
+        return _with_weight(layer, weight)
+    return relax.op.add(scope.emit(_with_weight(layer, weight)), _like(shift * scale, x, axis))
+
+
+def _shift(scope: _Simplifier, x: relax.Expr, shift: np.ndarray) -> relax.Expr:
+    """`x` plus one value a channel, added to the bias that is there."""
+    axis, _ = _channels(scope, x)
+    if not shift.any():
+        return x
+    added = scope.only_call(x, "relax.add")
+    if added is not None and scope.call(added.args[0], *_CHANNELS_OF_WEIGHT) is not None:
+        before = _per_channel(added.args[1], x, axis)
+        if before is not None:
+            return relax.op.add(added.args[0], _like(before + shift, x, axis))
+    return relax.op.add(x, _like(shift, x, axis))
+
+
+def _batch_norm(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    x, *statistics = call.args
+    arrays = [array_of(arg) for arg in statistics]
+    if call.attrs.training or any(array is None for array in arrays):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    scale = (gamma if call.attrs.scale else 1) / np.sqrt(variance + call.attrs.epsilon)
+    shift = (beta if call.attrs.center else 0) - mean * scale
+    axis, channels = _channels(scope, x)
+    if call.attrs.axis != axis or channels != len(scale):
+        axis = int(call.attrs.axis)
+        product = relax.op.multiply(x, _like(scale, x, axis))
+        return relax.op.add(scope.emit(product), _like(shift, x, axis))
+    product = _scale(scope, x, scale)
+    if product is None:
+        product = relax.op.multiply(x, _like(scale, x, axis))
+    return _shift(scope, scope.emit(product), shift)
+
+
+def _ordered(call: relax.Call) -> tuple[relax.Expr, relax.Expr]:
+    """The operands of a commutative call, a constant last."""
+    a, b = call.args
+    return (b, a) if array_of(a) is not None else (a, b)
+
+
+def _multiply(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    for x, other in (tuple(call.args), tuple(call.args)[::-1]):
+        gate = scope.call(other, "relax.sigmoid")
+        if gate is not None and gate.args[0].same_as(x):
+            return relax.op.nn.silu(x)
+    x, factor = _ordered(call)
+    array = array_of(factor)
+    if array is None:
+        return None
+    if static_shape(call) == static_shape(x):
+        if array.size == 1 and array.item() == 1:
+            return x
+        values = _per_channel(factor, x, _channels(scope, x)[0])
+        scaled = _scale(scope, x, values) if values is not None else None
+        if scaled is not None:
+            return scaled
+    return relax.op.multiply(x, factor)
+
+
+def _divide(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    x, divisor = call.args
+    array = array_of(divisor)
+    if array is None or array.dtype.kind != "f" or not array.all():
+        return None
+    inverse = constant((1 / array.astype(np.float64)).astype(array.dtype))
+    product = scope.builder.normalize(relax.op.multiply(x, inverse))
+    made = _multiply(scope, product)
+    return product if made is None else made
+
+
+def _add(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    x, term = _ordered(call)
+    array = array_of(term)
+    if array is None:
+        return None
+    axis, _ = _channels(scope, x)
+    values = _per_channel(term, x, axis)
+    if values is None or static_shape(call) != static_shape(x):
+        return relax.op.add(x, term)
+    if scope.call(x, *_CHANNELS_OF_WEIGHT, "relax.add") is not None:
+        return _shift(scope, x, values)
+    return relax.op.add(x, term) if array.any() else x
+
+
+def _subtract(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    x, term = call.args
+    array = array_of(term)
+    if array is None or array.dtype.kind != "f":
+        return None
+    total = scope.builder.normalize(relax.op.add(x, constant(-array)))
+    made = _add(scope, total)
+    return total if made is None else made
+
+
+# --- activations and padding -------------------------------------------------------------------
+
+
+def _clip(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    x, low, high = call.args[0], _number(call.args[1]), _number(call.args[2])
+    inner = scope.only_call(x, "relax.clip", "relax.nn.relu")
+    if inner is not None:
+        is_clip = op_name(inner) == "relax.clip"
+        a, b = (_number(inner.args[1]), _number(inner.args[2])) if is_clip else (0.0, math.inf)
+        x, low, high = inner.args[0], min(max(a, low), high), max(min(b, high), low)
+    if x.ty.dtype.dtype.startswith("float"):
+        if (low, high) == (-math.inf, math.inf):
+            return x
+        if (low, high) == (0, math.inf):
+            return relax.op.nn.relu(x)
+        if (low, high) == (0, 6):
+            return relax.op.nn.relu6(x)
+    return relax.op.clip(x, low, high)
+
+
+def _number(expr: relax.Expr) -> float:
+    """The number of a primitive value."""
+    value = getattr(expr, "value", expr)
+    return float(getattr(value, "value", value))
+
+
+def _pad(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    """Nothing to pad: the data itself."""
+    return call.args[0] if not any(int(width) for width in call.attrs.pad_width) else None
+
+
+def _convolution(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    """Zeros around the image belong to the convolution."""
+    padded = scope.call(call.args[0], "relax.nn.pad")
+    if padded is None or padded.attrs.pad_mode != "constant" or _pad_value(padded) != 0:
+        return None
+    widths = np.array([int(width) for width in padded.attrs.pad_width]).reshape(-1, 2)
+    if widths[:2].any() or (widths < 0).any():
+        return None
+    own = np.array([int(width) for width in call.attrs.padding]).reshape(2, -1)
+    total = [int(width) for width in (own + widths[2:].T).reshape(-1)]
+    make = getattr(relax.op.nn, op_name(call).removeprefix("relax.nn."))
+    names = ("strides", "dilation", "groups", "data_layout", "kernel_layout")
+    kept = {name: getattr(call.attrs, name) for name in names}
+    return make(padded.args[0], call.args[1], padding=total, **kept)
+
+
+def _pad_value(padded: relax.Call) -> float:
+    return float(padded.attrs.pad_value)
+
+
+def _drop(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
+    return call.args[0]
+
+
+_RULES: dict[str, Callable[[_Simplifier, relax.Call], relax.Expr | None]] = {
+    "relax.add": _add,
+    "relax.subtract": _subtract,
+    "relax.multiply": _multiply,
+    "relax.divide": _divide,
+    "relax.clip": _clip,
+    "relax.nn.pad": _pad,
+    "relax.nn.conv1d": _convolution,
+    "relax.nn.conv2d": _convolution,
+    "relax.nn.conv3d": _convolution,
+}

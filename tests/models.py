@@ -1,0 +1,96 @@
+"""Small networks, and how tests run an imported model without a schedule."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+import tvm
+from torch import nn
+from tvm import relax
+
+from convtvm.models.constants import op_name
+from convtvm.models.imported import Imported
+
+
+def settle(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in evaluation mode, its batch norms with statistics worth folding."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            count = module.num_features
+            module.weight.data = torch.rand(count, generator=generator) * 0.5 + 0.75
+            module.bias.data = torch.randn(count, generator=generator) * 0.1
+            module.running_mean = torch.randn(count, generator=generator) * 0.1
+            module.running_var = torch.rand(count, generator=generator) * 0.5 + 0.75
+    return model.eval()
+
+
+class Residual(nn.Module):
+    """A residual block with a projection, as in ResNet."""
+
+    def __init__(self, ic: int, oc: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(ic, oc, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(oc)
+        self.conv2 = nn.Conv2d(oc, oc, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(oc)
+        self.down = nn.Sequential(nn.Conv2d(ic, oc, 1, stride), nn.BatchNorm2d(oc))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += self.down(x)
+        return self.relu(y)
+
+
+def small_resnet() -> nn.Module:
+    """Stem, pooling, two residual blocks, classifier; takes 3 channels."""
+    torch.manual_seed(0)
+    return settle(
+        nn.Sequential(
+            nn.Conv2d(3, 10, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(10),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+            Residual(10, 12, 1),
+            Residual(12, 18, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(18, 7),
+        )
+    )
+
+
+def operators(module: tvm.IRModule) -> Counter[str]:
+    """How often `main` calls every operator."""
+    counted: Counter[str] = Counter()
+
+    def count(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call):
+            counted[op_name(expr)] += 1
+
+    relax.analysis.post_order_visit(module["main"], count)
+    return counted
+
+
+def run_unscheduled(model: Imported, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs as Relax's default build computes them: slow, and independent of our kernels."""
+    machine = relax.VirtualMachine(tvm.compile(model.module, target="llvm"), tvm.cpu())
+    result = machine["main"](*(tvm.runtime.tensor(inputs[port.name]) for port in model.inputs))
+    return [result.numpy()] if hasattr(result, "numpy") else [item.numpy() for item in result]
+
+
+def random_inputs(model: Imported, seed: int = 0) -> dict[str, np.ndarray]:
+    """Normal floats, small integers, for every input."""
+    generator = np.random.default_rng(seed)
+    found = {}
+    for port in model.inputs:
+        if port.dtype.startswith("float"):
+            found[port.name] = generator.standard_normal(port.shape).astype(port.dtype)
+        else:
+            found[port.name] = generator.integers(0, 2, port.shape).astype(port.dtype)
+    return found
