@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm_ffi
 from support import compiled, pack_weight
 
-from convtvm.compute.epilogue import EPILOGUES
+from convtvm.compute.epilogue import EPILOGUES, operands_of
+from convtvm.errors import WorkloadError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
@@ -52,6 +55,100 @@ def test_epilogues(algorithm: str, key: str, layout: str) -> None:
         tensors = map(tvm_ffi.from_dlpack, (poison, packed, bias, out))
         kernel(*tensors, 0.0, 6.0, *map(tvm_ffi.from_dlpack, last))
         assert np.isnan(out).all()
+
+
+# Text and the same in NumPy, of x, a residual r and a vector c over the channels.
+EXPRESSIONS: dict[str, Callable[..., Any]] = {
+    "max(0, x)": lambda x, r, c: np.maximum(x, 0),
+    "min(6, max(0, x + r0))": lambda x, r, c: np.clip(x + r, 0, 6),
+    "x * sigmoid(x)": lambda x, r, c: x / (1 + np.exp(-x)),
+    "r0 + x * sigmoid(x)": lambda x, r, c: r + x / (1 + np.exp(-x)),
+    "t = x + r0; t * sigmoid(t)": lambda x, r, c: (x + r) / (1 + np.exp(-x - r)),
+    "x * min(6, max(0, x + 3)) / 6": lambda x, r, c: x * np.clip(x + 3, 0, 6) / 6,
+    "min(1, max(0, 0.2 * x + 0.5))": lambda x, r, c: np.clip(0.2 * x + 0.5, 0, 1),
+    "0.5 * x * (1 + erf(x * 0.70710678))": lambda x, r, c: x * 0.5 * (1 + ERF(x / math.sqrt(2))),
+    "tanh(x)": lambda x, r, c: np.tanh(x),
+    "max(0, x) + -0.1 * max(0, 0 - x)": lambda x, r, c: np.where(x > 0, x, 0.1 * x),
+    "max(0, x) - c0 * max(0, 0 - x)": lambda x, r, c: np.where(x > 0, x, c * x),
+    "(x + r0) * c0 + c1": lambda x, r, c: (x + r) * c + (c + 1),
+    "x * tanh(log(1 + exp(x)))": lambda x, r, c: x * np.tanh(np.log1p(np.exp(x))),
+}
+ERF = np.vectorize(math.erf)
+
+
+EVERYTHING = "t = (x + r0) * c0 + c1; t * sigmoid(t)"
+EXPRESSIONS[EVERYTHING] = lambda x, r, c: _silu((x + r) * c + (c + 1))
+SMALL = "mb2ic3ih5oc9kh3ph1"
+COMBINATIONS = [("direct", SMALL, text, lay) for text in EXPRESSIONS for lay in ("NCHW", "NCHW8c")]
+COMBINATIONS += [(a, key, EVERYTHING, lay) for a, key in CASES for lay in ("NCHW", "NHWC")]
+COMBINATIONS += [("direct:depthwise", "g16mb2ic16ih7oc16kh3ph1", EVERYTHING, "NCHW8c")]
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize(("algorithm", "key", "text", "layout"), COMBINATIONS)
+def test_expressions(algorithm: str, key: str, text: str, layout: str) -> None:
+    """Channels that only fill a block of 8, as all but one of nine do, are never compared."""
+    w = ConvWorkload.parse(key)
+    data, weight, bias = random_inputs(w, 3, layout)
+    rng = np.random.default_rng(1)
+    shape = (w.n, w.oc, w.oh, w.ow)
+    residual = rng.standard_normal(shape, np.float32)
+    vector = rng.standard_normal(w.oc, np.float32)
+    x = plain(conv2d_reference(w, data, weight, bias, layout), w, layout)
+    expected = EXPRESSIONS[text](x, residual, vector[:, None, None])
+    task = Task(w, algorithm, NATIVE, layout, text)
+    kernel, packed = compiled(task, task.space.default)["main"], pack_weight(task, weight)
+    out = np.full(w.out_shape(layout), np.nan, np.float32)
+    wanted = operands_of(text)
+    vectors = [vector, vector + 1][: len(wanted.vectors)]
+    beside = [*vectors, *[ordered(residual, layout)] * len(wanted.tensors)]
+    kernel(*map(tvm_ffi.from_dlpack, (data, packed, bias, out, *beside)))
+    assert relative_error(plain(out, w, layout), expected) < 1e-5
+
+
+def ordered(tensor: np.ndarray, layout: str) -> np.ndarray:
+    """`tensor` [n, c, h, w] in `layout`, zeros where channels only fill a block."""
+    if layout == "NCHW8c":
+        n, c, h, w = tensor.shape
+        full = np.zeros((n, -(-c // 8) * 8, h, w), np.float32)
+        full[:, :c] = tensor
+        tensor = full.reshape(n, -1, 8, h, w).transpose(0, 1, 3, 4, 2)
+    elif layout == "NHWC":
+        tensor = tensor.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(tensor)
+
+
+def plain(tensor: np.ndarray, w: ConvWorkload, layout: str) -> np.ndarray:
+    """`tensor` in `layout` as [n, c, h, w]."""
+    if layout == "NCHW8c":
+        n, _, h, wide, _ = tensor.shape
+        return tensor.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, wide)[:, : w.oc]
+    return tensor.transpose(0, 3, 1, 2) if layout == "NHWC" else tensor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "relu",
+        "y",
+        "x +",
+        "x = 3",
+        "x.y",
+        "x ** 2",
+        "import os",
+        "max(x, key=3)",
+        "open(x)",
+        "'a'",
+        "",
+    ],
+)
+def test_refusals(text: str) -> None:
+    w = ConvWorkload.parse("mb1ic4ih4oc4kh3")
+    with pytest.raises(WorkloadError, match="expected one of none, clip, add, or an expression"):
+        Task(w, "direct", NATIVE, "NCHW", text).compute()
 
 
 def test_records_do_not_know_epilogues() -> None:

@@ -34,8 +34,8 @@ TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 class Task:
     """What the tuner tunes. Two equal tasks have the same space and comparable times.
 
-    Kernels are tuned without an epilogue; `epilogue`, one of EPILOGUES, changes only what is
-    compiled.
+    Kernels are tuned without an epilogue; `epilogue`, in the words of `convtvm.compute.epilogue`,
+    changes only what is compiled.
     """
 
     workload: ConvWorkload

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import IntImm
 
-from convtvm.kernels.lowering import prefetch, transpose
+from convtvm.kernels.lowering import fast_math, prefetch, transpose
 
 
 def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
@@ -52,6 +52,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         tirx.transform.MakePackedAPI(),
         prefetch.insert,
         transpose.insert,
+        fast_math.expand,
     ]
 
 

@@ -9,6 +9,7 @@ turned by eight shuffles, so that every access to memory is of four neighbours.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +40,10 @@ from schedules.cpu.registers import ALIAS_BYTES, TRANSPOSE_IN, TRANSPOSE_OUT
 _QUAD = 4  # pixels that are turned together
 # In what pieces so many pixels are stored: from where on, and how many.
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
-_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
-_OPERANDS = ("bias", "residual")  # what the value of a store reads besides the tile
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max)
+_FUNCTIONS = {f"tirx.{f.__name__}": f for f in (tirx.exp, tirx.log, tirx.sqrt, tirx.tanh, tirx.erf)}
+# What the value of a store reads besides the tile.
+_OPERANDS = re.compile(r"bias|residual|[rc]\d+")
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.Transpose")
@@ -76,10 +79,11 @@ class _Store:
     def __init__(self, loop: For, lanes: int, partial: int) -> None:
         self.nest, self.lanes, self.partial = Nest.of(loop), lanes, partial
         store = self.nest.store
-        tiles = [load for load in loads(store.value) if load.source.name not in _OPERANDS]
-        if len(tiles) != 1 or len(store.indices) != 1:
+        tiles = [o for o in loads(store.value) if not _OPERANDS.fullmatch(o.source.name)]
+        same = all(tvm_ffi.structural_equal(o, tiles[0]) for o in tiles)
+        if not tiles or not same or len(store.indices) != 1:
             raise Unexpected
-        (self.tile,), self.index = tiles, store.indices[0]
+        self.tile, self.index = tiles[0], store.indices[0]
         row = self.nest.loop(self.index, 1)
         rest = [o for o in self.nest.loops if o is not row]
         vector = range(lanes)
@@ -141,12 +145,12 @@ class _Run:
         # The largest part of the value that is computed before the transpose, by channels.
         self.core = store.nest.store.value
         while not self._is_by_channel(self.core):
-            self.core = next(p for p in (self.core.a, self.core.b) if loads(p, store.tile))
+            self.core = next(p for p in _parts(self.core) if loads(p, store.tile))
 
     def _is_by_channel(self, expr: Expr) -> bool:
         """Whether all that it reads are vectors of channels; a vector of the bias must be whole."""
-        if not isinstance(expr, (*_ARITHMETIC, TensorLoad)):
-            raise Unexpected
+        if not isinstance(expr, TensorLoad):
+            _parts(expr)
         others = [o for o in loads(expr) if not tvm_ffi.structural_equal(o, self.of.tile)]
         by_channel = self.is_whole and all(
             step_of(o.indices[0], self.of.c) == 1
@@ -322,21 +326,37 @@ def _widened(expr: Expr, var: Var, at: Values, lanes: int) -> Expr:
             return tirx.BufferLoad(expr.source, [_vector(index, lanes)])
         if step == 0 or lanes == 1:
             return _broadcast(tirx.BufferLoad(expr.source, [index]), lanes)
-    if isinstance(expr, _ARITHMETIC):
-        return type(expr)(*(_widened(part, var, at, lanes) for part in (expr.a, expr.b)))
     if isinstance(expr, (Var, tirx.FloatImm)):
         return _broadcast(expr, lanes)
-    raise Unexpected
+    if isinstance(expr, TensorLoad):
+        raise Unexpected
+    return _of_parts(expr, [_widened(part, var, at, lanes) for part in _parts(expr)])
 
 
 def _finished(expr: Expr, core: Expr, part: Expr, x: Var | None, at: Values, group: int) -> Expr:
     """`expr` for `group` pixels, `part` being what `core` is for them."""
-    if expr.same_as(core):
+    if tvm_ffi.structural_equal(expr, core):
         return part
-    if isinstance(expr, _ARITHMETIC) and any(loads(p, core) for p in (expr.a, expr.b)):
-        parts = (_finished(p, core, part, x, at, group) for p in (expr.a, expr.b))
-        return type(expr)(*parts)
+    if not isinstance(expr, TensorLoad) and loads(expr, core):
+        parts = [_finished(p, core, part, x, at, group) for p in _parts(expr)]
+        return _of_parts(expr, parts)
     return _widened(expr, x, at, group)
+
+
+def _parts(expr: Expr) -> Sequence[Expr]:
+    """What an arithmetic expression or a function is of."""
+    if isinstance(expr, _ARITHMETIC):
+        return expr.a, expr.b
+    if getattr(getattr(expr, "op", None), "name", "") in _FUNCTIONS:
+        return tuple(expr.args)
+    raise Unexpected
+
+
+def _of_parts(expr: Expr, parts: Sequence[Expr]) -> Expr:
+    """The same of other parts."""
+    if isinstance(expr, _ARITHMETIC):
+        return type(expr)(*parts)
+    return _FUNCTIONS[expr.op.name](*parts)
 
 
 def _padded(value: Expr) -> tuple[TensorLoad, list[Expr]]:
