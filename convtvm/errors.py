@@ -50,6 +50,10 @@ class ArrayError(ConvtvmError, ValueError):
     """An array handed to a plan has the wrong shape, data type, layout or device."""
 
 
+class NoMemory(ConvtvmError, MemoryError):
+    """There is no memory for an array or for a kernel's workspace; the message names the bytes."""
+
+
 class BuildError(ConvtvmError, RuntimeError):
     """A kernel or a library did not compile or link; holds the first line of the true error."""
 

@@ -575,6 +575,83 @@ def test_threads_are_refused(path: Path, threads: Any) -> None:
         load(path, threads)
 
 
+# ---- memory --------------------------------------------------------------------------------------
+
+LARGE = ConvWorkload.parse("mb4ic32ih96oc32kh3ph1")
+MATRIX = ConvWorkload.parse("mb1ic2048ih6oc2048kh1")
+
+HUNGRY = """
+import resource
+import sys
+import threading
+import numpy as np
+import convtvm
+
+def limit(extra):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    most = resource.RLIM_INFINITY if extra is None else used + extra
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+def attempt(extra, act):
+    limit(extra)
+    try:
+        return act()
+    except convtvm.ConvtvmError as error:
+        assert isinstance(error, MemoryError), error
+        return str(error)
+    finally:
+        limit(None)
+
+library = convtvm.load(sys.argv[1], THREADS)
+w = library.workloads[0]
+weight = np.ones(w.weight_shape, np.float32)
+data, out = np.ones(w.data_shape(), np.float32), np.empty(w.out_shape(), np.float32)
+big = library.workloads[1]
+matrix = np.ones(big.weight_shape, np.float32)
+modest = library.plan(big, matrix, algorithm="direct")
+
+def in_thread():
+    modest(np.ones(big.data_shape(), np.float32))  # which starts the workers
+    said.append(attempt(0, lambda: plan(data, out=out)))
+
+for c in library.candidates(w):
+    plan = library.plan(w, weight, algorithm=c.algorithm)
+    needed = f"workspace of {c.workspace_bytes:,} bytes"
+    for extra in (0, c.workspace_bytes // 2, c.workspace_bytes - 4096):
+        assert needed in attempt(extra, lambda: plan(data, out=out)), c
+    said = []
+    other = threading.Thread(target=in_thread)
+    other.start()
+    other.join()
+    assert needed in said[0], said
+    first = attempt(c.workspace_bytes + (64 << 20), lambda: plan(data, out=out))
+    assert first is out and out[0, 0, 1, 1] == 9 * w.ic, first  # of what there is, nothing is lost
+    assert attempt(0, lambda: plan(data, out=out)) is out  # and the workspace is kept
+    outputs = attempt(0, lambda: [plan(data) for _ in range(100)])
+    assert f"no memory for out, {out.nbytes:,} bytes" in outputs
+packed = attempt(0, lambda: [library.plan(big, matrix) for _ in range(100)])
+assert "no memory for an array" in packed and f"{matrix.nbytes:,} bytes" in packed, packed
+print("fine")
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("large") / "x.so"
+    names = ("direct", "im2col", "winograd:4")
+    made = compile([LARGE, MATRIX], threads=2, logs=[], keep="all", algorithms=names)
+    assert min(c.workspace_bytes for c in made.candidates(LARGE)) > 1 << 20
+    made.export(file)
+    return file
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_memory_is_an_exception_that_names_bytes(large: Path, threads: int) -> None:
+    """For a workspace, in any thread, for an output and for a packed weight; the process and the
+    plan go on."""
+    assert separate(large, f"THREADS = {threads}{HUNGRY}") == "fine"
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _refuse(f"{message} (see `{help_of} --help`)")
     except ConvtvmError as error:
         return _refuse(str(error))
+    except MemoryError as error:
+        return _refuse(f"not enough memory: {error}".rstrip(": "))
     except ModuleNotFoundError as error:
         top = (error.name or "convtvm").partition(".")[0]
         if top in ("convtvm", "schedules"):

@@ -7,6 +7,7 @@ libcudart.so.13 comes with PyTorch, with NVIDIA's packages or with the toolkit.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch import runtime, tensors
 from convtvm.dispatch.manifest import Manifest
 from convtvm.dispatch.plan import Plan, operands
-from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate
+from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate, NoMemory
 from convtvm.machine import gpu, nvidia
 from convtvm.problem import arguments
 
@@ -158,7 +160,12 @@ def _stream(data: Any, index: int) -> int:
 
 def _empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
     allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+    try:
+        return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+    except RuntimeError as error:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        reason = str(error).strip().splitlines()[-1:]
+        raise NoMemory(f"no memory for {size:,} bytes on {device}: {''.join(reason)}") from None
 
 
 def _copy(tensor: Any, device: Any) -> Any:

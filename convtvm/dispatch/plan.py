@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
+
+_numbers = itertools.count()
 
 # Name of an activation -> the bounds that it puts on the output.
 ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -50,6 +53,7 @@ class Plan:
         adds: bool = False,
     ) -> None:
         self.code, self.workload, self.choice = code, workload, choice
+        self._number = next(_numbers)
         self._operands = operands(Port, workload, code.layout, adds)
         self._bounds, self.adds, self._threads = bounds, adds, code.threads
         self._choose_epilogue()
@@ -112,7 +116,8 @@ class Plan:
         """The convolution of `data`, as the same kind of tensor; with `out`, into it, allocating
         nothing. `residual`, like the output, is added if the plan was made for that.
 
-        Raises ArrayError if a shape, dtype or device does not fit, or `out` overlaps what is read.
+        Raises ArrayError if a shape, dtype or device does not fit, or `out` overlaps what is read;
+        NoMemory if there is none for the output or for the kernel's workspace.
         """
         result, source, target, added = self._operands.take(data, out, residual)
         self.compute(source, target, added)
@@ -125,6 +130,8 @@ class Plan:
         of a plan that adds one."""
         if pool.threads != self._threads:
             pool.use(self._threads)
+        if self._number not in pool.served:
+            pool.serve(self._number, self.workspace_bytes)
         if self._epilogue == "none":
             self._run(source, self._packed, self._bias, target)
         elif self._fused:

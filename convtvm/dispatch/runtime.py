@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import os
 import threading
 from functools import cache
@@ -12,12 +13,15 @@ from typing import Any
 
 import tvm_ffi
 
-from convtvm.errors import EnvironmentProblem, LibraryError
+from convtvm.errors import EnvironmentProblem, LibraryError, NoMemory
 
 # TVM reads this when the first pool of the process starts. Its own 300,000 keep each worker's core
 # busy for 0.1 s after a call, at the cost of whatever else the process does; the layers of a
 # network follow each other sooner than these 10 ms.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "25000")
+
+
+_MARGIN = 1 << 20  # bytes: what the allocator adds to the buffers of a workspace
 
 
 @cache
@@ -82,6 +86,7 @@ class _Pool(threading.local):
 
     def __init__(self) -> None:
         self.threads = 0
+        self.served: set[int] = set()  # plans whose workspace this thread's pools have held
 
     def use(self, threads: int) -> None:
         """Let parallel kernels of this thread run on `threads` threads."""
@@ -89,6 +94,23 @@ class _Pool(threading.local):
             all_cores = 0  # TVM's affinity mode that prefers big cores
             tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
             self.threads = threads
+
+    def serve(self, plan: int, workspace: int) -> None:
+        """Before the first call of a plan in this thread: see that its workspace can be had.
+
+        A kernel allocates it through C code, which no exception may pass: where there is none, the
+        process ends. TVM's pool keeps it for the calls that follow. Raises NoMemory.
+        """
+        try:
+            if workspace:
+                private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                mmap.mmap(-1, workspace + _MARGIN, flags=private).close()
+        except (OSError, OverflowError):
+            raise NoMemory(
+                f"no memory for a workspace of {workspace:,} bytes; plan(..., workspace_limit="
+                "BYTES) chooses a kernel that needs less"
+            ) from None
+        self.served.add(plan)
 
 
 pool = _Pool()

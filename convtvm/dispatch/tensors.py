@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 
-from convtvm.errors import ArrayError
+from convtvm.errors import ArrayError, NoMemory
 
 _CPU = 1  # DLPack's number of the kind of device
 # Libraries whose arrays may be written, though not all of their versions say so by DLPack's flag.
@@ -50,7 +50,19 @@ class Port:
 
     def empty_like(self, value: Any) -> Any:
         """An uninitialised tensor for this port, of the same library as `value`; of numpy's where
-        that library's arrays cannot be written: see `same_kind`."""
+        that library's arrays cannot be written: see `same_kind`.
+
+        Raises NoMemory, or ArrayError if that library cannot be asked for one.
+        """
+        try:
+            return self._allocate(value)
+        except (MemoryError, RuntimeError) as error:  # PyTorch's is a RuntimeError
+            reason = str(error).strip().splitlines()[:1]
+            raise NoMemory(
+                f"no memory for {self.name}, {self.bytes:,} bytes: {''.join(reason)}"
+            ) from None
+
+    def _allocate(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from convtvm.errors import NoMemory
 from convtvm.problem.workload import channel_block
 
 if TYPE_CHECKING:
@@ -117,11 +118,15 @@ def random_inputs(
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An uninitialised C-contiguous array that starts at a multiple of `ALIGNMENT` bytes.
 
-    np.empty promises 16 bytes only, and so timings would vary from one array to the next.
+    np.empty promises 16 bytes only, and so timings would vary from one array to the next. Raises
+    NoMemory.
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    raw = np.empty(size + ALIGNMENT - 1, np.uint8)
+    try:
+        raw = np.empty(size + ALIGNMENT - 1, np.uint8)
+    except (MemoryError, ValueError):  # more than there is; more than there can be
+        raise NoMemory(f"no memory for an array {shape} of {size:,} bytes") from None
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(kind).reshape(shape)
 
