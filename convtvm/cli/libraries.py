@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,18 +119,21 @@ def compile_(
         if all(k.run_secs is None for k in made.kernels if k.workload == w)
     ]
     if untuned:
-        count = len(lib.workloads) * len(lib.manifests)
-        options = [source]
-        options += [] if target.startswith("cuda") else ["--threads", str(lib.threads)]
-        options += [] if target == "native" else ["--target", target]
-        options += [] if layout == "NCHW" else ["--layout", layout]
-        options += [] if batch is None else ["--batch", str(batch)]
-        options += [] if dtype is None else ["--dtype", dtype]
-        options += [] if algorithms is None else ["--algorithms", ",".join(algorithms)]
-        warn(
-            f"{len(untuned)} of {plural(count, 'workload')} untuned; to tune: "
-            f"`convtvm tune {shlex.join(options)} --log FILE`"
-        )
+        asked = {
+            "--threads": None if target.startswith("cuda") else lib.threads,
+            "--target": None if target == "native" else target,
+            "--layout": None if layout == "NCHW" else layout,
+            "--batch": batch,
+            "--dtype": dtype,
+            "--algorithms": ",".join(algorithms) if algorithms else None,
+        }
+        total = plural(len(lib.workloads) * len(lib.manifests), "workload")
+        warn(f"{len(untuned)} of {total} untuned; to tune: `{_tune_command(source, asked)}`")
+
+
+def _tune_command(source: str, asked: Mapping[str, Any]) -> str:
+    given = [str(word) for pair in asked.items() if pair[1] is not None for word in pair]
+    return f"convtvm tune {shlex.join([source, *given])} --log FILE"
 
 
 def _print(lib: KernelLibrary, out: Path, seconds: float) -> None:

@@ -113,25 +113,16 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
 @without_torch()
 def tune(
     ctx: click.Context,
+    /,
     source: str,
     target: str,
     threads: int | None,
-    algorithms: list[str] | None,
-    trials: int,
-    time_limit: float | None,
-    log: Path,
-    total_trials: int | None,
-    min_gain: float,
-    confirm: bool,
-    events: Path | None,
-    tracker: str | None,
-    key: str | None,
-    layout: str,
     batch: int | None,
     dtype: str | None,
-    seed: int,
+    events: Path | None,
     quiet: bool,
     as_json: bool,
+    **search: Any,
 ) -> None:
     """Search the fastest schedules of a SOURCE by measuring.
 
@@ -139,36 +130,22 @@ def tune(
 
     Ctrl-C keeps every finished trial; the same command resumes.
     """
+    # `search` holds the options that `convtvm.tune` takes under the same names.
     workloads = read_workloads(source, batch, dtype)
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.machine.targets import resolve
     from convtvm.tuning.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
-    if (tracker is None) != (key is None):
+    if (search["tracker"] is None) != (search["key"] is None):
         raise click.UsageError("--tracker and --key belong together")
-    if tracker is None:
+    if search["tracker"] is None:
         _check_runs_here(resolved)
-    workloads = _computable(workloads, algorithms, resolved.kind)
+    workloads = _computable(workloads, search["algorithms"], resolved.kind)
     with monitor(quiet, labels(workloads), events) as listener:
-        summary = run_tuner(
-            workloads,
-            target=resolved,
-            algorithms=algorithms,
-            trials=trials,
-            time_limit=time_limit,
-            log=log,
-            layout=layout,
-            seed=seed,
-            listener=listener,
-            total_trials=total_trials,
-            min_gain=min_gain,
-            confirm=confirm,
-            tracker=tracker,
-            key=key,
-        )
+        summary = run_tuner(workloads, target=resolved, listener=listener, **search)
         listener.note_ended(summary)
-        document = _document(summary, resolved, layout, listener)
+        document = _document(summary, resolved, search["layout"], listener)
         if listener.events is not None:
             listener.events.summary(document)
     for problem in [*map(str, summary.problems), *summary.warnings]:

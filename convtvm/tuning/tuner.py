@@ -81,14 +81,22 @@ def tune(
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     summary.time_limit, summary.total_trials = time_limit, total_trials
-    writer = LogWriter(path)
     started = time.monotonic()
     budget = Budget(started, time_limit, total_trials, min_gain / 100)
+    with contextlib.closing(LogWriter(path)) as writer, _until_interrupted(summary):
+        session = _Session(summary, writer, old, seed, budget, listener, farm)
+        session.run(confirm and farm is None)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+@contextlib.contextmanager
+def _until_interrupted(summary: TuningSummary) -> Iterator[None]:
+    """Ctrl-C ends what is within and is noted in the summary."""
     interrupts = _Interrupts()
     try:
         with interrupts:
-            session = _Session(summary, writer, old, seed, budget, listener, farm)
-            session.run(confirm and farm is None)
+            yield
     except KeyboardInterrupt:
         summary.stopped = "interrupted"
     except RuntimeError:
@@ -96,10 +104,6 @@ def tune(
         if not interrupts.seen:
             raise
         summary.stopped = "interrupted"
-    finally:
-        writer.close()
-        summary.seconds = time.monotonic() - started
-    return summary
 
 
 def _check_limits(trials: int, total_trials: int | None, min_gain: float) -> None:

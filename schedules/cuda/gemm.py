@@ -59,8 +59,7 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
     `store` takes the sums from the registers; its innermost loop runs along memory, and if
     `vectors`, by whole vectors.
     """
-    gemm, lhs, rhs = (sch.get_sblock(name) for name in ("gemm", "lhs", "rhs"))
-    depth_inner = bool(attribute(sch, "depth_inner"))
+    gemm, depth_inner = sch.get_sblock("gemm"), bool(attribute(sch, "depth_inner"))
 
     # Blocks of threads, threads along what lies together in memory, steps through the depth, and
     # a thread's own tile.
@@ -91,7 +90,21 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         sch.vectorize(inner)
     unroll(sch, outer, *([] if vectors else [inner]))
 
-    # Operands: into shared memory once a step, from there into registers.
+    _load_operands(sch, d, depth_inner, step, ki, kv)
+    init = sch.decompose_reduction(gemm, step)
+    unroll(sch, *sch.get_loops(init)[-2:])
+    unroll(sch, ki, kv, *own)
+    if d["stages"] > 1:
+        sch.annotate(step, "software_pipeline_stage", [0, 0, d["stages"] - 1])
+        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        sch.annotate(step, "software_pipeline_async_stages", [0])
+
+
+def _load_operands(
+    sch: Schedule, d: Decisions, depth_inner: bool, step: LoopRV, ki: LoopRV, kv: LoopRV
+) -> None:
+    """Both operands: into shared memory once a step, from there into registers."""
+    gemm, lhs, rhs = (sch.get_sblock(name) for name in ("gemm", "lhs", "rhs"))
     for index, operand in enumerate((lhs, rhs)):
         sch.set_scope(operand, 0, "shared.dyn")
         sch.compute_at(operand, step, preserve_unit_loops=True)
@@ -109,14 +122,6 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         # Rows of an odd number of vectors: the same column of neighbouring rows, in other banks.
         sch.transform_layout(lhs, ("write", 0), lambda b, k, p: [b, p, k])
         sch.storage_align(lhs, 0, -2, 2 * VECTOR, VECTOR)
-
-    init = sch.decompose_reduction(gemm, step)
-    unroll(sch, *sch.get_loops(init)[-2:])
-    unroll(sch, ki, kv, *own)
-    if d["stages"] > 1:
-        sch.annotate(step, "software_pipeline_stage", [0, 0, d["stages"] - 1])
-        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
-        sch.annotate(step, "software_pipeline_async_stages", [0])
 
 
 def multiply_to_parts(sch: Schedule, d: Decisions) -> None:
