@@ -1,6 +1,6 @@
 """Every algorithm on many shapes, against float64: random ones, and a sample of the edge cases.
 
-`scripts/check_shapes.py` runs as many as one likes; here is what fits a test run.
+`scripts/figures/check_shapes.py` runs as many as one likes; here is what fits a test run.
 """
 
 from __future__ import annotations

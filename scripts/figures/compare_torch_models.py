@@ -1,11 +1,14 @@
 """ResNet-18 in PyTorch: eager, torch.compile, torch.jit.optimize_for_inference, convtvm.
 
-    python scripts/compare_torch_models.py [--threads N] [--log FILE ...] [--size 224] [--rounds N]
+    python scripts/figures/compare_torch_models.py [--threads N] [--log FILE ...]
+        [--size 224] [--rounds N]
 
 Batch 1, float32, no gradients. Every way is called in turn, round by round, so that a disturbance
 meets all of them; shown are medians in milliseconds and the ratio to eager, and the largest
 difference of an output from eager's in double precision, relative to the largest output. Without
 --log the convolutions run by untuned decisions.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

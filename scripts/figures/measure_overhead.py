@@ -1,10 +1,12 @@
 """What a call of a plan costs above the bare kernel call, on a convolution of eight numbers.
 
-    python scripts/measure_overhead.py [--rounds N]
+    python scripts/figures/measure_overhead.py [--rounds N]
 
 The bare call has its four tensors ready. Each way is timed in bursts, all ways in turn; shown is
 the fastest burst, in microseconds, since whatever else runs can only add to it. An output that the
 call allocates includes the array library's own time for that, which is shown beside it.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

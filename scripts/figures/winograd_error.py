@@ -1,9 +1,11 @@
 """Error of Winograd convolution against tile size, measured on the compiled kernels.
 
-    python scripts/winograd_error.py [--source SOURCE]
+    python scripts/figures/winograd_error.py [--source SOURCE]
 
 Errors are relative to the largest output, against float64, on normally distributed data. The second
 column is what Barabasz et al. (arXiv 1803.10986) publish for one convolution with the best points.
+
+Quoted by README.md and docs/algorithms.md.
 """
 
 from __future__ import annotations

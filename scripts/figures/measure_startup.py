@@ -1,10 +1,12 @@
 """How long a fresh process takes to its first result, and how many bytes are deployed for it.
 
-    python scripts/measure_startup.py [--repeat N] [WORKLOAD]
+    python scripts/figures/measure_startup.py [--repeat N] [WORKLOAD]
 
 Compiles WORKLOAD untuned, deploys it, and starts Python N times on the deployment folder with numpy
 alone beside it. Shown are medians, in seconds: of the whole process from its start to its end, and
 of its parts by its own clock. The first run, which writes Python's caches, does not count.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What a knob is worth: one layer by several kernels, side by side in one process, one thread.
 
-    python scripts/compare_decisions.py mb1ic64ih56oc64kh3ph1 \
+    python scripts/figures/compare_decisions.py mb1ic64ih56oc64kh3ph1 \
         "winograd:4 prefetch=0" "winograd:4 prefetch=1" im2col [--target native] [--log FILE ...]
 
 A kernel is an algorithm and the knobs that it shall have; the others are those that `compile` would
 take by the logs (without --log: by those that came with convtvm). Medians of calls at full speed,
 and errors against float64.
+
+Quoted by docs/performance.md.
 """
 
 from __future__ import annotations

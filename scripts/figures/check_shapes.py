@@ -1,7 +1,7 @@
 """Run every applicable algorithm on many shapes and compare each result with float64.
 
-    python scripts/check_shapes.py --random 1000 --layouts both
-    python scripts/check_shapes.py path/to/benchdnn/inputs/conv/shapes_* --max-mflop 100
+    python scripts/figures/check_shapes.py --random 1000 --layouts both
+    python scripts/figures/check_shapes.py path/to/benchdnn/inputs/conv/shapes_* --max-mflop 100
 
 Kernels are built with their default decisions (or random ones, --random-decisions). Direct, im2col
 and MEC get small integers and must be exact. Exit status 1 if any is wrong, with its line above.
@@ -9,6 +9,8 @@ and MEC get small integers and must be exact. Exit status 1 if any is wrong, wit
 With --passed FILE each kernel that passes is noted there, by a hash of all that makes its code. A
 second run builds and runs only what is new or has changed since: the way to go on after an
 interruption, and to see what an edit did.
+
+Quoted by README.md and docs/algorithms.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What each algorithm costs: arithmetic and workspace by formula, workspace and time measured.
 
-    python scripts/compare_costs.py                        # formulas only
-    python scripts/compare_costs.py --run [--log FILE]...  # compile and time, 1 thread
-    python scripts/compare_costs.py --run --library cv.so  # time a library compiled before
+    python scripts/figures/compare_costs.py                        # formulas only
+    python scripts/figures/compare_costs.py --run [--log FILE]...  # compile and time, 1 thread
+    python scripts/figures/compare_costs.py --run --library cv.so  # time a library compiled before
 
 First the comparison of F(4x4, 3x3) with direct convolution on a 16x16 input of 128 channels, and of
 im2col's and MEC's matrices; then the twelve layers of the MEC paper (Cho & Brand 2017, table 2).
+
+Quoted by README.md and docs/algorithms.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Registers, shared memory and spills of every CUDA template on a network's layers, without a GPU.
 
-    python scripts/ptxas_figures.py [SOURCE] [--arches A,B] [--dtype float16] [--layout NHWC]
+    python scripts/figures/ptxas_figures.py [SOURCE] [--arches A,B] [--dtype float16]
+        [--layout NHWC]
 
 Each algorithm that applies to a layer is compiled by its default decisions, and ptxas says what the
 kernels of its function take. A line sums up one algorithm on one architecture; the functions that
 spill or keep a stack are named below, and the exit status is 1 if there are any. Opt-in algorithms
 are included.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tuning logs of runs that were killed, written by two at once, mixed, torn and damaged.
 
-    scripts/stress_logs.py [--kills 50] [--trials 24] [--seed 0] [--keep FOLDER]
+    scripts/figures/stress_logs.py [--kills 50] [--trials 24] [--seed 0] [--keep FOLDER]
 
 Runs of `convtvm tune` are killed by SIGKILL at random moments, in turn the process alone and its
 whole group, and resumed until all trials are done; then a new log begins. Two more write one log at
@@ -9,6 +9,8 @@ once. Three logs are joined in every order; lines are torn and garbage put betwe
 every line is a record or named by file and line, no candidate was tried twice, no process is left,
 nothing was removed from the log, and the winners are those of the clean records. The exit status
 is 1 if anything of it is not so.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Trials per minute: convtvm against stock MetaSchedule on the same template, in one run.
 
-    scripts/compare_tuners.py [--workload W] [--algorithm A] [--trials N] [--threads N]
+    scripts/figures/compare_tuners.py [--workload W] [--algorithm A] [--trials N] [--threads N]
 
 Stock is `tune_tir` with its LocalBuilder and LocalRunner at their settings, as many builders as
 cores, over the same valid points: every knob is a sampled categorical, drawn at random (its fastest
 strategy), and its build function applies the template. Both begin with nothing; the whole call is
 timed, start-up included. Compare the trials per minute, not the best times.
+
+Quoted by README.md and docs/tuning.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Many threads, many calls, many loads: right results, and memory that does not grow.
 
-    python scripts/stress_run_time.py [--threads 8] [--calls 10000] [--loads 1000]
+    python scripts/figures/stress_run_time.py [--threads 8] [--calls 10000] [--loads 1000]
 
 Threads call one plan at once, each with data of its own, every result compared exactly. Then the
 library is loaded, planned, run and dropped again and again. Resident memory is shown along the way;
 the exit status is 1 for a wrong result, or a growth of more than 2 MiB over the second half.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The MEC paper's layers cv1..cv12 under a workspace limit from nothing upward: choice and time.
 
-    python scripts/compare_workspace_limits.py [--log FILE ...] [--layers 4,9,12] [--threads N]
-        [--policy measure] [--repeat N]
+    python scripts/figures/compare_workspace_limits.py [--log FILE ...] [--layers 4,9,12]
+        [--threads N] [--policy measure] [--repeat N]
 
 Every layer is compiled with all its algorithms, by the records of the logs (without any: those
 that came with convtvm). The choice can change only where a kernel begins to fit, so it is made just
@@ -9,6 +9,8 @@ below and at the workspace of each, and every kernel that is ever chosen runs in
 The table has a line for each limit from which on the choice is another one: what the kernel states,
 what the process grew by in its first call, and the median time of a call. The exit status is 1 if
 either of the two exceeds the limit (1 MiB of growth is allowed for all else).
+
+Quoted by docs/algorithms.md.
 """
 
 from __future__ import annotations

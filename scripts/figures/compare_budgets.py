@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What a short tuning run misses: its winners beside those of a run that goes on ten times as long.
 
-    scripts/compare_budgets.py [SOURCE] [--seconds 590] [--times 10] [--threads N] [--warm] [--json]
-    scripts/compare_budgets.py [SOURCE] --logs SHORT LONG       # of runs made before
+    scripts/figures/compare_budgets.py [SOURCE] [--seconds 590] [--times 10]
+        [--threads N] [--warm] [--json]
+    scripts/figures/compare_budgets.py [SOURCE] --logs SHORT LONG       # of runs made before
 
 The distinct layers of SOURCE, a network by default, are tuned by all applicable algorithms within
 the seconds, from nothing, or `--warm`: with the experience of the logs that came with convtvm. A
@@ -10,6 +11,8 @@ copy of that log is continued for `--times` as long. Then the winners of both lo
 exported library, are timed layer by layer, in turn, so that a slow moment of the machine hits both.
 The gap is the short run's time over the long run's, less one. Where both chose the same kernel
 there is none, and what is measured tells the noise.
+
+Quoted by README.md and docs/tuning.md.
 """
 
 from __future__ import annotations

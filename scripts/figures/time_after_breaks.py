@@ -1,8 +1,11 @@
-"""Seconds of the first calls after a break, and for how long a library's threads spin after one.
+r"""Seconds of the first calls after a break, and for how long a library's threads spin after one.
 
-    scripts/time_after_breaks.py mb1ic512ih14oc512kh3ph1sh2 --threads 2 --peers onnxruntime,openvino
+    scripts/figures/time_after_breaks.py mb1ic512ih14oc512kh3ph1sh2 --threads 2 \
+        --peers onnxruntime,openvino
 
 Both say how a benchmark must not time: see "What a timing says" in docs/performance.md.
+
+Quoted by docs/performance.md.
 """
 
 from __future__ import annotations

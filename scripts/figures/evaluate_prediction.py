@@ -1,6 +1,6 @@
 """How well a log predicts networks that it does not hold: leave one network out.
 
-    python scripts/evaluate_prediction.py LOG... [--target T] [--threads N] [--layout L]
+    python scripts/figures/evaluate_prediction.py LOG... [--target T] [--threads N] [--layout L]
 
 For every built-in network, the model of `convtvm/logs/prediction.py` learns from the records of all
 other workloads, and names the algorithm for each of the network's. Shown, against the best measured
@@ -8,6 +8,8 @@ candidate of each workload: how often the right algorithm was named, how often o
 time of the named one (its best record), and the mean error of the predicted times. Beside it the
 same for two rules that need no model: always `direct`, and the algorithm of the nearest workload.
 A workload counts if at least two algorithms were measured on it.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations
