@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,18 @@ def test_size(deployed: Path, tmp_path: Path) -> None:
     files = [p for p in (tmp_path / "again").rglob("*") if p.is_file() and not p.is_symlink()]
     assert sum(p.stat().st_size for p in files) == sum(sizes.values())
     assert sum(sizes.values()) - sizes["x.so"] < 10_000_000
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_everything_is_as_the_umask_has_it(deployed: Path, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        deploy(deployed / "x.so", tmp_path / "new")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new", *(tmp_path / "new").rglob("*")):
+        mode = 0o777 if path.is_dir() else 0o666
+        assert path.is_symlink() or stat.S_IMODE(path.stat().st_mode) == mode & ~umask, path
 
 
 def test_refusals(deployed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -24,6 +25,27 @@ def test_modes_and_links(tmp_path: Path) -> None:
     write_whole(link, b"two", mode=0o755)
     assert link.is_symlink() and file.read_bytes() == b"two"
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_a_new_file_is_as_the_umask_has_it(tmp_path: Path, umask: int) -> None:
+    """A file that is replaced is as it was."""
+    before = os.umask(umask)
+    try:
+        for mode in (0o666, 0o777):
+            file = tmp_path / f"{mode:o}"
+            write_whole(file, b"one", mode)
+            assert stat.S_IMODE(file.stat().st_mode) == mode & ~umask
+            file.chmod(0o604)
+            write_whole(file, b"two", mode)
+            assert stat.S_IMODE(file.stat().st_mode) == 0o604
+    finally:
+        os.umask(before)
+
+
+def test_the_longest_name(tmp_path: Path) -> None:
+    write_whole(tmp_path / ("x" * 255), b"content")
+    assert names(tmp_path) == ["x" * 255]
 
 
 def test_writers_in_many_threads(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class KernelLibrary:
         """Write the library file, whole or not at all. Raises LibraryError if that is
         impossible."""
         try:
-            write_whole(path, self._content, mode=0o755)
+            write_whole(path, self._content, mode=0o777)
         except OSError as error:
             raise LibraryError(f"cannot write library {path}: {error.strerror}") from None
 

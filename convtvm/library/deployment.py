@@ -143,7 +143,7 @@ def _copy_run_time(folder: Path) -> None:
     lib.mkdir()
     for path in (runtime, *ffi.glob("lib/*.so")):
         shutil.copyfile(path, lib / path.name)
-    shutil.copytree(ffi, folder / "tvm_ffi", ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    _copy_tree(ffi, folder / "tvm_ffi", _LEFT_OUT)
     (folder / "tvm_ffi" / "lib").symlink_to(Path("..") / "lib")
     extensions = _home("typing_extensions", package=False)  # tvm_ffi imports it
     shutil.copyfile(extensions, folder / extensions.name)
@@ -155,8 +155,19 @@ def _copy_package(folder: Path) -> None:
         (folder / room).mkdir(parents=True)
     for name in _MODULES:
         shutil.copyfile(here / f"{name}.py", folder / f"{name}.py")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(here / "dispatch", folder / "dispatch", ignore=ignore)
+    _copy_tree(here / "dispatch", folder / "dispatch", ["__pycache__"])
+
+
+def _copy_tree(source: Path, folder: Path, left_out: Sequence[str]) -> None:
+    """The files below a folder but those called `left_out`; all new ones, as the umask has them."""
+    folder.mkdir()
+    names = [path.name for path in source.iterdir()]
+    for name in set(names) - shutil.ignore_patterns(*left_out)(str(source), names):
+        path = source / name
+        if path.is_dir():
+            _copy_tree(path, folder / name, left_out)
+        else:
+            shutil.copyfile(path, folder / name)
 
 
 def _home(name: str, package: bool = True) -> Path:
