@@ -8,9 +8,11 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -241,6 +243,78 @@ def test_full_disk() -> None:
     writer = LogWriter("/dev/full")
     with pytest.raises(LogError, match="No space left"):
         writer.append(record())
+
+
+def renamed(log: Path) -> None:
+    log.rename(log.with_name("old.jsonl"))
+
+
+def replaced(log: Path) -> None:
+    """As an editor saves it, with one record less."""
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.with_name("new").write_bytes(b"".join(lines[:-1]))
+    log.with_name("new").replace(log)
+
+
+def rewritten(log: Path) -> None:
+    """In place, by something as long."""
+    log.write_bytes(b"x" * log.stat().st_size + b"\n")
+
+
+LOSSES: list[Callable[[Path], object]] = [
+    Path.unlink,
+    renamed,
+    replaced,
+    rewritten,
+    lambda log: os.truncate(log, 0),
+    lambda log: os.truncate(log, log.stat().st_size - 20),
+    lambda log: shutil.copyfile(os.devnull, log),
+]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_what_a_log_loses_meanwhile_is_written_again(
+    tmp_path: Path, lose: Callable[[Path], object], more: int
+) -> None:
+    """With another record or at the end; nothing twice that is still there."""
+    log = written(tmp_path / "x.jsonl", GOOD)
+    writer, made = LogWriter(log), [record(time=str(i)) for i in range(4 + more)]
+    for one in made[:4]:
+        writer.append(one)
+    lose(log)
+    for one in made[4:]:
+        writer.append(one)
+    writer.close()
+    found, _ = records.load([log])
+    assert sorted(r.time for r in found if r in made) == [str(i) for i in range(4 + more)]
+    assert 1 <= writer.restored <= 4
+
+
+def test_what_others_append_is_no_loss(tmp_path: Path) -> None:
+    log = tmp_path / "x.jsonl"
+    first, second = LogWriter(log), LogWriter(log)
+    for i in range(6):
+        (first, second)[i % 2].append(record(time=str(i)))
+    first.close()
+    second.close()
+    found, problems = records.load([log])
+    assert [r.time for r in found] == list("012345") and not problems
+    assert first.restored == second.restored == 0
+
+
+def test_a_log_that_cannot_be_restored_is_rescued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    writer, made = LogWriter(tmp_path / "folder" / "x.jsonl"), [record(time=str(i)) for i in "12"]
+    writer.append(made[0])
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.raises(LogError, match=r"No such file.*; 2 records of this run are in .*\.jsonl"):
+        writer.append(made[1])
+    (rescued,) = tmp_path.glob("*.jsonl")
+    assert records.load([rescued]) == (made, [])
 
 
 def test_new_file_is_created_in_place(tmp_path: Path) -> None:

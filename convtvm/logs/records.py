@@ -6,9 +6,12 @@ cannot be used is named with file and line number; the others are used.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import statistics
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -163,29 +166,91 @@ def shipped_logs() -> list[Path]:
 class LogWriter:
     """Appends records to one file; every line is one write, so writers do not mix.
 
-    Raises LogError if the file cannot be opened for appending.
+    A file that is deleted, renamed, truncated or replaced meanwhile gets the lines of this writer
+    that it lacks again; `restored` counts them. Raises LogError if the file cannot be opened for
+    appending.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.restored = 0
+        self._lines: list[bytes] = []
+        self._last = b"", 0  # what was written last, and where
+        self._fd = self._open()
+
+    def _open(self) -> int:
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, 0o644)
-        except OSError as error:
-            raise LogError(f"cannot write log {path}: {error.strerror}") from None
-
-    def append(self, record: TuningRecord) -> None:
-        line = record.to_line() + "\n"
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            line = "\n" + line  # a writer was killed in the middle of the last line
-        try:
-            os.write(self._fd, line.encode("utf8"))
+            return os.open(self.path, flags, 0o666)
         except OSError as error:
             raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
 
-    def close(self) -> None:
+    def append(self, record: TuningRecord) -> None:
+        """Write a record, and those before it that were lost. Raises LogError."""
+        self._lines.append(record.to_line().encode("utf8"))
+        if self._is_ours():
+            self._write(self._lines[-1])
+        else:
+            self.restored -= 1  # the new one is not among those that were lost
+            self._restore()
+
+    def _is_ours(self) -> bool:
+        """Whether the path still leads to the file that was opened, with what was written last."""
+        opened = os.fstat(self._fd)
+        if not stat.S_ISREG(opened.st_mode):
+            return True  # a pipe or a device keeps nothing
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        content, start = self._last
+        same = os.path.samestat(opened, found)
+        return same and os.pread(self._fd, len(content), start) == content
+
+    def _restore(self) -> None:
+        """Write what the file at the path lacks of this writer's lines."""
+        try:
+            fd = self._open()
+        except LogError as error:
+            raise LogError(f"{error}; {self._rescue()}") from None
         os.close(self._fd)
+        self._fd = fd
+        there = set(os.pread(fd, os.fstat(fd).st_size, 0).split(b"\n"))
+        for line in (line for line in self._lines if line not in there):
+            self._write(line)
+            self.restored += 1
+
+    def _rescue(self) -> str:
+        """Put the lines into a file of their own; a text that says where they are."""
+        lines, self._lines = self._lines, []
+        try:
+            fd, path = tempfile.mkstemp(prefix="convtvm-", suffix=".jsonl")
+            with os.fdopen(fd, "wb") as file:
+                file.writelines(line + b"\n" for line in lines)
+        except OSError as error:
+            return f"{len(lines)} records of this run are lost ({error.strerror})"
+        return f"{len(lines)} records of this run are in {path}"
+
+    def _write(self, line: bytes) -> None:
+        size = os.fstat(self._fd).st_size
+        torn = size and os.pread(self._fd, 1, size - 1) != b"\n"  # its writer was killed
+        content = b"\n" * bool(torn) + line + b"\n"
+        try:
+            done = os.write(self._fd, content)
+        except OSError as error:
+            raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
+        if done < len(content):
+            raise LogError(f"cannot write log {self.path}: {os.strerror(errno.ENOSPC)}")
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self._last = content, os.lseek(self._fd, 0, os.SEEK_CUR) - done
+
+    def close(self) -> None:
+        """Raises LogError if lines were lost since the last one and cannot be written again."""
+        try:
+            if self._lines and not self._is_ours():
+                self._restore()
+        finally:
+            os.close(self._fd)
 
 
 def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:

@@ -79,6 +79,7 @@ class TuningSummary:
     reused: int = 0
     confirmed: int = 0
     disturbed: int = 0  # trials without an undisturbed sample
+    restored: int = 0  # lines that the log had lost and got again
     time_limit: float | None = None  # seconds
     total_trials: int | None = None
     seconds: float = 0.0
@@ -106,6 +107,11 @@ class TuningSummary:
     def warnings(self) -> list[str]:
         """What makes the result less trustworthy than it looks."""
         found = []
+        if self.restored:
+            found.append(
+                f"{self.log} was deleted or changed while tuning; what it lacked of this run, "
+                f"{self.restored} records, was written again"
+            )
         untried = any(not p.done for p in self.tasks)
         if self.stopped == LATE and (untried or (self.measured and not self.searched)):
             found.append(self._spent_on_defaults())

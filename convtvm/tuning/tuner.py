@@ -86,6 +86,7 @@ def tune(
     with contextlib.closing(LogWriter(path)) as writer, _until_interrupted(summary):
         session = _Session(summary, writer, old, seed, budget, listener, farm)
         session.run(confirm and farm is None)
+    summary.restored = writer.restored
     summary.seconds = time.monotonic() - started
     return summary
 
