@@ -25,6 +25,8 @@ _LAZY = {
     "tune": "convtvm.tuning.tuner",
     "compile": "convtvm.library.build",
     "load": "convtvm.dispatch",
+    "load_model": "convtvm.dispatch",
+    "Model": "convtvm.dispatch",
     "KernelLibrary": "convtvm.dispatch",
     "torch": "convtvm.torch",  # the module itself; needs PyTorch
 }
@@ -49,10 +51,12 @@ __all__ = [
     "ConvtvmError",
     "EnvironmentProblem",
     "KernelLibrary",
+    "Model",
     "NoCandidate",
     "UnknownWorkload",
     "__version__",
     "compile",
     "load",
+    "load_model",
     "tune",
 ]

@@ -7,47 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tvm import te, tirx
+from programs import sound
 
 from convtvm.errors import BuildError
-from convtvm.kernels.task import Task
-from convtvm.machine.targets import resolve
-from convtvm.models.program import ConvKernel, PackKernel, Program, Step, Tensor
-from convtvm.problem.workload import ConvWorkload
-
-W = ConvWorkload.parse("mb1ic5ih9oc7oh9kh3ph1")
-
-
-def elementwise(shape: tuple[int, ...]) -> tirx.PrimFunc:
-    """x -> max(x, 0), in one parallel loop."""
-    x = te.placeholder(shape, name="x")
-    return te.create_prim_func(
-        [x, te.compute(shape, lambda *i: te.max(x(*i), 0.0), name="out")],
-    )
-
-
-def sound() -> Program:
-    """x -> relu(conv(x) + r), the weight packed at load; `again` is the same by another shape."""
-    task = Task(W, "direct", resolve("avx2", 1), epilogue="add")
-    shapes = [W.data_shape(), W.weight_shape, (W.oc,), task.packed_shape(), W.out_shape()]
-    values = [*map(Tensor, shapes), *[Tensor(W.out_shape())] * 2, Tensor((W.oc, W.oh * W.ow))]
-    return Program(
-        values=values,
-        inputs={"x": 0, "r": 5},
-        outputs={"y": 6, "again": 7},
-        constants={1: np.ones(W.weight_shape, "float32"), 2: np.ones(W.oc, "float32")},
-        packs=[Step("pack", "pack", (1,), (3,))],
-        steps=[
-            Step("conv", "conv", (0, 3, 2, 0.0, 6.0, 5), (4,)),
-            Step("relu", "relu", (4,), (6,)),
-        ],
-        functions={
-            "conv": ConvKernel(task, task.space.default),
-            "pack": PackKernel(task),
-            "relu": elementwise(W.out_shape()),
-        },
-        aliases={7: 6},
-    )
+from convtvm.models import memory
+from convtvm.models.program import Program, Step, Tensor
 
 
 def test_sound_program() -> None:
@@ -134,3 +98,47 @@ def test_unsound_programs_are_named(name: str) -> None:
     change(program)
     with pytest.raises(BuildError, match=f"^the program of the model is unsound: {message}"):
         program.check()
+
+
+def _chain(lives: list[tuple[int, int]], sizes: list[int]) -> Program:
+    """A program whose value i is written by step lives[i][0] and last read by step lives[i][1]."""
+    count = 1 + max(end for _, end in lives)
+    steps = [
+        Step(
+            str(step),
+            "f",
+            tuple(v for v, (begin, end) in enumerate(lives) if begin < step <= end),
+            tuple(v for v, (begin, _) in enumerate(lives) if begin == step),
+        )
+        for step in range(count)
+    ]
+    return Program([Tensor((size,), "uint8") for size in sizes], {}, {}, steps=steps)
+
+
+def test_memory_is_shared_but_not_at_the_same_time() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        begins = random.integers(0, 20, 30)
+        lives = [(int(b), int(b + random.integers(0, 6))) for b in begins]
+        sizes = [int(s) for s in random.integers(1, 5000, 30)]
+        offsets, total = memory.plan(_chain(lives, sizes))
+        assert sorted(offsets) == list(range(30))
+        padded = [-(-s // memory.ALIGNMENT) * memory.ALIGNMENT for s in sizes]
+        for a, (begin, end) in enumerate(lives):
+            assert offsets[a] % memory.ALIGNMENT == 0 and offsets[a] + sizes[a] <= total
+            for b in range(a):
+                if begin <= lives[b][1] and lives[b][0] <= end:
+                    apart = (
+                        offsets[a] >= offsets[b] + sizes[b] or offsets[b] >= offsets[a] + sizes[a]
+                    )
+                    assert apart, (a, b)
+        live = [
+            sum(p for p, (begin, end) in zip(padded, lives, strict=True) if begin <= step <= end)
+            for step in range(26)
+        ]
+        assert max(live) <= total <= 1.3 * max(live)
+
+
+def test_memory_leaves_out_what_lies_elsewhere() -> None:
+    """Of `sound` only the convolution's result is in the arena: the rest is the caller's."""
+    assert memory.plan(sound()) == ({4: 0}, 2304)

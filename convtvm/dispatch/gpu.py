@@ -19,7 +19,6 @@ import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch import runtime, tensors
-from convtvm.dispatch.manifest import Manifest
 from convtvm.dispatch.plan import Plan, operands
 from convtvm.errors import ArrayError, EnvironmentProblem, NoCandidate, NoMemory
 from convtvm.machine import gpu, nvidia
@@ -29,9 +28,9 @@ _CUDA = 2  # DLPack's number of the kind of device
 _ALIGNMENT = 16  # bytes of the widest load
 
 
-def objection(manifest: Manifest, path: str | Path) -> str:
-    """Why this machine has no GPU that runs the library's kernels; empty if it has."""
-    built = manifest.target.partition("-arch=")[2]
+def objection(target: str, path: str | Path) -> str:
+    """Why this machine has no GPU that runs kernels for `target`; empty if it has."""
+    built = target.partition("-arch=")[2]
     found = gpu.devices()
     if not found:
         return (

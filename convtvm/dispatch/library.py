@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,14 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convtvm.dispatch import gpu, runtime, selection
+from convtvm.dispatch import gpu, runtime, selection, suitability
 from convtvm.dispatch import manifest as manifests
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.dispatch.plan import ACTIVATIONS, Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
 from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
 from convtvm.files import write_whole
-from convtvm.machine.cpu import missing_features
 from convtvm.problem.reference import random_inputs
 from convtvm.problem.workload import ConvWorkload
 
@@ -37,32 +35,10 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     content, targets = manifests.read(path)
     if threads is not None and (type(threads) is not int or threads < 1):
         raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
-    _check_machine(targets, path)
+    suitability.check(targets, path)
     library = KernelLibrary(content, targets, threads)
     library.open()
     return library
-
-
-def _check_machine(targets: Sequence[Manifest], path: str | Path) -> None:
-    """Raise LibraryError if this machine can run the library's code for none of its targets."""
-    objections = [_objection(manifest, path) for manifest in targets]
-    if all(objections):
-        raise LibraryError("; ".join(filter(None, objections)))
-
-
-def _objection(manifest: Manifest, path: str | Path = "the library") -> str:
-    """Why this machine cannot run the code for one target; empty if it can."""
-    if manifest.on_gpu:
-        return gpu.objection(manifest, path)
-    machine = platform.machine()
-    advice = "compile it here with --target native"
-    if f"-mtriple={machine}" not in manifest.target:
-        return f"{path} is compiled for {manifest.target!r}; this machine is {machine}; {advice}"
-    missing = missing_features(manifest.features)
-    if not missing:
-        return ""
-    lacks = f"this CPU lacks {', '.join(missing)}"
-    return f"{path} is compiled for {manifest.target!r}; {lacks}; {advice}"
 
 
 class KernelLibrary:
@@ -77,7 +53,9 @@ class KernelLibrary:
         self, content: bytes, targets: Sequence[Manifest], threads: int | None = None
     ) -> None:
         self._content, self.manifests = content, list(targets)
-        self.manifest = manifest = next((m for m in targets if not _objection(m)), targets[0])
+        self.manifest = manifest = next(
+            (m for m in targets if not suitability.objection(m)), targets[0]
+        )
         self.threads = threads or manifest.threads
         self.problems: list[str] = []
         self._measured: dict[str, float] = {}  # function -> seconds, by policy `measure`
@@ -92,7 +70,7 @@ class KernelLibrary:
 
     @cached_property
     def _image(self) -> runtime.Image:
-        _check_machine(self.manifests, "the library")
+        suitability.check(self.manifests, "the library")
         runtime.start(self.threads)
         if self.manifest.on_gpu:
             gpu.start()

@@ -1,8 +1,7 @@
 """The manifest of a kernel library: what it holds, appended to the .so and checked before it loads.
 
-Layout of a library file: ELF shared object | JSON | SHA-256 of all that precedes | length of the
-JSON (8 bytes, little-endian) | magic. The JSON has one manifest for each target. Loaders of shared
-objects ignore what follows the ELF image.
+Layout of a library file: ELF shared object | JSON | the rest of a `container`; the checksum is of
+all that precedes it. The JSON has one manifest for each target.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convtvm.dispatch import container
 from convtvm.errors import LibraryError, WorkloadError
 from convtvm.problem.workload import ConvWorkload
 
 FORMAT = 2
-_MAGIC = b"convtvm-library\x01"
-_TAIL = 32 + 8 + len(_MAGIC)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def attach(image: bytes, manifests: Sequence[Manifest]) -> bytes:
     entry = {"format": FORMAT, "targets": [asdict(m) for m in manifests]}
     text = json.dumps(entry, separators=(",", ":")).encode("utf8")
     body = image + text
-    return body + hashlib.sha256(body).digest() + len(text).to_bytes(8, "little") + _MAGIC
+    return body + container.tail(text, hashlib.sha256(body).digest(), container.LIBRARY)
 
 
 def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
@@ -90,17 +88,11 @@ def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read library {path}: {error.strerror}") from None
-    if len(content) < _TAIL or not content.endswith(_MAGIC):
-        raise LibraryError(
-            f"{path} is not a convtvm library, or is cut short; make one with `convtvm compile`"
-        )
-    body = content[:-_TAIL]
-    length = int.from_bytes(content[-len(_MAGIC) - 8 : -len(_MAGIC)], "little")
-    if hashlib.sha256(body).digest() != content[-_TAIL : -_TAIL + 32] or length > len(body):
-        raise LibraryError(
-            f"{path} is damaged: its checksum does not match; copy or compile it again"
-        )
-    return content, _parse(body[len(body) - length :], path)
+    found = container.trailer(content, container.LIBRARY, path)
+    body = memoryview(content)[: found.start + len(found.text)]
+    if hashlib.sha256(body).digest() != found.digest:
+        raise container.damaged(path)
+    return content, _parse(found.text, path)
 
 
 def _parse(text: bytes, path: str | Path) -> list[Manifest]:

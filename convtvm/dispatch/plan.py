@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch import tensors
-from convtvm.dispatch.runtime import pool
+from convtvm.dispatch.runtime import numbers, pool
 from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
-
-_numbers = itertools.count()
 
 # Name of an activation -> the bounds that it puts on the output.
 ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -53,7 +50,7 @@ class Plan:
         adds: bool = False,
     ) -> None:
         self.code, self.workload, self.choice = code, workload, choice
-        self._number = next(_numbers)
+        self._number = next(numbers)
         self._operands = operands(Port, workload, code.layout, adds)
         self._bounds, self.adds, self._threads = bounds, adds, code.threads
         self._choose_epilogue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import mmap
 import os
 import threading
@@ -114,3 +115,4 @@ class _Pool(threading.local):
 
 
 pool = _Pool()
+numbers = itertools.count()  # of plans and models, as `serve` knows them

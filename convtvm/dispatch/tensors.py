@@ -24,12 +24,15 @@ _MUTABLE = ("cupy", "numpy", "paddle", "torch", "tvm_ffi")
 
 
 class Port:
-    """One tensor argument of a kernel: its name, for messages, its shape and its dtype."""
+    """One tensor argument of a kernel, or of a model: its name, for messages, shape and dtype."""
 
     def __init__(self, name: str, shape: Sequence[int], dtype: str = "float32") -> None:
         self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
         self.bytes = self.dtype.itemsize * math.prod(shape)
         self._in_torch = dtype == "float32"  # other dtypes take the long way
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.dtype} {'x'.join(map(str, self.shape))}"
 
     def read(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor to read; a copy only if it is not aligned and contiguous."""
@@ -66,7 +69,7 @@ class Port:
         if isinstance(value, np.ndarray):
             return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch
-            return value.new_empty(self.shape)
+            return value.new_empty(self.shape, dtype=getattr(sys.modules["torch"], str(self.dtype)))
         namespace = getattr(value, "__array_namespace__", None)
         if namespace is None:
             raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
@@ -165,7 +168,8 @@ def as_array(
             raise ArrayError(f"{name} is no array: {error}") from None
     _check_unmasked(value, name)
     _check_shape(value.shape, shape, name)
-    if value.dtype.kind != "f":
+    floats = value.dtype.kind == np.dtype(dtype).kind == "f"
+    if value.dtype != dtype and not floats:
         raise ArrayError(f"{name} has dtype {value.dtype}, expected {dtype}")
     array = np.require(value.view(np.ndarray), dtype, ("C_CONTIGUOUS", "ALIGNED"))
     # DLPack exports only writable arrays; the kernel reads this one.
@@ -174,8 +178,18 @@ def as_array(
 
 def over(tensor: Any, port: Port) -> np.ndarray:
     """A numpy array over the memory of a CPU tensor, valid as long as it is."""
-    memory = (ctypes.c_uint8 * port.bytes).from_address(tensor.data_ptr())
-    return np.ctypeslib.as_array(memory).view(port.dtype).reshape(port.shape)
+    return memory_at(tensor.data_ptr(), port.bytes).view(port.dtype).reshape(port.shape)
+
+
+def memory_at(address: int, size: int) -> np.ndarray:
+    """An array over `size` bytes of memory that somebody else keeps alive."""
+    memory = memoryview((ctypes.c_uint8 * size).from_address(address))
+    return np.frombuffer(memory, np.uint8)
+
+
+def overlap(start: int, size: int, other_start: int, other_size: int) -> bool:
+    """Whether two pieces of memory, by address and bytes, have a byte in common."""
+    return start < other_start + other_size and other_start < start + size
 
 
 def same_kind(result: Any, data: Any) -> Any:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
     from convtvm.kernels.task import Scratch, Task
+    from convtvm.machine.targets import CompileTarget
 
 LENGTH = struct.Struct("<q")
 STOPPED = "stopped"  # the kind of a job that was given up because its time was over
@@ -29,6 +32,17 @@ class BuildJob:
     path: str
     symbol: str = "main"
     strict: bool = False
+
+
+@dataclass(frozen=True)
+class FunctionJob:
+    """Compile the scheduled `func` for the CPU of `target`, as the function `symbol`, into the
+    object file `path`; its parameters need no more than their dtype's alignment."""
+
+    func: PrimFunc
+    target: CompileTarget
+    path: str
+    symbol: str
 
 
 @dataclass(frozen=True)

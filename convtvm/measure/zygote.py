@@ -29,6 +29,7 @@ from convtvm.measure.jobs import (
     LENGTH,
     STOPPED,
     BuildJob,
+    FunctionJob,
     Limits,
     Outcome,
     RunJob,
@@ -185,7 +186,7 @@ def _run_child(
         os._exit(status)
 
 
-def _build_all(jobs: list[BuildJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
+def _build_all(jobs: list[BuildJob | FunctionJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Build every job, up to `limits.workers` at a time."""
     late = Outcome(None, "build_timeout", f"no library after {limits.timeout:g} s")
     return _each_alone([partial(_report_build, job) for job in jobs], limits, late)
@@ -226,10 +227,22 @@ def _each_alone(
                 yield index, late
 
 
-def _report_build(job: BuildJob, report: Callable[[Outcome], None]) -> None:
+def _report_build(job: BuildJob | FunctionJob, report: Callable[[Outcome], None]) -> None:
     gc.disable()  # what it would find is gone with the process, and a look touches all memory
     _limit_memory()
-    report(_build(job))
+    report(_build_function(job) if isinstance(job, FunctionJob) else _build(job))
+
+
+def _build_function(job: FunctionJob) -> Outcome:
+    """Lower and compile; the value is the workspace in bytes."""
+    from convtvm.kernels import codegen
+
+    try:
+        built = codegen.build(codegen.accept_unaligned(job.func), job.symbol, job.target)
+        built.write(job.path)
+    except Exception as error:
+        return failure("compile", error)
+    return Outcome(built.workspace)
 
 
 def _build(job: BuildJob) -> Outcome:
