@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +82,36 @@ def operators(module: tvm.IRModule) -> Counter[str]:
 def run_unscheduled(model: Imported, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs as Relax's default build computes them: slow, and independent of our kernels."""
     machine = relax.VirtualMachine(tvm.compile(model.module, target="llvm"), tvm.cpu())
-    result = machine["main"](*(tvm.runtime.tensor(inputs[port.name]) for port in model.inputs))
+    return _called(machine["main"], model, inputs)
+
+
+def build_together(models: list[Imported]) -> list[Callable[[dict[str, np.ndarray]], list]]:
+    """`run_unscheduled` for many models by one build, which takes a tenth of the time.
+
+    The code is built without LLVM's optimisations: what is tested is the meaning of a module.
+    """
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
+    whole, machines = tvm.IRModule(), {}
+    for index, model in enumerate(models):
+        main = model.module["main"].with_attr("global_symbol", f"model_{index}")
+        if len(model.module.functions) == 1:
+            whole[f"model_{index}"] = main
+        else:  # calls functions of its own, whose names may be another's
+            built = tvm.compile(model.module, target=target)
+            machines[index] = relax.VirtualMachine(built, tvm.cpu())["main"]
+    machine = relax.VirtualMachine(tvm.compile(whole, target=target), tvm.cpu())
+
+    def runner(index: int, model: Imported) -> Callable[[dict[str, np.ndarray]], list]:
+        function = machines.get(index) or machine[f"model_{index}"]
+        return lambda inputs: _called(function, model, inputs)
+
+    return [runner(index, model) for index, model in enumerate(models)]
+
+
+def _called(
+    function: Callable[..., Any], model: Imported, inputs: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+    result = function(*(tvm.runtime.tensor(inputs[port.name]) for port in model.inputs))
     return [result.numpy()] if hasattr(result, "numpy") else [item.numpy() for item in result]
 
 

@@ -25,7 +25,7 @@ def array_of(expr: relax.Expr) -> np.ndarray | None:
 
 def constant(array: np.ndarray) -> relax.Expr:
     """A constant of exactly the dtype of `array`."""
-    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+    return relax.const(np.require(array, requirements="C"), str(array.dtype))
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...]:

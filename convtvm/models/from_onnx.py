@@ -12,7 +12,7 @@ from onnx import helper
 from convtvm.errors import EnvironmentProblem, ModelError
 from convtvm.models.imported import Imported, Port
 from convtvm.models.inference import inference_form
-from convtvm.models.onnx_importer import import_graph
+from convtvm.models.onnx.importer import import_graph
 
 
 def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Imported:
@@ -26,7 +26,7 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     graph = model.graph
     inputs = _inputs(graph, dict(shapes or {}))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    module, origins = import_graph(graph, opset, {port.name: port.shape for port in inputs})
+    module, origins = import_graph(graph, opset, inputs)
     module = inference_form(module)
     outputs = _outputs(graph, module)
     return Imported(

@@ -43,7 +43,7 @@ _CHANNELS_OF_WEIGHT = {
 
 
 def inference_form(module: tvm.IRModule) -> tvm.IRModule:
-    """`module` with its function `main`, which is one dataflow block, in inference form."""
+    """`module` with its function `main`, at most one dataflow block, in inference form."""
     tidy = tvm.transform.Sequential(list(_TIDY))
     return tidy(_Simplifier(tidy(module)).module())
 
@@ -77,14 +77,14 @@ class _Simplifier:
 
     def module(self) -> tvm.IRModule:
         """The module with the function in its new form."""
-        (block,) = self.function.body.blocks
         params = [relax.Var(var.name, var.ty) for var in self.function.params]
         self.became = dict(zip(self.function.params, params, strict=True))
         self.uses.update({new: self.uses_before[old] for old, new in self.became.items()})
         with self.builder.function("main", params):
             with self.builder.dataflow():
-                for binding in block.bindings:
-                    self.bind(binding.var, binding.value)
+                for block in self.function.body.blocks:
+                    for binding in block.bindings:
+                        self.bind(binding.var, binding.value)
                 result = self.builder.emit_output(self.substituted(self.function.body.body))
             self.builder.emit_func_output(result)
         return self.builder.get()

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 from tvm import relax
 
 from convtvm.errors import ModelError
 from convtvm.models.constants import array_of, constant, static_shape
 
 
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node by name, text as str, a graph or tensor as its proto."""
+def raw_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name: text as bytes, several as a tuple, graphs as protos."""
     found = {}
     for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        value = helper.get_attribute_value(attribute)
+        found[attribute.name] = tuple(value) if isinstance(value, list) else value
     return found
 
 
@@ -48,8 +49,16 @@ class Node:
         return ModelError(f"{self}: {message}")
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, `default` where the node has none."""
-        return self.attributes.get(name, default)
+        """An attribute, text as str; `default` where the node has none."""
+        value = self.attributes.get(name, default)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    def sizes(self, name: str, default: Sequence[int]) -> list[int]:
+        """An attribute of one integer an axis."""
+        found = [int(size) for size in self.get(name) or default]
+        if len(found) != len(default):
+            raise self.fails(f"{name} has {len(found)} numbers, expected {len(default)}")
+        return found
 
     def has(self, index: int) -> bool:
         """Is there an operand at `index`?"""
@@ -76,8 +85,8 @@ class Node:
         array = array_of(self.input(index))
         if array is None:
             raise self.fails(
-                f"its {what} is computed at run time, and shapes must be known when a model is "
-                f"compiled; make it a constant (torch.onnx.export without dynamic axes, or onnxsim)"
+                f"its {what} is computed at run time, but what decides shapes must be known when "
+                "a model is compiled; make it a constant when exporting"
             )
         return array
 
@@ -92,7 +101,7 @@ class Node:
     def axis(self, axis: int, ndim: int) -> int:
         """An axis counted from the front."""
         if not -ndim <= axis < ndim:
-            raise self.fails(f"axis {axis} is out of range for {ndim} axes")
+            raise self.fails(f"axis {axis} is out of range, its operand has {ndim} axes")
         return axis % ndim
 
     def axes(self, axes: Sequence[int], ndim: int) -> list[int]:
@@ -104,5 +113,5 @@ class Node:
         return constant(np.asarray(value, self.dtype(index)))
 
     def emit(self, expr: relax.Expr) -> relax.Var:
-        """A variable for a value that is used more than once."""
+        """A variable for an intermediate value."""
         return self.builder.emit(expr)

@@ -1,0 +1,236 @@
+"""An ONNX graph as a Relax function: converters of our own first, then those of TVM's importer.
+
+Shapes are static, so whatever depends on shapes alone is a constant here, and a node whose
+operands are all constant is computed on the spot (by ONNX's reference implementation). float16
+and bfloat16 are computed in float32; only inputs and outputs of the model keep them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import tvm
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
+
+from convtvm.errors import ModelError
+from convtvm.models.constants import array_of, constant
+from convtvm.models.imported import Port
+from convtvm.models.onnx import arithmetic, layers, resize, shapes
+from convtvm.models.onnx.node import Node, described, raw_attributes
+
+_CONVERTERS = {
+    **arithmetic.CONVERTERS,
+    **layers.CONVERTERS,
+    **resize.CONVERTERS,
+    **shapes.CONVERTERS,
+}
+_CUT = "cut the graph before it (onnx.utils.extract_model) and compute the rest outside"
+_NARROW = ("float16", "bfloat16")
+# Why an operator is refused, if it is for another reason than that nobody wrote a converter.
+_REFUSED = {
+    **dict.fromkeys(
+        ("NonZero", "NonMaxSuppression", "Unique", "Compress"),
+        f"the shape of its result depends on the data, and a compiled model's are fixed; {_CUT}",
+    ),
+    **dict.fromkeys(
+        ("Loop", "Scan", "SequenceMap"),
+        f"loops cannot be compiled; export the model with the loop unrolled, or {_CUT}",
+    ),
+    **dict.fromkeys(
+        (
+            *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+            *("Bernoulli", "Multinomial"),
+        ),
+        "its values are random; export the model for inference",
+    ),
+}
+# Operators of ONNX Runtime's own that TVM has converters for.
+_MICROSOFT = {"Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization"}
+
+
+def import_graph(
+    graph: onnx.GraphProto, opset: int, inputs: Iterable[Port]
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """The graph as a module with one function `main`, and the nodes its variables came from.
+
+    Raises ModelError, naming the node, for whatever cannot be compiled.
+    """
+    importer = _Importer(opset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importer.function(graph, inputs)
+    return module, _all_origins(module["main"], importer.origins)
+
+
+def _all_origins(function: relax.Function, known: dict[str, str]) -> dict[str, str]:
+    """Every variable's node: one without a name belongs to the next that has one."""
+    found: dict[str, str] = {}
+    origin = ""
+    for block in reversed(function.body.blocks):
+        for binding in reversed(block.bindings):
+            origin = known.get(binding.var.name, origin)
+            found[binding.var.name] = origin
+    return found
+
+
+def _widened(array: np.ndarray) -> relax.Expr:
+    """A constant that holds no half precision."""
+    return constant(array.astype("float32") if str(array.dtype) in _NARROW else array)
+
+
+class _Importer:
+    """Walks a graph with the values known so far."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.builder = relax.BlockBuilder()
+        self.values: dict[str, relax.Expr] = {}
+        self.origins: dict[str, str] = {}
+
+    def function(self, graph: onnx.GraphProto, inputs: Iterable[Port]) -> tvm.IRModule:
+        """The module whose `main` computes the outputs of the graph from `inputs`."""
+        ports = list(inputs)
+        params = [relax.Var(p.name, relax.TensorType(p.shape, p.dtype)) for p in ports]
+        self.values.update({p.name: var for p, var in zip(ports, params, strict=True)})
+        problem: Exception | None = None
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                try:
+                    result = self.outputs(graph, ports)
+                except Exception as error:  # raised below: TVM complains of blocks left open
+                    problem, result = error, constant(np.zeros(1))
+                result = self.builder.emit_output(result)
+            self.builder.emit_func_output(result)
+        if problem is not None:
+            raise problem
+        return self.builder.get()
+
+    def outputs(self, graph: onnx.GraphProto, inputs: list[Port]) -> relax.Expr:
+        """The outputs of the graph as one expression."""
+        for port in inputs:
+            if port.dtype in _NARROW:
+                wide = relax.op.astype(self.values[port.name], "float32")
+                self.values[port.name] = self.builder.emit(wide)
+        self.nodes(graph)
+        found = [self.output(value) for value in graph.output]
+        return found[0] if len(found) == 1 else relax.Tuple(found)
+
+    def output(self, declared: onnx.ValueInfoProto) -> relax.Expr:
+        """An output of the graph, in half precision if it is declared so."""
+        if declared.name not in self.values:
+            raise ModelError(f"output {declared.name} is computed by no node")
+        value = self.values[declared.name]
+        dtype = declared.type.tensor_type.elem_type
+        if dtype in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            half = "float16" if dtype == onnx.TensorProto.FLOAT16 else "bfloat16"
+            return self.builder.emit(relax.op.astype(value, half))
+        return value
+
+    def nodes(self, graph: onnx.GraphProto) -> None:
+        """Compute the values of a graph or of a branch."""
+        for tensor in graph.initializer:
+            self.values[tensor.name] = _widened(numpy_helper.to_array(tensor))
+        for proto in graph.node:
+            missing = [name for name in proto.input if name and name not in self.values]
+            if missing:
+                raise ModelError(f"{described(proto)}: no node before it makes {missing[0]}")
+            inputs = [self.values[name] if name else None for name in proto.input]
+            node = Node(proto, raw_attributes(proto), inputs, self.opset, self.builder)
+            made = self.results(node)
+            for index, name in enumerate(proto.output):
+                if index < len(made):
+                    self.values[name] = self.bound(made[index], node)
+                elif name:
+                    self.unmade(node, name, graph)
+
+    def unmade(self, node: Node, name: str, graph: onnx.GraphProto) -> None:
+        """Refuse a result that no converter makes, such as a mask, if somebody reads it."""
+        read = {value for proto in graph.node for value in proto.input}
+        if name in read | {value.name for value in graph.output}:
+            raise node.fails(f"its output {name} cannot be computed; do without it")
+
+    def bound(self, value: relax.Expr, node: Node) -> relax.Expr:
+        """A result, as a variable that is known to come from its node."""
+        if isinstance(value, (tvm.ir.GenericConst, relax.Var)):
+            return value
+        var = self.builder.emit(value)
+        self.origins[var.name] = node.proto.name or node.proto.op_type
+        return var
+
+    def results(self, node: Node) -> list[relax.Expr]:
+        """The outputs of a node."""
+        operator = node.proto.op_type
+        if operator == "If":
+            return self.branch(node)
+        operands = [array_of(expr) for expr in node.inputs if expr is not None]
+        standard = node.proto.domain in ("", "ai.onnx")
+        if operands and standard and all(array is not None for array in operands):
+            return _computed(node)
+        converter = self.converter(node)
+        try:
+            made = converter(node)
+            return list(made) if isinstance(made, (list, tuple)) else self.fields(made)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever TVM's converters and type inference raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            first = lines[0].strip() if lines else type(error).__name__
+            raise node.fails(f"TVM does not import it: {first}") from error
+
+    def fields(self, made: relax.Expr) -> list[relax.Expr]:
+        """One expression as the list of outputs that it is."""
+        if isinstance(made, relax.Tuple):
+            return list(made.fields)
+        made = self.builder.normalize(made)
+        if not isinstance(made.ty, relax.TupleType):
+            return [made]
+        var = self.builder.emit(made)
+        return [relax.TupleGetItem(var, index) for index in range(len(made.ty.fields))]
+
+    def converter(self, node: Node) -> arithmetic.Converter:
+        """What converts the node; raises ModelError if nothing does."""
+        operator, domain = node.proto.op_type, node.proto.domain
+        if operator in _REFUSED:
+            raise node.fails(_REFUSED[operator])
+        if domain in ("", "ai.onnx") and operator in _CONVERTERS:
+            return _CONVERTERS[operator]
+        known = frontend._get_convert_map()
+        if operator in known and (domain in ("", "ai.onnx") or operator in _MICROSOFT):
+            return self.by_tvm
+        raise node.fails(f"nothing computes this operator; export it in terms of others, or {_CUT}")
+
+    def by_tvm(self, node: Node) -> relax.Expr:
+        """What TVM's own converter makes of the node."""
+        outputs = {"name": node.proto.name, "num_outputs": len(node.proto.output)}
+        attributes = {**node.attributes, "tvm_custom": outputs}
+        convert = frontend._get_convert_map()[node.proto.op_type].get_converter(self.opset)
+        operands = frontend.onnx_input(node.inputs)
+        return convert(self.builder, operands, attributes, [self.values, {}])
+
+    def branch(self, node: Node) -> list[relax.Expr]:
+        """The outputs of the branch that a constant condition takes."""
+        condition = array_of(node.input(0))
+        if condition is None:
+            raise node.fails(
+                "its condition is computed at run time, and a compiled model has one way through; "
+                "export the model with the condition decided"
+            )
+        branch = node.get("then_branch" if condition.reshape(-1)[0] else "else_branch")
+        self.nodes(branch)
+        return [self.values[output.name] for output in branch.output]
+
+
+def _computed(node: Node) -> list[relax.Expr]:
+    """The outputs of a node whose operands are constants."""
+    names = [name for name in node.proto.input if name]
+    arrays = [array_of(expr) for expr in node.inputs if expr is not None]
+    evaluator = ReferenceEvaluator(node.proto, opsets={"": node.opset})
+    with np.errstate(all="ignore"):
+        values = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+    return [_widened(np.asarray(value)) for value in values]
