@@ -45,7 +45,7 @@ class Built:
                     models[f"{it.name} {place}"] = self.model(it, place)
                 except Exception as error:
                     self.failures[f"{it.name} {place}"] = error
-        runs = build_together(list(models.values()))
+        runs = build_together(list(models.values()), self.folder)
         return {key: (model, run) for (key, model), run in zip(models.items(), runs, strict=True)}
 
     def find(self, it: Case, place: str) -> tuple[Imported, Run]:
