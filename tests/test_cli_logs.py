@@ -118,6 +118,22 @@ def test_best_goes_by_the_exported_library(shell: Shell) -> None:
     assert (status, out.splitlines()) == (0, [again[1]])
 
 
+def test_best_is_not_crowned_without_a_race(shell: Shell) -> None:
+    """The best of a task is by what races did to others of its workload, so its own poor race may
+    lose to a trial; and `list` shows times that compare."""
+    points = task().space.points
+    im2col = {"algorithm": "im2col", "template": ALGORITHMS["im2col"].template.VERSION}
+    other = [line(2.0, **im2col), line(2.2, **im2col, confirmed=True)]
+    raced = [line(5.0, decisions=points[0]), line(6.0, decisions=points[0], confirmed=True)]
+    hope = line(2.5, decisions=points[1])
+    shell.write("a.jsonl", *other, *raced, hope)
+    status, out, _ = shell("best", "a.jsonl")
+    assert (status, out.splitlines()) == (0, [other[1], hope])
+    status, out, _ = shell("list", "a.jsonl", "--json")
+    shown = {t["algorithm"]: t["best_secs"] for t in json.loads(out)["tasks"]}
+    assert shown == {"im2col": 2.2e-3, "direct": pytest.approx(2.5e-3 * 1.15)}
+
+
 def test_best_of_nothing_is_refused(shell: Shell) -> None:
     shell.write("a.jsonl", line(None), TORN)
     status, out, err = shell("best", "a.jsonl", "-o", "best.jsonl")

@@ -60,7 +60,7 @@ OF_TRIAL = OF_TASK | {
 def confirmed_by_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Confirmed times are twice those while tuning."""
 
-    def measure(found: Any, _: object) -> Any:
+    def measure(found: Any, *_: object) -> Any:
         for doubtful in found:
             yield doubtful, Trial([2 * doubtful[1].seconds], 1e-7, 4096)
 

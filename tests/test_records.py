@@ -445,7 +445,7 @@ def test_no_damage_breaks_the_reader(tmp_path: Path) -> None:
 
 
 def test_confirmed_times_count_instead() -> None:
-    """The fastest in an exported library wins, unless something faster was found since."""
+    """The fastest in an exported library wins, whatever is promised by a trial."""
     slow = record(3e-6, decisions={"tile": 1})
     fast = record(1e-6, decisions={"tile": 2})
     fast_again = replace(fast, run_secs=[5e-6], confirmed=True)
@@ -455,8 +455,54 @@ def test_confirmed_times_count_instead() -> None:
     for order in itertools.permutations(found):
         assert records.best(order) == slow_again
         assert {r.confirmed for r in records.judged(order)} == {True}
-    assert records.best([*found, middle]) == middle
+    assert records.best([*found, middle]) == slow_again
+    assert records.best([*found, record(1e-9, decisions={"tile": 4})]) == slow_again
     assert records.best([fast, middle, fast_again]) == fast_again
     failed = replace(fast, run_secs=[], error={"kind": "crash", "message": ""}, confirmed=True)
     assert records.best([fast, middle, failed]) == middle
     assert records.best([fast_again]) == fast_again
+
+
+def test_standing() -> None:
+    """Races took 1.5, 2 and 4 times as long as trials: whoever did not race is expected to take
+    twice as long, and never to be as fast as the winner."""
+    tried = [record(ms * 1e-3, decisions={"tile": i}) for i, ms in enumerate((2.0, 3.0, 1.0))]
+    raced = [
+        replace(r, run_secs=[r.seconds * factor], confirmed=True)
+        for r, factor in zip(tried, (1.5, 2.0, 4.0), strict=True)
+    ]
+    for order in (tried + raced, raced + tried):
+        standing = records.Standing.of(order)
+        assert standing == records.Standing(pytest.approx(3e-3), pytest.approx(2.0))
+    slow, fast = record(4e-3, decisions={"tile": 8}), record(1e-3, decisions={"tile": 9})
+    assert standing.seconds(slow) == pytest.approx(8e-3)
+    assert standing.seconds(fast) > 3e-3 and standing.seconds(fast) == pytest.approx(3e-3)
+    assert standing.seconds(raced[2]) == pytest.approx(4e-3)
+    assert standing.compared(raced[2]) is raced[2]
+    assert standing.compared(slow) == replace(slow, run_secs=[standing.seconds(slow)])
+    assert math.isinf(standing.seconds(record(None)))
+
+
+def test_standing_without_races() -> None:
+    tried = [record(2e-3), record(None, decisions={"tile": 1})]
+    crashed = record(None, confirmed=True)
+    for made in ([], tried, [*tried, crashed]):
+        standing = records.Standing.of(made)
+        assert standing == records.Standing() and standing.seconds(tried[0]) == 2e-3
+    # A race whose trial is not in the log, as in those that `log best` writes.
+    only = records.Standing.of([record(3e-3, decisions={"tile": 2}, confirmed=True), tried[0]])
+    assert only == records.Standing(3e-3, 1.0) and only.seconds(tried[0]) > 3e-3
+
+
+def test_best_of_a_task_by_the_standing_of_its_workload() -> None:
+    """Its own race was poor; its other candidate is expected to take 2 ms, after 3 ms by another
+    algorithm, and does not win for all that."""
+    poor = record(3e-3, decisions={"tile": 1}, confirmed=True)
+    hope = record(1e-3, decisions={"tile": 2})
+    standing = records.Standing(1.5e-3, 2.0)
+    assert records.best([poor, hope]) == poor
+    assert records.best([poor, hope], standing) == hope
+    assert records.best([poor, hope], records.Standing(1.5e-3, 4.0)) == poor
+    keys = [r.rivalry for r in (poor, replace(hope, algorithm="im2col"), replace(hope, threads=2))]
+    assert keys[0] == keys[1] != keys[2]
+    assert set(records.standings([poor, replace(hope, threads=2)])) == {keys[0], keys[2]}

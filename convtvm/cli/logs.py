@@ -28,7 +28,7 @@ from convtvm.errors import LogError, WorkloadError
 from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from convtvm.logs.records import TuningRecord
+    from convtvm.logs.records import Standing, TuningRecord
 
 _FOUND_PROBLEMS = 1
 
@@ -93,13 +93,18 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
 
     A record that several files hold counts once.
     """
+    from convtvm.cli.logcheck import stale
+    from convtvm.logs import records
+
     lines = list(_distinct(_used(files)))
     tasks: dict[tuple[Any, ...], list[TuningRecord]] = {}
     for line in lines:
         assert line.record is not None
         record = line.record
         tasks.setdefault((*record.task_key, record.template), []).append(record)
-    entries = [_task_entry(found) for found in tasks.values()]
+    usable = [found for found in tasks.values() if not stale(found[0])]
+    standings = records.standings(r for found in usable for r in found)
+    entries = [_task_entry(found, standings.get(found[0].rivalry)) for found in tasks.values()]
     if as_json:
         print_json({"tasks": entries})
         return
@@ -113,11 +118,13 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
     click.echo(f"{plural(len(entries), 'task')}, {plural(len(lines), 'record')}")
 
 
-def _task_entry(found: Sequence[TuningRecord]) -> dict[str, Any]:
+def _task_entry(found: Sequence[TuningRecord], standing: Standing | None) -> dict[str, Any]:
     from convtvm.cli.logcheck import stale
     from convtvm.logs import records
 
-    first, best = found[0], records.best(found)
+    first, best = found[0], records.best(found, standing)
+    if best is not None and standing is not None:
+        best = standing.compared(best)
     return {
         "workload": first.workload,
         "algorithm": first.algorithm,
@@ -173,7 +180,7 @@ def _label(workload: str) -> str:
 @without_torch()
 def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
     """Print the record of every task that `compile` goes by as a tuning log, or write it to a
-    file: the fastest, by its time in an exported library if that is known.
+    file: the fastest of those that raced in an exported library, if any of the workload did.
 
     Records that today's templates cannot use are left out and named.
     """
@@ -193,7 +200,7 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
             usable.setdefault(record.task_key, []).append(line)
     for reason, count in unusable.items():
         warn(f"{plural(count, 'record')} left out, {reason}")
-    kept = [line for line in map(_best, usable.values()) if line is not None]
+    kept = _best(usable.values())
     if not kept:
         raise LogError(f"{', '.join(map(str, files))}: no successful record that can be used")
     if out is not None:
@@ -207,12 +214,19 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
         click.echo(f"{out}: {plural(len(kept), 'record')}")
 
 
-def _best(lines: Sequence[Line]) -> Line | None:
-    """The line of a task's best record, None if it has only failures."""
+def _best(tasks: Iterable[Sequence[Line]]) -> list[Line]:
+    """The line of every task's best record; none where all have failed."""
     from convtvm.logs import records
 
-    best = records.best(line.record for line in lines if line.record is not None)
-    return next((line for line in lines if best is not None and line.record is best), None)
+    groups = list(tasks)
+    made = [[line.record for line in lines if line.record is not None] for lines in groups]
+    standings = records.standings(record for found in made for record in found)
+    best = [records.best(found, standings[found[0].rivalry]) for found in made]
+    return [
+        next(line for line in lines if line.record is record)
+        for lines, record in zip(groups, best, strict=True)
+        if record is not None
+    ]
 
 
 # ---- merge ---------------------------------------------------------------------------------------

@@ -238,23 +238,38 @@ def _print(summary: TuningSummary, target: CompileTarget, listener: Monitor) -> 
 
 def _print_winners(summary: TuningSummary, label: Mapping[ConvWorkload, str]) -> None:
     """What won each workload, and how far behind its best default was."""
+    from convtvm.tuning.progress import winners
+
     by_workload: dict[ConvWorkload, list[TaskProgress]] = {}
     for p in summary.tasks:
         by_workload.setdefault(p.task.workload, []).append(p)
+    won = winners(summary.tasks)
     for workload, rivals in by_workload.items():
-        done = [p for p in rivals if _secs(p.best)]
-        if not done:
+        if workload not in won:
             click.echo(f"{label[workload]}: nothing succeeded")
             continue
-        winner = min(done, key=lambda p: _secs(p.best) or 0.0)
-        untuned = min((_secs(p.default) or math.inf for p in rivals), default=math.inf)
-        secs = winner.tuned_secs or _secs(winner.best)
-        gain = f", {untuned / secs:.2f}x the best default" if secs else ""
-        click.echo(
-            f"{label[workload]}: {winner.task.algorithm_name} {ms(secs)} ms"
-            f"{gain if math.isfinite(untuned) else ''}"
-        )
+        winner, record = won[workload]
+        gain = _gain(winner, record, rivals)
+        text = f"{label[workload]}: {winner.task.algorithm_name} {ms(record.seconds)} ms"
+        click.echo(f"{text}, {gain:.2f}x the best default" if gain else text)
     click.echo("")
+
+
+def _gain(
+    winner: TaskProgress, record: TuningRecord, rivals: Sequence[TaskProgress]
+) -> float | None:
+    """How many times as long the best default takes as the winner: both in the race if both were in
+    it, else both while tuning. None where there is no such pair."""
+    defaults = [p for p in rivals if _secs(p.default)]
+    best = min(defaults, key=lambda p: _secs(p.default) or math.inf, default=None)
+    if best is None or best.default is None:
+        return None
+    for raced in (True, False):
+        secs = winner.seconds_of(record, raced)
+        untuned = best.seconds_of(best.default, raced)
+        if math.isfinite(secs) and math.isfinite(untuned):
+            return untuned / secs
+    return None
 
 
 def _row(progress: TaskProgress, label: str, failed: Counter[Any]) -> list[str]:

@@ -10,7 +10,7 @@ from convtvm.errors import LogError
 from convtvm.kernels.task import Task
 from convtvm.logs import records
 from convtvm.logs.prediction import Hints
-from convtvm.logs.records import TuningRecord
+from convtvm.logs.records import Standing, TuningRecord
 from convtvm.machine.targets import CompileTarget, is_near
 from convtvm.problem.workload import ConvWorkload
 
@@ -19,7 +19,8 @@ KEEP = ("best", "pareto", "all")
 
 @dataclass(frozen=True)
 class Choice:
-    """A task with the record to build it from; without one, with the record of another task whose
+    """A task with the record to build it from, its time comparable with others' of its workload;
+    without one, with the record of another task whose
     decisions it takes, if there is one, these as `borrowed`, and the seconds to expect."""
 
     task: Task
@@ -82,9 +83,10 @@ def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choic
     hints: Hints | None = None
     choices: list[Choice] = []
     doubtful: list[Choice] = []
-    for task in tasks:
-        made = records.usable(history, task)
-        choice = Choice(task, records.best(made))
+    known = {task: records.usable(history, task) for task in tasks}
+    standings = records.standings(r for made in known.values() for r in made)
+    for task, made in known.items():
+        choice = Choice(task, _best(made, standings))
         failed = [dict(r.decisions) for r in made if r.error]
         if choice.record is None:
             hints = hints or Hints(history, task.target, task.layout)
@@ -94,6 +96,17 @@ def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choic
         (doubtful if fails else choices).append(choice)
     served = {c.task.workload for c in choices}
     return choices + [c for c in doubtful if c.task.workload not in served]
+
+
+def _best(
+    made: Sequence[TuningRecord], standings: Mapping[tuple[object, ...], Standing]
+) -> TuningRecord | None:
+    """The best record of a task, with its time as it compares with those of other algorithms."""
+    if not made:
+        return None
+    standing = standings[made[0].rivalry]
+    found = records.best(made, standing)
+    return None if found is None else standing.compared(found)
 
 
 def keep_some(choices: Sequence[Choice], keep: str) -> list[Choice]:

@@ -115,18 +115,21 @@ def _suited(decisions: Mapping[str, int], task: Task, made_for: ConvWorkload) ->
 def best_records(
     history: Iterable[TuningRecord], kind: str = "cpu"
 ) -> list[tuple[ConvWorkload, TuningRecord]]:
-    """The best record of every task by today's templates, with its workload."""
+    """The best record of every task by today's templates, its time comparable with those of its
+    rivals, with its workload."""
     made: dict[tuple[object, ...], list[TuningRecord]] = defaultdict(list)
     for r in history:
         algorithm = TABLES[kind].get(r.algorithm)
         if algorithm is not None and r.template == algorithm.template.VERSION:
             made[r.task_key].append(r)
+    standings = records.standings(r for tried in made.values() for r in tried)
     found = []
     for tried in made.values():
-        best = records.best(tried)
+        standing = standings[tried[0].rivalry]
+        best = records.best(tried, standing)
         try:
             if best is not None:
-                found.append((ConvWorkload.parse(best.workload), best))
+                found.append((ConvWorkload.parse(best.workload), standing.compared(best)))
         except WorkloadError:
             continue
     return found

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -57,6 +58,12 @@ class TuningRecord:
     @property
     def task_key(self) -> tuple[str, str, str, int, str]:
         return (self.workload, self.algorithm, self.target, self.threads, self.layout)
+
+    @property
+    def rivalry(self) -> tuple[str, str, int, str]:
+        """What records have in common whose candidates compete: all of the task but the
+        algorithm."""
+        return (self.workload, self.target, self.threads, self.layout)
 
     @property
     def seconds(self) -> float:
@@ -276,23 +283,57 @@ def _outranks(a: TuningRecord, b: TuningRecord) -> bool:
     return a.seconds < b.seconds
 
 
-def best(records: Iterable[TuningRecord]) -> TuningRecord | None:
+@dataclass(frozen=True)
+class Standing:
+    """How the candidates of one workload compare, on one target, threads and layout.
+
+    Times of trials and of races do not: a trial is shorter, alone, and no plan calls it. Where
+    candidates raced, `raced` is the fastest of these times and `drift` what races made of a
+    trial's, as a factor. A candidate that did not race counts with its trial's time by that factor,
+    and never as faster than all that did. `raced` is None where nobody has raced.
+    """
+
+    raced: float | None = None
+    drift: float = 1.0
+
+    @classmethod
+    def of(cls, records: Iterable[TuningRecord]) -> Standing:
+        made = list(records)
+        tried = {r.identity: r.seconds for r in judged(r for r in made if not r.confirmed)}
+        raced = [r for r in judged(made) if r.confirmed and r.run_secs]
+        if not raced:
+            return cls()
+        both = [(r.seconds, tried.get(r.identity, math.inf)) for r in raced]
+        drifts = [after / before for after, before in both if math.isfinite(before)]
+        return cls(min(r.seconds for r in raced), statistics.median(drifts) if drifts else 1.0)
+
+    def seconds(self, record: TuningRecord) -> float:
+        """Seconds of a candidate as they compare with those of its rivals."""
+        if record.confirmed or self.raced is None:
+            return record.seconds
+        return max(self.drift * record.seconds, math.nextafter(self.raced, math.inf))
+
+    def compared(self, record: TuningRecord) -> TuningRecord:
+        """`record` with its time as it compares with those of its rivals."""
+        seconds = self.seconds(record)
+        return record if seconds == record.seconds else replace(record, run_secs=[seconds])
+
+
+def best(records: Iterable[TuningRecord], standing: Standing | None = None) -> TuningRecord | None:
     """The fastest successful candidate, the same one in whichever order.
 
-    A confirmed one, as long as there is any and no other was faster than it while tuning: the two
-    kinds of time do not compare, since a plan's call takes microseconds of its own.
+    `standing` is of all records of the workload, where these are only some of them, as those by one
+    algorithm.
     """
     made = list(records)
-    tuned = {r.identity: r for r in judged(r for r in made if not r.confirmed)}
-    confirmed = {r.identity: r for r in judged(made) if r.confirmed}
-    winner = _fastest(confirmed.values())
-    rival = _fastest(r for identity, r in tuned.items() if identity not in confirmed)
-    if winner is None or rival is None:
-        return winner or rival
-    before = tuned.get(winner.identity, winner)
-    return rival if rival.seconds < before.seconds else winner
+    known = Standing.of(made) if standing is None else standing
+    done = [r for r in judged(made) if r.run_secs]
+    return min(done, key=lambda r: (known.seconds(r), repr(r.identity)), default=None)
 
 
-def _fastest(records: Iterable[TuningRecord]) -> TuningRecord | None:
-    done = [r for r in records if r.run_secs]
-    return min(done, key=lambda r: (r.seconds, repr(r.identity))) if done else None
+def standings(records: Iterable[TuningRecord]) -> dict[tuple[Any, ...], Standing]:
+    """The standing of each workload by `rivalry`."""
+    groups: dict[tuple[Any, ...], list[TuningRecord]] = {}
+    for record in records:
+        groups.setdefault(record.rivalry, []).append(record)
+    return {key: Standing.of(made) for key, made in groups.items()}

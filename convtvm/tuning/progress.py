@@ -11,7 +11,7 @@ from typing import Any
 
 from convtvm.kernels.task import Task
 from convtvm.logs import records
-from convtvm.logs.records import TuningRecord
+from convtvm.logs.records import Standing, TuningRecord
 from convtvm.problem.workload import ConvWorkload
 
 LATE = "time limit reached"
@@ -40,12 +40,22 @@ class TaskProgress:
         self.done = len(self._raw.keys() | self._confirmed.keys())
         if dict(record.decisions) == self.task.space.default and not record.confirmed:
             self.default = record
-        self.best = records.best([*self._raw.values(), *self._confirmed.values()])
+        self.best = records.best(self.records)
 
     @property
     def is_open(self) -> bool:
         """Whether it may get more trials by their number."""
         return self.done < self.trials
+
+    @property
+    def records(self) -> list[TuningRecord]:
+        """Of every candidate the time while tuning, and the one confirmed if there is one."""
+        return [*self._raw.values(), *self._confirmed.values()]
+
+    def seconds_of(self, record: TuningRecord, confirmed: bool) -> float:
+        """The candidate's seconds while tuning, or those confirmed; infinite if there are none."""
+        found = (self._confirmed if confirmed else self._raw).get(record.identity)
+        return math.inf if found is None else found.seconds
 
     @property
     def tuned_secs(self) -> float | None:
@@ -149,6 +159,22 @@ def _differ(before: float, after: float) -> bool:
 
 
 Listener = Callable[[TuningSummary, TaskProgress, TuningRecord | None], None]
+
+
+def winners(tasks: Iterable[TaskProgress]) -> dict[ConvWorkload, tuple[TaskProgress, TuningRecord]]:
+    """The fastest candidate of each workload that has any, with its task: of those that raced if
+    any did."""
+    rivals: dict[ConvWorkload, list[TaskProgress]] = {}
+    for p in tasks:
+        rivals.setdefault(p.task.workload, []).append(p)
+    found = {}
+    for workload, members in rivals.items():
+        standing = Standing.of(r for p in members for r in p.records)
+        best = [(p, records.best(p.records, standing)) for p in members]
+        done = [(p, record) for p, record in best if record is not None]
+        if done:
+            found[workload] = min(done, key=lambda d: standing.seconds(d[1]))
+    return found
 
 
 def fastest(tasks: Iterable[TaskProgress]) -> dict[ConvWorkload, float]:
