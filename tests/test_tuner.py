@@ -22,7 +22,7 @@ from convtvm.logs.records import TuningRecord
 from convtvm.machine.cpu import device_name
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import ConvWorkload
-from convtvm.tuning.progress import TuningSummary
+from convtvm.tuning.progress import TuningSummary, winners
 from convtvm.tuning.tuner import tune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,9 +115,8 @@ def test_best_is_confirmed_in_the_library(
 ) -> None:
     """The workload's winner carries the time of the exported library, and both are known."""
     summary, _ = tuned
-    winner = min((p.best for p in summary.tasks if p.best), key=lambda r: r.seconds)
-    assert winner.confirmed and winner.max_error is not None
-    progress = next(p for p in summary.tasks if p.best == winner)
+    progress, winner = winners(summary.tasks)[WORKLOAD]
+    assert winner.confirmed and winner.max_error is not None and progress.best == winner
     assert progress.tuned_secs and progress.tuned_secs > 0
     built = compile([WORKLOAD], threads=1, logs=[summary.log], algorithms=ALGORITHMS)
     assert built.candidates(WORKLOAD)[0].run_secs == winner.seconds
