@@ -117,7 +117,11 @@ def test_leave_one_network_out(tmp_path: Path) -> None:
     """The script on a log of three networks that follow the rule of `seconds`."""
     made = [w for name in ("resnet18", "resnet50", "vgg16") for w in read_source(name)]
     log = log_of(tmp_path / "x.jsonl", *records_of(list(dict.fromkeys(made))))
-    command = [sys.executable, str(ROOT / "scripts" / "evaluate_prediction.py"), str(log)]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "figures" / "evaluate_prediction.py"),
+        str(log),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()[2:]}
