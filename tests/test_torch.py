@@ -1,20 +1,32 @@
-"""PyTorch models through `optimize`: same outputs, epilogues taken along, everything reversible."""
+"""PyTorch models through the backend and `optimize`: the same outputs, or a reason in one line."""
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+import random
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch import nn  # noqa: E402
 
 import convtvm  # noqa: E402
-from convtvm.errors import ConvtvmError  # noqa: E402
+import convtvm.torch  # noqa: E402
+from convtvm.errors import ConvtvmError, LogError  # noqa: E402
 from convtvm.torch import optimize  # noqa: E402
+from convtvm.torch.backend import Backend  # noqa: E402
+from convtvm.torch.kernels import Kernels  # noqa: E402
+from convtvm.torch.options import Options  # noqa: E402
+
+EAGER = {"rest": "eager", "threads": 1, "logs": []}
 
 
 class Net(nn.Module):
@@ -28,11 +40,11 @@ class Net(nn.Module):
         self.b = nn.Conv2d(8, 8, 1)
         self.short = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.mirrored = nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect")
+        self.up = nn.ConvTranspose2d(8, 4, 2, 2)
         self.twice = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
         self.relu, self.relu6 = nn.ReLU(inplace=True), nn.ReLU6()
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Any) -> Any:
         x = self.relu(self.norm(self.stem(x)))
         y = self.a(x)
         y += self.short(x)  # one of both convolutions adds the other
@@ -40,11 +52,11 @@ class Net(nn.Module):
         y = nn.functional.relu(torch.add(self.b(y), y))
         y = self.relu6(self.depthwise(y))
         both = self.twice(y)
-        return self.mirrored(torch.relu(both) - both)
+        return self.up(torch.relu(both) - both)
 
 
-def build() -> nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     net = Net().eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -53,85 +65,304 @@ def build() -> nn.Module:
     return net
 
 
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
-def example():  # type: ignore[no-untyped-def]
+def example() -> Any:
     return torch.randn(1, 3, 18, 14, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def library(example, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
-    handle = optimize(build(), example, threads=1, logs=[])
+def library(example: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    handle = optimize(build(), example, threads=1, logs=[], rest="eager")
     assert handle.library is not None
     path = tmp_path_factory.mktemp("library") / "net.so"
     handle.library.export(path)
     return path
 
 
-def test_outputs_and_endings(library: Path, example) -> None:  # type: ignore[no-untyped-def]
+def test_outputs_and_endings(library: Path, example: Any) -> None:
     net = build()
     with torch.no_grad():
         expected = net(example)
         names = list(net.state_dict())
-        handle = optimize(net, example, library)
+        handle = optimize(net, example, library, rest="eager")
         assert list(net.state_dict()) == names
-        torch.testing.assert_close(net(example), expected, rtol=1e-4, atol=1e-5)
+        close(net(example), expected)
         with torch.inference_mode():
-            torch.testing.assert_close(net(example), expected, rtol=1e-4, atol=1e-5)
-        wide = example.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(net(wide), expected, rtol=1e-4, atol=1e-5)
+            close(net(example), expected)
+        wide = net(example.to(memory_format=torch.channels_last))
+        close(wide, expected)
         handle.restore()
         assert torch.equal(net(example), expected)
-    texts = [str(site) for site in handle.sites]
-    assert sorted(text.split(":")[0] for text in texts) == [
+        assert wide.stride() == net(example.to(memory_format=torch.channels_last)).stride()
+    texts = [str(site) for site in handle.sites[:7]]
+    assert [text.split(":")[0] for text in texts] == [
+        "stem conv+norm+relu",
         "a conv+residual+relu",
+        "short.0 conv+norm",
         "b conv+residual+relu",
         "depthwise conv+relu6",
-        "mirrored",
-        "short.0 conv+norm",
-        "stem conv+norm+relu",
         "twice conv",
+        "up",
     ]
-    assert any("mirrored: eager, its padding is reflect" in text for text in texts)
+    assert texts[-1] == "up: PyTorch's, it is transposed"
 
 
-def test_whatever_the_plans_are_not_for_runs_eagerly(library: Path, example) -> None:  # type: ignore[no-untyped-def]
+def test_inductor_has_the_rest(library: Path, example: Any) -> None:
     net, twin = build(), build()
-    with optimize(net, example, library), torch.no_grad():
+    with optimize(net, example, library) as handle, torch.no_grad():
+        close(net(example), twin(example))
+        assert sum(site.plan is not None for site in handle.sites) == 6
+
+
+def test_whatever_the_plans_are_not_for_is_pytorchs(library: Path, example: Any) -> None:
+    net, twin = build(), build()
+    with optimize(net, example, library, rest="eager") as handle, torch.no_grad():
         other = torch.randn(2, 3, 9, 9)
-        torch.testing.assert_close(net(other), twin(other), rtol=1e-4, atol=1e-5)
-        assert not np.array_equal(net(example).numpy(), np.zeros(1))
-    with optimize(net, example, library):
+        close(net(other), twin(other))
+        lacking = [s for s in handle.sites[7:] if s.plan is None]
+        assert any("its image size is dynamic" in s.why_not for s in lacking)
+        torch._dynamo.reset()
+        close(net(other), twin(other))
+        assert any("the library has no kernel" in s.why_not for s in handle.sites)
+    with optimize(net, example, library, rest="eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         x = example.clone().requires_grad_()
         net(x).sum().backward()
         assert x.grad is not None and net.stem.weight.grad is not None
-    assert "forward" not in net.__dict__
+    assert net._compiled_call_impl is None
 
 
-def test_a_library_that_lacks_the_workloads(library: Path, example) -> None:  # type: ignore[no-untyped-def]
+def test_a_graph_that_needs_gradients_is_said_once(example: Any) -> None:
+    convtvm.torch.backend._said.clear()
+    net = nn.Conv2d(3, 4, 3)
+    compiled = torch.compile(net, backend=convtvm.torch.convtvm, options=EAGER)
+    with pytest.warns(UserWarning, match="needs gradients keeps PyTorch's") as said:
+        compiled(example).sum().backward()
+        compiled(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert len([w for w in said if "needs gradients" in str(w.message)]) == 1
+    assert net.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.a.weight.mul_(2),
+        lambda net: net.a.weight.data.mul_(2),
+        lambda net: net.a.bias.data[3].add_(1),
+        lambda net: net.norm.running_var.data.mul_(2),
+        lambda net: setattr(net.a, "weight", nn.Parameter(net.a.weight * 2)),
+        lambda net: net.load_state_dict(build(5).state_dict()),
+        lambda net: net.a.weight.numpy().__imul__(2),
+        lambda net: net.to(memory_format=torch.channels_last),
+    ],
+)
+def test_weights_that_change_are_seen(library: Path, example: Any, change: Any) -> None:
+    net, twin = build(), build()
+    with optimize(net, example, library, rest="eager"), torch.no_grad():
+        net.requires_grad_(False), twin.requires_grad_(False)
+        before = net(example)
+        change(net), change(twin)
+        close(net(example), twin(example))
+        changed = not torch.allclose(net(example), before, rtol=1e-3, atol=1e-3)
+        assert changed or net.a.weight.stride() != build().a.weight.stride()
+
+
+def test_copies_are_the_model_alone(library: Path, example: Any) -> None:
     net = build()
-    other = torch.randn(1, 3, 30, 30)
-    handle = optimize(net, other, library)
-    assert all(site.plan is None for site in handle.sites)
-    assert all("the library has no kernel" in site.why_not for site in handle.sites[:1])
+    with optimize(net, example, library, rest="eager"), torch.no_grad():
+        for made in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert made._compiled_call_impl is None
+            close(made(example), net(example))
+        torch.save(net.state_dict(), io.BytesIO())
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Any, y: Any, scale: float = 1.0) -> dict[str, Any]:
+        return {"sum": self.conv(x) * scale + y, "other": self.conv(y[:, :3])}
+
+
+def test_several_inputs_and_outputs() -> None:
+    net, x, y = Two().eval(), torch.randn(1, 3, 9, 8), torch.randn(1, 4, 9, 8)
+    expected = net(x, y, 2.0)
+    for given in ((x, y, 2.0), {"x": x, "y": y, "scale": 2.0}):
+        with optimize(net, given, threads=1, logs=[], rest="eager") as handle, torch.no_grad():
+            found = net(x, y, scale=2.0)
+            assert len(handle.sites) >= 2 and all(s.plan for s in handle.sites)
+        assert found.keys() == expected.keys()
+        for name in found:
+            close(found[name], expected[name].detach())
+
+
+def test_one_graph_for_every_batch() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    options = Options.of(EAGER)
+    backend = Backend(options, Kernels(options))
+    compiled = torch.compile(net, backend=backend, dynamic=None)
     with torch.no_grad():
-        torch.testing.assert_close(net(other), build()(other))
+        for n in (2, 4, 3, 7, 1):
+            x = torch.randn(n, 3, 9, 7)
+            if n == 4:
+                torch._dynamo.mark_dynamic(x, 0)
+            close(compiled(x), net(x))
+    assert backend.graphs == 3, "batches of 2, of any size, of one image"
+    assert all(s.plan is not None for s in backend.sites)
+
+
+def test_the_registered_name_and_options(example: Any) -> None:
+    from torch._dynamo.backends.registry import lookup_backend
+
+    assert lookup_backend("convtvm") is convtvm.torch.convtvm
+    net = nn.Conv2d(3, 8, 3, 2, 1, bias=False).eval()
+    with torch.no_grad():
+        limited = torch.compile(
+            net, backend="convtvm", options={**EAGER, "workspace_limit": 1 << 20, "max_error": 1e-4}
+        )
+        close(limited(example), net(example))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log": []}, "option 'log' is unknown, expected logs, threads, max_error"),
+        ({"threads": 0}, "threads is 0, expected a whole number of 1 or more"),
+        ({"max_error": float("nan")}, "max_error is nan, expected a number of 0 or more"),
+        ({"policy": "best"}, "policy is 'best', expected one of logged, predicted, measure"),
+        ({"tune_seconds": -1}, "tune_seconds is -1, expected a number of 0"),
+        ({"logs": 3}, "logs is 3, expected a list of files"),
+        ({"logs": ["/nonexistent.jsonl"]}, "nonexistent.jsonl"),
+    ],
+)
+def test_bad_options_are_one_line(example: Any, options: Any, message: str) -> None:
+    net = nn.Conv2d(3, 8, 3).eval()
+    compiled = torch.compile(net, backend=convtvm.torch.convtvm, options={**EAGER, **options})
+    with pytest.raises(ConvtvmError) as caught, torch.no_grad():
+        compiled(example)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ConvtvmError, match=re.escape(message)):
+        optimize(net, example, **{**EAGER, **options})
+    assert net._compiled_call_impl is None
+
+
+def test_foreign_logs(example: Any, tmp_path: Path) -> None:
+    import json
+
+    line = (
+        next(Path(convtvm.__file__).parents[1].glob("tuning_logs/znver5/*.jsonl")).open().readline()
+    )
+    record = json.loads(line)
+    record["target"] = "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"
+    log = tmp_path / "foreign.jsonl"
+    log.write_text(json.dumps(record) + "\n", encoding="utf8")
+    net = nn.Conv2d(3, 8, 3).eval()
+    options = {**EAGER, "logs": [str(log)]}
+    compiled = torch.compile(net, backend=convtvm.torch.convtvm, options=options)
+    with pytest.raises(LogError), torch.no_grad():
+        compiled(example)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda net: net.train(), "in training mode"),
-        (lambda net: setattr(net, "forward", net.forward), "optimized already"),
-        (lambda net: setattr(net, "relu", _Branch()), "torch.fx cannot trace"),
+        (lambda net: net.compile(), "optimized or compiled already"),
     ],
 )
-def test_refusals(example, spoil: Callable[[nn.Module], object], message: str) -> None:  # type: ignore[no-untyped-def]
+def test_refusals(example: Any, spoil: Callable[[nn.Module], object], message: str) -> None:
     net = build()
     spoil(net)
     with pytest.raises(ConvtvmError, match=message):
-        convtvm.torch.optimize(net, example)
+        optimize(net, example)
 
 
-class _Branch(nn.Module):
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        return x if x.sum() > 0 else -x
+class Branch(nn.Module):
+    """Its graph breaks at a decision on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.a(x)
+        return self.b(y) if y.sum() > 1e9 else self.b(-y)
+
+
+def test_what_cannot_be_captured_runs_as_it_is(example: Any) -> None:
+    net = Branch().eval()
+    with optimize(net, example, threads=1, logs=[], rest="eager") as handle, torch.no_grad():
+        found = net(example)
+    close(found, net(example).detach())
+    assert [s.name for s in handle.sites] == ["a", "b"] and all(s.plan for s in handle.sites)
+    torch._dynamo.reset()
+    whole = torch.compile(net, backend=convtvm.torch.convtvm, options=EAGER, fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="branching"), torch.no_grad():
+        whole(example)
+
+
+def test_a_wrong_result_is_told_and_the_model_left(library: Path, example: Any) -> None:
+    """A library whose kernel of one workload computes something else."""
+    net = build()
+    right = convtvm.load(library)
+
+    class Wrong:
+        """The same library, but every plan doubles its weight."""
+
+        manifest, layout, workloads = right.manifest, right.layout, right.workloads
+
+        def plan(self, workload: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+            return right.plan(workload, weight * 2, *args, **kwargs)
+
+    with pytest.raises(ConvtvmError, match=r"differs from its own by [0-9.e+-]+ of the largest"):
+        optimize(net, example, Wrong(), rest="eager")  # type: ignore[arg-type]
+    assert net._compiled_call_impl is None
+
+
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) * random.random()
+
+
+def test_a_random_result_cannot_be_compared(example: Any) -> None:
+    with pytest.warns(UserWarning, match="another result at every call"):
+        handle = optimize(Random().eval(), example, **EAGER)
+    assert handle.sites[0].plan is not None
+
+
+def test_the_example_and_the_buffers_stay_as_they_are(example: Any) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+            self.norm = nn.BatchNorm2d(8).train()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            x.mul_(2)
+            return self.norm(self.conv(x))
+
+    net = Counting().eval()
+    net.norm.train()
+    before, kept = copy.deepcopy(net.state_dict()), example.clone()
+    with optimize(net, example, **EAGER), torch.no_grad():
+        assert torch.equal(example, kept)
+        assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        twin = copy.deepcopy(net)
+        close(net(kept.clone()), twin(kept.clone()))
+        assert net.calls == 1 and torch.allclose(net.norm.running_mean, twin.norm.running_mean)

@@ -1,5 +1,32 @@
-"""PyTorch models with tuned convolutions."""
+"""PyTorch models with tuned convolutions.
 
-from convtvm.torch.optimizing import Optimized, Site, optimize
+compiled = torch.compile(model, backend="convtvm")
+handle = convtvm.torch.optimize(model, example)
 
-__all__ = ["Optimized", "Site", "optimize"]
+options     what a user can ask
+kernels     libraries, compiled when a graph needs them
+operator    convtvm::conv, one convolution with its norm, residual and activation
+graph       which convolutions a graph has, and what goes with each
+rewriting   the operator in their place
+backend     for TorchDynamo: a graph rewritten, the rest by Inductor
+optimizing  the same in an explicit form
+"""
+
+import torch
+
+from convtvm.errors import EnvironmentProblem
+
+_OLDEST = (2, 9)
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST:
+    raise EnvironmentProblem(
+        f"convtvm.torch needs PyTorch {'.'.join(map(str, _OLDEST))} or newer, found "
+        f"{torch.__version__}; pip install --upgrade torch"
+    )
+
+from convtvm.torch.backend import Backend, Site, convtvm, make_known  # noqa: E402
+from convtvm.torch.optimizing import Optimized, optimize  # noqa: E402
+
+__all__ = ["Backend", "Optimized", "Site", "convtvm", "optimize"]
+
+make_known()

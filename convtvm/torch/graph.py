@@ -1,0 +1,263 @@
+"""The convolutions of a graph after AOTAutograd, and what a kernel can take along with each.
+
+Such a graph is functional: no operation is in place, no module, hook or parametrisation is left,
+and a batch normalisation says itself whether it is of training. What a value depends on is all that
+has to be asked.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from convtvm.dispatch.plan import ACTIVATIONS
+from convtvm.errors import WorkloadError
+from convtvm.problem.workload import ConvWorkload
+from convtvm.torch.kernels import Need
+from convtvm.torch.operator import Recipe
+
+aten = torch.ops.aten
+
+NORM = aten._native_batch_norm_legit_no_training.default
+# Operations that Inductor takes apart, and that a kernel may take along whole.
+NAMED = {
+    aten.relu.default: "relu",
+    aten.silu.default: "silu",
+    aten.hardswish.default: "hardswish",
+    aten.hardsigmoid.default: "hardsigmoid",
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.mish.default: "mish",
+}
+_BOUNDS = (
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+)
+HELD_BACK = (NORM, *NAMED, *_BOUNDS)
+# PyTorch's dtype -> a workload's, by kind of device.
+_DTYPES = {
+    "cpu": {torch.float32: "float32"},
+    "cuda": {torch.float32: "float32", torch.float16: "float16"},
+}
+
+
+@dataclass
+class Site:
+    """A convolution of a graph and the nodes that go with it; `why_not` says why it stays as it is.
+
+    `source` are the tensors that its weight, bias and norm are computed from.
+    """
+
+    name: str
+    conv: fx.Node
+    nodes: list[fx.Node]
+    norm: fx.Node | None = None
+    sum: fx.Node | None = None
+    activation: str | tuple[float, float] | None = None
+    sources: list[fx.Node] = field(default_factory=list)
+    recipe: Recipe | None = None
+    why_not: str = ""
+
+    @property
+    def residual(self) -> fx.Node | None:
+        """What `sum` adds to what comes before it, as the graph is now."""
+        return _added(self.sum, self.nodes[self.nodes.index(self.sum) - 1]) if self.sum else None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+def sites(graph: fx.Graph, static: set[fx.Node]) -> Iterator[Site]:
+    """Every convolution with what follows it and nothing else uses.
+
+    `static` are the placeholders of parameters and buffers: the same tensors at every call.
+    """
+    taken: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.convolution.default:
+            continue
+        site = Site(_name(node), node, [node])
+        site.why_not = _objection(site, static)
+        if not site.why_not:
+            _extend(site, static, taken)
+            site.recipe, site.why_not = _recipe(site)
+        if not site.why_not:
+            taken.update(site.nodes)
+        yield site
+
+
+def _name(node: fx.Node) -> str:
+    """The path of the module that computes it, as `named_modules` has it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    path = paths[-1] if paths else ""
+    path = re.sub(r"_modules\['([^']*)'\]", r"\1", path)
+    return re.sub(r"^L\['\w+'\]\.?", "", path) or node.name
+
+
+def _objection(site: Site, static: set[fx.Node]) -> str:
+    """Why the convolution itself is none for a plan; empty if it is one."""
+    x, weight, bias, *_, transposed, _, _ = site.conv.args
+    data = x.meta["val"]  # type: ignore[union-attr]
+    if transposed:
+        return "it is transposed"
+    if data.dim() not in (3, 4):
+        return f"it has {data.dim() - 2} dimensions"
+    known = _DTYPES.get(data.device.type)
+    if known is None or data.dtype not in known:
+        return f"its input is {data.dtype} on {data.device}"
+    if any(not isinstance(size, int) for size in data.shape[1:]):
+        return "its image size is dynamic"
+    if _sources([weight, bias], static) is None:
+        return "its weight changes with every call: it is no parameter, nor computed from some"
+    return ""
+
+
+def _sources(values: Sequence[Any], static: set[fx.Node]) -> list[fx.Node] | None:
+    """The static tensors that values are computed from; None if they depend on anything else."""
+    found: dict[fx.Node, None] = {}
+    pending = [v for v in values if isinstance(v, fx.Node)]
+    seen: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" and node in static:
+            found[node] = None
+        elif node.op == "call_function" and _is_pure(node) and node.all_input_nodes:
+            pending += node.all_input_nodes
+        else:
+            return None
+    return list(found)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded not in tags and not node.is_impure()
+
+
+def _extend(site: Site, static: set[fx.Node], taken: set[fx.Node]) -> None:
+    """Take along batch normalisation, then a residual addition, then an activation."""
+    after = _only_user(site.last, taken)
+    if after and after.target is NORM and after.args[0] is site.conv:
+        normed = _normed(after, taken)
+        if normed and _sources(after.args[1:5], static) is not None:
+            site.norm = after
+            site.nodes += [after, normed]
+            after = _only_user(normed, taken)
+    values = [*site.conv.args[1:3], *(site.norm.args[1:5] if site.norm else ())]
+    site.sources = _sources(values, static) or []
+    if after and _added(after, site.last) is not None:
+        site.sum = after
+        site.nodes.append(after)
+        after = _only_user(after, taken)
+    activation = _activation(after, site.last) if after else None
+    if after and activation is not None:
+        site.activation = activation
+        site.nodes.append(after)
+
+
+def _only_user(node: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
+    """The one user of `node`, None if there are several or another site has it."""
+    users = list(node.users)
+    usable = len(users) == 1 and users[0] not in taken and users[0].op == "call_function"
+    return users[0] if usable else None
+
+
+def _normed(norm: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
+    """The normalised tensor, if a batch normalisation gives nothing else that is used."""
+    _, weight, bias, *_ = norm.args
+    result = _only_user(norm, taken)
+    right = result and result.target is operator.getitem and result.args[1] == 0
+    return result if right and (weight is None) == (bias is None) else None
+
+
+def _added(node: fx.Node, term: fx.Node) -> fx.Node | None:
+    """What `node` adds to `term`, if that is another tensor of the same shape and dtype."""
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    others = [a for a in node.args if a is not term]
+    if len(node.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    here, there = term.meta["val"], others[0].meta.get("val")
+    if not isinstance(there, torch.Tensor) or there.shape != here.shape:
+        return None
+    alike = there.dtype == here.dtype and there.device == here.device
+    return others[0] if alike else None
+
+
+def _activation(node: fx.Node, term: fx.Node) -> str | tuple[float, float] | None:
+    """The activation of `node` as `KernelLibrary.plan` takes it, None if a kernel has no such."""
+    if node.args[0] is not term or node.kwargs:
+        return None
+    name = NAMED.get(node.target)  # type: ignore[call-overload]
+    if name is not None:
+        return name if name in ACTIVATIONS and len(node.args) == 1 else None
+    if node.target not in _BOUNDS or not all(_is_bound(a) for a in node.args[1:]):
+        return None
+    given = [*node.args[1:], None, None]
+    if node.target is aten.hardtanh.default and len(node.args) < 3:
+        given = [-1.0, 1.0] if len(node.args) == 1 else [node.args[1], 1.0]
+    if node.target is aten.clamp_max.default:
+        given = [None, given[0]]
+    low = -math.inf if given[0] is None else float(given[0])  # type: ignore[arg-type]
+    high = math.inf if given[1] is None else float(given[1])  # type: ignore[arg-type]
+    named = {bounds: name for name, bounds in ACTIVATIONS.items()}
+    return named.get((low, high), (low, high)) if low <= high else None
+
+
+def _is_bound(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _recipe(site: Site) -> tuple[Recipe | None, str]:
+    """How an operator computes the site, or why none does."""
+    out = site.last.meta["val"]
+    flat = out.dim() == 3
+    wide = not out.is_contiguous()
+    if wide and (flat or not out.is_contiguous(memory_format=torch.channels_last)):
+        return None, "its output is neither contiguous nor channels-last"
+    x, weight, _, stride, padding, dilation, _, _, groups = site.conv.args
+    data, kernel = x.meta["val"], weight.meta["val"]  # type: ignore[union-attr]
+    n, ic, *size = data.shape
+    lead = [1] if flat else []
+    dynamic = not isinstance(n, int)
+    try:
+        workload = ConvWorkload.make(
+            n=n.node.hint if dynamic else n,
+            ic=ic,
+            ih=[*lead, *size][0],
+            iw=size[-1],
+            oc=kernel.shape[0],
+            kh=[*lead, *kernel.shape[2:]][0],
+            kw=kernel.shape[-1],
+            stride=_pair(stride, flat, 1),
+            padding=_pair(padding, flat, 0),
+            dilation=_pair(dilation, flat, 1),
+            groups=groups,  # type: ignore[arg-type]
+            dtype=_DTYPES[data.device.type][data.dtype],
+        )
+    except WorkloadError as error:
+        return None, str(error)
+    layout = "NHWC" if wide else "NCHW"
+    adds = site.sum is not None
+    need = Need(workload, layout, data.device.type, site.activation, adds, dynamic)
+    eps = float(site.norm.args[6]) if site.norm else 0.0  # type: ignore[arg-type]
+    return Recipe(need, eps, wide, flat), ""
+
+
+def _pair(values: Any, flat: bool, none: int) -> tuple[int, ...]:
+    """Numbers of height and width: a graph may give one for both, a 1-D one has none of height."""
+    width = values[-1]
+    return (none if flat else values[0], width)

@@ -1,0 +1,190 @@
+"""Where a graph's convolutions get their kernels: libraries, compiled when a graph needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
+from convtvm.errors import ConvtvmError, NoCandidate, UnknownWorkload
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
+from convtvm.torch.options import Options
+
+AnyPlan = Plan | SlicedPlan
+# What a kernel in TF32 may lose where PyTorch permits cuDNN to use it.
+_TF32_ERROR = 2e-3
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a convolution of a graph asks of a kernel; `activation` as of `KernelLibrary.plan`.
+
+    With a `dynamic` batch the workload's is the one that the graph was captured with.
+    """
+
+    workload: ConvWorkload
+    layout: str
+    device: str = "cpu"
+    activation: str | tuple[float, float] | None = None
+    adds: bool = False
+    dynamic: bool = False
+
+    @property
+    def workloads(self) -> list[ConvWorkload]:
+        """Those to compile: for a dynamic batch one image too, which any batch can be cut into."""
+        single = replace(self.workload, n=1)
+        return list(dict.fromkeys([self.workload, *([single] if self.dynamic else [])]))
+
+    @property
+    def epilogue(self) -> str:
+        return "add" if self.adds else "none" if self.activation is None else "clip"
+
+
+class Kernels:
+    """The libraries for one set of options; with a `library` given, that one and no other."""
+
+    def __init__(self, options: Options, library: KernelLibrary | None = None) -> None:
+        self.options, self._closed = options, library is not None
+        self.libraries: list[KernelLibrary] = [] if library is None else [library]
+        self._epilogues: dict[tuple[KernelLibrary, ConvWorkload], set[str]] = {}
+        self._lock = threading.Lock()
+
+    def provide(self, needs: Iterable[Need]) -> None:
+        """Compile what is missing. Raises ConvtvmError."""
+        if self._closed:
+            return
+        with self._lock:
+            missing = [need for need in needs if not self._has(need)]
+            for device, layout in dict.fromkeys((n.device, n.layout) for n in missing):
+                self._compile([n for n in missing if (n.device, n.layout) == (device, layout)])
+
+    def close(self) -> None:
+        """Compile nothing from now on."""
+        self._closed = True
+
+    def plan(self, need: Need, n: int, weight: Any, bias: Any) -> tuple[AnyPlan, str]:
+        """A plan for a batch of `n`, and its layout. Raises UnknownWorkload or NoCandidate."""
+        workload = replace(need.workload, n=n)
+        problem: ConvtvmError = UnknownWorkload(f"no library has kernels for {workload}")
+        for library in self._fitting(need, workload):
+            for max_error in self._errors(need):
+                try:
+                    made = library.plan(
+                        workload,
+                        weight,
+                        bias,
+                        workspace_limit=self.options.workspace_limit,
+                        max_error=max_error,
+                        activation=need.activation,
+                        residual=need.adds,
+                        policy=self.options.policy,
+                    )
+                    return made, library.layout
+                except (NoCandidate, UnknownWorkload) as error:
+                    problem = error
+        raise problem
+
+    def objection(self, need: Need) -> str:
+        """Why no kernel serves the need; empty if one does."""
+        try:
+            weight = np.zeros(need.workload.weight_shape, need.workload.dtype)
+            self.plan(need, need.workload.n, weight, None)
+        except (NoCandidate, UnknownWorkload) as error:
+            return str(error)
+        return ""
+
+    def _fitting(self, need: Need, workload: ConvWorkload) -> list[KernelLibrary]:
+        """Libraries that may serve it: of this very batch first, of the same layout before others,
+        the newest before older ones."""
+        found = [
+            library
+            for library in reversed(self.libraries)
+            if library.manifest.on_gpu == (need.device == "cuda") and library.layout in LAYOUTS
+        ]
+        return sorted(
+            found, key=lambda lib: (workload not in lib.workloads, lib.layout != need.layout)
+        )
+
+    def _errors(self, need: Need) -> Sequence[float | None]:
+        """The limits on the error to try, the widest first."""
+        permitted = need.device == "cuda" and torch.backends.cudnn.allow_tf32
+        if self.options.max_error is None and permitted and need.workload.dtype == "float32":
+            return (_TF32_ERROR, None)
+        return (self.options.max_error,)
+
+    def _has(self, need: Need) -> bool:
+        on_gpu = need.device == "cuda"
+        return any(
+            library.layout == need.layout
+            and library.manifest.on_gpu == on_gpu
+            and all(need.epilogue in self._epilogues.get((library, w), ()) for w in need.workloads)
+            for library in self.libraries
+        )
+
+    def _compile(self, needs: Sequence[Need]) -> None:
+        """One library for needs of one device and layout."""
+        from convtvm.library.build import compile  # imports TVM
+
+        workloads = list(dict.fromkeys(w for need in needs for w in need.workloads))
+        epilogues = {need.epilogue for need in needs} | {"none"}
+        options, layout = self.options, needs[0].layout
+        target = "cuda" if needs[0].device == "cuda" else "native"
+        tuned = options.tune_seconds > 0
+        library = compile(
+            workloads,
+            target,
+            threads=None if target == "cuda" else self._threads,
+            logs=self._tuned(workloads, target, layout) if tuned else options.logs,
+            layout=layout,
+            keep=options.keep,
+            epilogues=sorted(epilogues),
+        )
+        self.libraries.append(library)
+        for w in workloads:
+            self._epilogues[library, w] = epilogues
+
+    @property
+    def _threads(self) -> int:
+        return self.options.threads or torch.get_num_threads()
+
+    def _tuned(self, workloads: list[ConvWorkload], target: str, layout: str) -> list[str]:
+        """Logs that hold trials of these workloads too."""
+        from convtvm.logs import records
+        from convtvm.tuning.tuner import tune
+
+        log = _own_log()
+        tune(
+            workloads,
+            target,
+            threads=None if target == "cuda" else self._threads,
+            time_limit=self.options.tune_seconds,
+            log=log,
+            layout=layout,
+        )
+        given = records.shipped_logs() if self.options.logs is None else self.options.logs
+        return [*map(str, given), log]
+
+
+def _own_log() -> str:
+    """The log of what was tuned for PyTorch's graphs, in the user's cache folder."""
+    import os
+    from pathlib import Path
+
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "convtvm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / "torch.jsonl")
+
+
+_shared: dict[Options, Kernels] = {}
+
+
+def shared(options: Options) -> Kernels:
+    """The process's kernels for these options: graphs of one process share what is compiled."""
+    options = replace(options, threads=options.threads or torch.get_num_threads())
+    return _shared.setdefault(options, Kernels(options))

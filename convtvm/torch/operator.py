@@ -1,0 +1,250 @@
+"""The operator `convtvm::conv` that stands in a graph for a convolution and what is fused with it.
+
+    conv(x, weight, bias, norm, residual, watched, recipe) -> out
+
+`x` is [n, ic, ih, iw], or [n, ic, iw] of a 1-D convolution, `norm` a batch normalisation's running
+mean, variance and, if it has them, weight and bias; `recipe` names what `register` was given.
+Weights are packed at the first call and again whenever one of `watched` has changed. These are the
+parameters and buffers that weight, bias and norm were computed from.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convtvm.torch.kernels import AnyPlan, Kernels, Need
+
+_WHOLE_BYTES = 8192  # of a watched tensor, up to which all of it is compared at every call
+_SAMPLES = 16  # numbers of a larger one that are
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to compute a convolution; `wide` outputs are channels-last, `flat` ones are 1-D."""
+
+    need: Need
+    eps: float = 0.0
+    wide: bool = False
+    flat: bool = False
+
+    @property
+    def name(self) -> str:
+        """The same in every process, since Inductor's cache of compiled graphs depends on it."""
+        need = self.need
+        facts = [need.workload.key, need.layout, need.device, str(need.activation)]
+        facts += [str(self.eps)] if self.eps else []
+        flags = {
+            "residual": need.adds,
+            "dynamic": need.dynamic,
+            "wide": self.wide,
+            "flat": self.flat,
+        }
+        return " ".join(facts + [name for name, is_set in flags.items() if is_set])
+
+
+class Watched:
+    """Tensors whose changes matter, as they were; PyTorch counts the changes that it makes itself.
+
+    What changes a tensor behind that count, through `.data` or NumPy, is seen on the CPU: in all
+    numbers of small tensors, in some numbers of large ones.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], forget: Any) -> None:
+        self._refs = [weakref.ref(t, forget) for t in tensors]
+        self._counts = [_count(t) for t in tensors]
+        self._places = [t.data_ptr() for t in tensors]
+        self._samples = [_sample(t) for t in tensors]
+        self._bytes = [b"" if s is None else s.tobytes() for s in self._samples]
+
+    def are(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        seen = zip(
+            tensors,
+            self._refs,
+            self._counts,
+            self._places,
+            self._samples,
+            self._bytes,
+            strict=True,
+        )
+        return all(
+            ref() is tensor
+            and _count(tensor) == count
+            and tensor.data_ptr() == place
+            and (sample is None or sample.tobytes() == numbers)
+            for tensor, ref, count, place, sample, numbers in seen
+        )
+
+
+def _count(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> Any:
+    """A numpy view of some of the numbers of a tensor on the CPU, of all if they are few."""
+    if not tensor.is_cpu or tensor.numel() == 0:
+        return None
+    whole = tensor.detach()
+    if whole.numel() * whole.element_size() > _WHOLE_BYTES and whole.is_contiguous():
+        whole = whole.view(-1)[:: whole.numel() // _SAMPLES]
+    elif whole.numel() * whole.element_size() > _WHOLE_BYTES:
+        whole = whole[0]
+    return whole.numpy()
+
+
+class Convolution:
+    """What a recipe does: plans for each set of weights that it is called with."""
+
+    def __init__(self, recipe: Recipe, kernels: Kernels) -> None:
+        self.recipe, self.kernels = recipe, kernels
+        self.latest: AnyPlan | None = None
+        self._packed: dict[tuple[int, ...], _Packed] = {}
+        self._lock = threading.Lock()
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Sequence[Tensor],
+        residual: Tensor | None,
+        watched: Sequence[Tensor],
+    ) -> Tensor:
+        recipe = self.recipe
+        n = x.shape[0]
+        if n == 0:
+            return _fake(x, weight, bias, norm, residual, watched, recipe.name)
+        key = tuple(map(id, watched))
+        packed = self._packed.get(key)
+        if packed is None or not packed.watched.are(watched):
+            with self._lock, torch.no_grad():
+                packed = self._pack(key, watched, weight, bias, norm)
+        made = packed.plans.get(n)
+        if made is None:
+            made = packed.plans[n] = self.kernels.plan(recipe.need, n, packed.weight, packed.bias)
+        self.latest, layout = made
+        return self._run(self.latest, layout, x, residual)
+
+    def _pack(
+        self,
+        key: tuple[int, ...],
+        watched: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Sequence[Tensor],
+    ) -> _Packed:
+        def forget(ref: Any) -> None:
+            self._packed.pop(key, None)
+
+        folded = _fold(weight, bias, norm, self.recipe.eps)
+        shape = self.recipe.need.workload.weight_shape
+        made = _Packed(Watched(watched, forget), folded[0].reshape(shape), folded[1], {})
+        self._packed[key] = made
+        return made
+
+    def _run(self, plan: AnyPlan, layout: str, x: Tensor, residual: Tensor | None) -> Tensor:
+        recipe, last = self.recipe, layout == "NHWC"
+        out = plan(
+            _entering(x, recipe.flat, last),
+            residual=None if residual is None else _entering(residual, recipe.flat, last),
+        )
+        if last:
+            out = out.permute(0, 3, 1, 2)
+        wanted = torch.channels_last if recipe.wide else torch.contiguous_format
+        out = out.contiguous(memory_format=wanted)
+        return out.squeeze(2) if recipe.flat else out
+
+
+@dataclass
+class _Packed:
+    """Weights as they go into plans, and the plans of every batch size so far."""
+
+    watched: Watched
+    weight: Tensor
+    bias: Tensor | None
+    plans: dict[int, tuple[AnyPlan, str]]
+
+
+def _entering(x: Tensor, flat: bool, last: bool) -> Tensor:
+    """A tensor as a plan takes it: four axes, in the order of the plan's layout."""
+    x = x.detach() if x.requires_grad else x
+    x = x.unsqueeze(2) if flat else x
+    return x.permute(0, 2, 3, 1) if last else x
+
+
+def _fold(
+    weight: Tensor, bias: Tensor | None, norm: Sequence[Tensor], eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias on the CPU with a batch normalisation folded into them, in float64."""
+    weight, bias = weight.detach().cpu(), None if bias is None else bias.detach().cpu()
+    if not norm:
+        return weight, bias
+    mean, variance, *affine = (t.detach().cpu().double() for t in norm)
+    scale = torch.rsqrt(variance + eps)
+    shift = -mean if bias is None else bias - mean
+    if affine:
+        scale = scale * affine[0]
+    shift = shift * scale + (affine[1] if affine else 0)
+    scaled = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return scaled.to(weight.dtype), shift.to(weight.dtype)
+
+
+_registered: dict[str, Convolution] = {}
+
+
+def register(recipe: Recipe, kernels: Kernels) -> tuple[str, Convolution]:
+    """The name under which the operator finds this recipe with these kernels."""
+    index = 0
+    while (found := _registered.get(f"{recipe.name} {index}")) and found.kernels is not kernels:
+        index += 1
+    name = f"{recipe.name} {index}"
+    return name, _registered.setdefault(name, Convolution(recipe, kernels))
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    residual: Tensor | None,
+    watched: Sequence[Tensor],
+    recipe: str,
+) -> Tensor:
+    return _registered[recipe](x, weight, bias, norm, residual, watched)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    residual: Tensor | None,
+    watched: Sequence[Tensor],
+    recipe: str,
+) -> Tensor:
+    made = _registered[recipe].recipe
+    w = made.need.workload
+    shape = (x.shape[0], w.oc, w.ow) if made.flat else (x.shape[0], w.oc, w.oh, w.ow)
+    wanted = torch.channels_last if made.wide else torch.contiguous_format
+    return x.new_empty(shape).contiguous(memory_format=wanted)
+
+
+_library = torch.library.Library("convtvm", "DEF")
+_library.define(
+    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, Tensor? residual, "
+    "Tensor[] watched, str recipe) -> Tensor",
+    # Inputs come in the strides that the graph was captured with, as they would to a convolution.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+_library.impl("conv", _conv, "CPU")
+_library.impl("conv", _conv, "CUDA")
+torch.library.register_fake("convtvm::conv", _fake, lib=_library)
+
+conv = torch.ops.convtvm.conv.default
