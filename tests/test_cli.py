@@ -443,7 +443,14 @@ def test_info(convtvm: Convtvm) -> None:
     assert status == 0 and "apache-tvm" in out and "native target" in out
     status, out, _ = convtvm("info", "--json")
     facts = json.loads(out)
-    assert status == 0 and set(facts) == {"versions", "cpu", "target", "compilers", "missing"}
+    assert status == 0 and set(facts) == {
+        "versions",
+        "cpu",
+        "target",
+        "compilers",
+        "cache",
+        "missing",
+    }
     assert facts["cpu"]["cores"] >= 1 and facts["versions"]["Python"]
 
 

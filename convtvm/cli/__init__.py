@@ -14,6 +14,7 @@ import click
 
 from convtvm import __version__
 from convtvm.cli.benching import bench
+from convtvm.cli.caching import cache
 from convtvm.cli.deploying import deploy
 from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
@@ -47,7 +48,7 @@ def commands(ctx: click.Context) -> None:
         ctx.exit(MISUSE)
 
 
-for _command in (tune, compile_, run, deploy, bench, log, info):
+for _command in (tune, compile_, run, deploy, bench, log, cache, info):
     commands.add_command(_command)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from convtvm import __version__
+from convtvm.cli import caching
 from convtvm.cli.options import json_option
 from convtvm.cli.output import print_json, print_table, without_torch
 from convtvm.errors import ConvtvmError
@@ -55,6 +56,9 @@ def info(as_json: bool) -> None:
     if target:
         rows.append(("vector width", f"{target['lanes']} floats, {target['registers']} registers"))
     rows += facts["compilers"].items()
+    kept = facts["cache"]
+    held = f"{kept['folder']}: {kept['entries']} kernels, {kept['bytes']:,} bytes"
+    rows.append(("cache", held if kept["folder"] else "disabled"))
     print_table("", ["", ""], [(name, value or "not found") for name, value in rows])
     for line in facts["missing"]:
         click.echo(f"missing: {line}")
@@ -93,6 +97,7 @@ def gather() -> dict[str, Any]:
         },
         "target": target,
         "compilers": compilers,
+        "cache": caching.facts(),
         "missing": missing,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -13,15 +14,15 @@ from convtvm import __version__
 from convtvm.compute.epilogue import EPILOGUES
 from convtvm.dispatch import KernelLibrary, manifest
 from convtvm.dispatch.manifest import Kernel, Manifest
-from convtvm.errors import BuildError, ConvtvmError, WorkloadError
+from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.kernels import codegen
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.library.choices import KEEP, Choice, check_targets, choose, keep_some, stale
+from convtvm.library.objects import compile_objects
 from convtvm.logs import records
-from convtvm.machine.cpu import physical_cores
 from convtvm.machine.targets import CompileTarget, resolve_several
-from convtvm.measure.client import BUILD_SECONDS, Zygote
-from convtvm.measure.jobs import BuildJob, Limits
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import BuildJob
 from convtvm.problem.workload import ConvWorkload
 
 
@@ -75,7 +76,7 @@ def compile(
         raise WorkloadError(
             f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
         )
-    with Zygote() as zygote:
+    with Zygote(at_once=False) as zygote:
         content, made = assemble(wanted, {w: names[w] for w in ordered}, zygote, epilogues)
     library = KernelLibrary(content, made)
     library.problems = problems
@@ -115,9 +116,15 @@ def _is_untuned(made: Manifest) -> bool:
     return all(k.run_secs is None and k.predicted_secs is None for k in made.kernels)
 
 
-def function_name(index: int, task: Task) -> str:
-    """The kernel of the choice at `index`."""
-    return f"conv_{index}_{task.algorithm_name.replace(':', '_')}"
+def function_name(choice: Choice) -> str:
+    """The kernel of a choice, named by what it depends on, so that any library may share it."""
+    task = choice.task
+    made_of = f"{task.key} {sorted(choice.decisions.items())}"
+    return f"conv_{task.algorithm_name.replace(':', '_')}_{_digest(made_of)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf8")).hexdigest()[:12]
 
 
 def _link(
@@ -125,25 +132,26 @@ def _link(
 ) -> tuple[bytes, list[tuple[Choice, Kernel]]]:
     """The linked image and its kernels, best first within each workload."""
     kernels, jobs = [], []
-    packs: dict[tuple[object, ...], str] = {}
+    packs: set[str] = set()
 
     def add(task: Task, decisions: Mapping[str, int] | None, symbol: str) -> None:
         jobs.append(BuildJob(task, decisions, str(zygote.folder / f"{symbol}.o"), symbol))
 
-    for index, choice in enumerate(choices):
+    for choice in choices:
         task = choice.task
         # Workloads share a packing function where it is the same, whatever else they differ in.
-        pack_key = (task.target, tvm_ffi.structural_hash(task.pack()))
-        if pack_key not in packs:
-            packs[pack_key] = f"pack_{len(packs)}"
-            add(task, None, packs[pack_key])
-        function = function_name(index, task)
+        packing = f"{task.target.name} {tvm_ffi.structural_hash(task.pack())}"
+        pack = f"pack_{_digest(packing)}"
+        if pack not in packs:
+            packs.add(pack)
+            add(task, None, pack)
+        function = function_name(choice)
         add(task, choice.decisions, function)
         fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
         for epilogue, symbol in fused.items():
             add(replace(task, epilogue=epilogue), choice.decisions, symbol)
-        kernels.append((choice, _kernel(choice, function, packs[pack_key], fused)))
-    workspaces = _compile_objects(zygote, jobs)
+        kernels.append((choice, _kernel(choice, function, pack, fused)))
+    workspaces = compile_objects(zygote, jobs)
     finished = [
         (choice, replace(kernel, workspace_bytes=workspaces[kernel.function]))
         for choice, kernel in kernels
@@ -152,21 +160,6 @@ def _link(
     codegen.link_objects([job.path for job in jobs], image, choices[0].task.target)
     finished.sort(key=lambda f: (f[1].workload, *f[0].rank(f[1].workspace_bytes)))
     return image.read_bytes(), finished
-
-
-def _compile_objects(zygote: Zygote, jobs: Sequence[BuildJob]) -> dict[str, int]:
-    """Compile all jobs; workspace bytes by symbol. Raises BuildError for the first failure."""
-    workspaces: dict[str, int] = {}
-    limits = Limits(workers=physical_cores(), timeout=4 * BUILD_SECONDS)
-    for index, outcome in zygote.call("build", jobs, limits):
-        job = jobs[index]
-        if outcome.kind:
-            raise BuildError(
-                f"{job.task.workload} by {job.task.algorithm_name} does not compile: "
-                f"{outcome.message}"
-            )
-        workspaces[job.symbol] = outcome.value
-    return workspaces
 
 
 def _kernel(choice: Choice, function: str, pack: str, fused: Mapping[str, str]) -> Kernel:

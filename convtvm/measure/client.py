@@ -30,16 +30,21 @@ class Zygote:
     """Client of one zygote process; restarts it if it dies. Use as a context manager.
 
     What is not finished at `deadline`, a time of the monotonic clock, is given up. Candidates run
-    on the devices of `farm`, here without one.
+    on the devices of `farm`, here without one. Unless it starts `at_once`, which takes a second or
+    two, it does so when it is first called.
     """
 
-    def __init__(self, deadline: float = math.inf, farm: Farm | None = None) -> None:
+    def __init__(
+        self, deadline: float = math.inf, farm: Farm | None = None, at_once: bool = True
+    ) -> None:
         self.deadline, self.farm = deadline, farm
         self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
         self._count = 0
         self._closed = self._stale = False
+        self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._start()
+            if at_once:
+                self._start()
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -50,7 +55,7 @@ class Zygote:
         home = str(Path(__file__).parents[2])  # the helper runs the code that runs here
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "convtvm.measure.zygote", str(self.folder)]
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command,
             bufsize=0,  # so that select sees all there is to read
             stdin=subprocess.PIPE,
@@ -59,7 +64,7 @@ class Zygote:
             start_new_session=True,
         )
         try:
-            receive(_pipe(self._process.stdout))
+            receive(_pipe(process.stdout))
         except EOFError:
             raise BuildError("the build helper did not start; see its message above") from None
 
@@ -72,15 +77,19 @@ class Zygote:
             return
         missing = set(range(len(jobs)))
         lost = Outcome(None, "crash", "the build helper died")
-        if self._is_needed():
+        if self._process is None:
+            self._start()
+        elif self._is_needed():
             self._restart()
+        process = self._process
+        assert process is not None
         try:
-            send(_pipe(self._process.stdin), (kind, list(jobs), limits))
+            send(_pipe(process.stdin), (kind, list(jobs), limits))
             while missing:
-                if not self._answers():
+                if not self._answers(process):
                     lost = Outcome(None, STOPPED, "the time was over")
                     break
-                index, outcome = receive(_pipe(self._process.stdout))
+                index, outcome = receive(_pipe(process.stdout))
                 missing.discard(index)
                 yield index, outcome
         except (EOFError, OSError, ValueError):  # dead, or closed by another thread
@@ -92,16 +101,17 @@ class Zygote:
         for index in sorted(missing):
             yield index, lost
 
-    def _answers(self) -> bool:
+    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether there is an answer to read before the time is over."""
         wait = None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
-        return bool(select.select([_pipe(self._process.stdout)], [], [], wait)[0])
+        return bool(select.select([_pipe(process.stdout)], [], [], wait)[0])
 
     def _is_needed(self) -> bool:
         """Whether to start a new helper in the place of a useless one."""
         return self._stale and not self._closed and time.monotonic() < self.deadline
 
     def _restart(self) -> None:
+        assert self._process is not None
         self._process.kill()  # not asked to end: the files that it built are still needed
         self._stop()
         self.folder.mkdir(exist_ok=True)
@@ -130,15 +140,18 @@ class Zygote:
         return self.folder / f"{self._count}{suffix}"
 
     def _stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
         with contextlib.suppress(OSError):
-            _pipe(self._process.stdin).close()
-        self._process.terminate()
+            _pipe(process.stdin).close()
+        process.terminate()
         try:
-            self._process.wait(timeout=5)
+            process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        _pipe(self._process.stdout).close()
+            process.kill()
+            process.wait()
+        _pipe(process.stdout).close()
 
     def close(self) -> None:
         self._closed = True

@@ -184,7 +184,7 @@ def _run(
     jobs = []
     for race in races:
         task = choices[race[0]].task
-        functions = {build.function_name(i, choices[i].task): choices[i].task for i in race}
+        functions = {build.function_name(choices[i]): choices[i].task for i in race}
         tolerances = {function: task.tolerance for function, task in functions.items()}
         inputs = str(write_problem(task.workload, task.layout, zygote))
         jobs.append(RaceJob(str(path), inputs, tolerances))

@@ -50,6 +50,10 @@ class Compiler(Protocol):
 
     name: str
 
+    @property
+    def identity(self) -> str:
+        """Which compiler of that name: what it makes may differ from another's."""
+
     def __call__(self, source: str, arches: Sequence[str]) -> tuple[bytes, str]:
         """(image, log of ptxas)"""
 
@@ -91,6 +95,10 @@ class Nvcc:
 
     def __init__(self, path: str) -> None:
         self.path = path
+
+    @property
+    def identity(self) -> str:
+        return f"{self.path} of {os.stat(self.path).st_mtime_ns}"
 
     def __call__(self, source: str, arches: Sequence[str]) -> tuple[bytes, str]:
         targets = [

@@ -75,6 +75,13 @@ class Nvrtc:
 
     name = "NVRTC"
 
+    @property
+    def identity(self) -> str:
+        library, major, minor = nvidia.load(*_LIBRARIES), ctypes.c_int(), ctypes.c_int()
+        if library is not None:
+            library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        return f"NVRTC {major.value}.{minor.value}"
+
     def __call__(self, source: str, arches: Sequence[str]) -> tuple[bytes, str]:
         compiled = [_compile(source, arch) for arch in arches]
         log = "\n".join(text for _, text in compiled)
