@@ -6,13 +6,12 @@ Importing this package must stay fast: commands import TVM, numpy and rich when 
 from __future__ import annotations
 
 import contextlib
-import io
-import sys
 from collections.abc import Sequence
 
 import click
 
 from convtvm import __version__
+from convtvm.cli import streams
 from convtvm.cli.benching import bench
 from convtvm.cli.caching import cache
 from convtvm.cli.deploying import deploy
@@ -56,12 +55,19 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.
 
     0 is success, 1 a finding (`log check`, `run --check`), 2 misuse with one line on stderr, 130 an
-    interrupt. An exception that is no mistake of the user's is ours, and comes out whole.
+    interrupt, 141 output into a pipe that was closed. An exception that is no mistake of the user's
+    is ours, and comes out whole.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Logs and names may hold what the terminal's encoding lacks; show it escaped.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        with streams.guarded():
+            return _run(args)
+    except streams.OutputLost as error:
+        if error.is_closed_pipe:
+            return streams.CLOSED_PIPE
+        return _refuse(f"cannot write to standard output: {error}")
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         status = commands.main(args=args, prog_name="convtvm", standalone_mode=False)
     except click.Abort as error:
@@ -88,6 +94,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # stderr is full or closed too: the status has to do
         click.echo(f"convtvm: error: {message}", err=True)
     return MISUSE

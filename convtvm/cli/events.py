@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -22,6 +23,7 @@ class Events:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = path.open("a", encoding="utf8")
         except OSError as error:
@@ -57,12 +59,16 @@ class Events:
         self._write("summary", **document)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # said when it was written
+            self._file.close()
 
     def _write(self, event: str, **facts: Any) -> None:
         facts = {k: _finite(v) for k, v in facts.items()}
-        self._file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise LogError(f"cannot write events to {self._path}: {error.strerror}") from None
 
 
 def _task(progress: TaskProgress) -> dict[str, Any]:
