@@ -10,6 +10,24 @@ Importing this package imports no compiler: `tune` and `compile` load TVM when t
 
 from __future__ import annotations
 
+import os
+import sys
+
+
+def _leave_current_folder() -> None:
+    """`python -m convtvm` has put it first on the path, where any random.py would be imported."""
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # then Python has not put it there either
+        return
+    as_module = sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False)
+    if as_module and sys.path[0] == here != home:
+        del sys.path[0]
+
+
+_leave_current_folder()
+
 import importlib
 from typing import Any
 

@@ -195,7 +195,7 @@ class Tuning:
 
         def started() -> bool:
             children = psutil.Process(self.process.pid).children()
-            found.extend(c for c in children if "convtvm.measure.zygote" in c.cmdline())
+            found.extend(c for c in children if "zygote.serve" in " ".join(c.cmdline()))
             return bool(found)
 
         assert eventually(started)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from convtvm.errors import ConvtvmError
+from convtvm.machine import interpreter
 from convtvm.problem.workload import ConvWorkload
 
 Run = Callable[[], Any]
@@ -144,13 +144,13 @@ def mnn_peer(
 
     # Not the command mnnconvert: it installs a telemetry client with pip, which puts an older
     # protobuf in place of the one that onnx needs, and reports each conversion.
-    convert = "import sys, MNN, _tools; _tools.mnnconvert(sys.argv)"
+    convert = "import MNN, _tools; _tools.mnnconvert(sys.argv)"
     settings = {"backend": "CPU", "precision": "high", "numThread": threads}
     with tempfile.TemporaryDirectory() as folder:
         source, model = Path(folder, "conv.onnx"), Path(folder, "conv.mnn")
         source.write_bytes(_onnx_model(w, weight, bias))
         arguments = ["-f", "ONNX", "--modelFile", source, "--MNNModel", model, "--bizCode", "conv"]
-        command = [sys.executable, "-c", convert, *map(str, arguments)]
+        command = interpreter.command(convert, *map(str, arguments))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not model.exists():
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]

@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,15 @@ from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
 
 from convtvm.errors import BuildError, EnvironmentProblem
+from convtvm.machine import interpreter
 from convtvm.machine.cpu import physical_cores
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, receive, send
 from convtvm.measure.remote import Farm
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
 RUN_SECONDS = 20.0
+
+_SERVE = "from convtvm.measure import zygote\nzygote.serve(sys.argv[1])"
 
 
 class Zygote:
@@ -54,9 +56,8 @@ class Zygote:
         env = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
         home = str(Path(__file__).parents[2])  # the helper runs the code that runs here
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "convtvm.measure.zygote", str(self.folder)]
         process = self._process = subprocess.Popen(
-            command,
+            interpreter.command(_SERVE, str(self.folder)),
             bufsize=0,  # so that select sees all there is to read
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

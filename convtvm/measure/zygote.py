@@ -1,9 +1,8 @@
 """A clean helper process that forks one child per build and one per batch of measurements.
 
 The zygote imports TVM once and stays single-threaded, so forking is cheap (TVM takes over a second
-to import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. Run as
-`python -m convtvm.measure.zygote`; it speaks length-prefixed pickles with its parent over stdin and
-stdout.
+to import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. It
+speaks length-prefixed pickles with its parent over stdin and stdout.
 """
 
 from __future__ import annotations
@@ -366,10 +365,3 @@ _SERVES: dict[str, Callable[[list[Any], Limits], Iterator[tuple[int, Outcome]]]]
     "run": _run_all,
     "probe": _probe_all,
 }
-
-
-if __name__ == "__main__":
-    # As a module of its own name, so that both sides of the pipe pickle the same classes.
-    from convtvm.measure import zygote
-
-    zygote.serve(sys.argv[1])

@@ -1,0 +1,137 @@
+"""Commands in hostile surroundings: foreign files beside them, output that nobody takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convtvm.cli.events import Events
+from convtvm.errors import LogError
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = "mb1ic8ih6oc8oh6kh3ph1"
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path[1:]]))
+CONVTVM = [sys.executable, "-m", "convtvm"]
+TUNE = ["tune", LINE, "--threads", "1", "--algorithms", "direct", "--trials", "1"]
+COMPILE = ["compile", LINE, "--threads", "1", "--algorithms", "direct", "-o", "x.so"]
+
+Done = subprocess.CompletedProcess[str]
+
+
+def convtvm(folder: Path, *args: str, **settings: object) -> Done:
+    """A command line in a process of its own."""
+    options = {"env": ENV, "capture_output": True, "text": True, "timeout": 300, **settings}
+    return subprocess.run([*CONVTVM, *args], cwd=folder, **options)  # type: ignore[call-overload]
+
+
+def one_line(done: Done) -> str:
+    """The error of a command that was refused."""
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith("convtvm: error: "), done
+    return done.stderr
+
+
+# ---- the current folder --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file for every module that might be imported, each of which tells its name.
+
+    Python itself imports some before `python -m convtvm` begins; those are left out.
+    """
+    folder = tmp_path_factory.mktemp("trap")
+    code = "import runpy, sys; print(*sys.modules)"
+    early = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    foreign = {"numpy", "tvm", "tvm_ffi", "schedules", "tuning_logs", "psutil", "click", "rich"}
+    foreign |= {"cloudpickle", "xgboost", "typing_extensions", "ml_dtypes", "tornado", "scipy"}
+    for name in (set(sys.stdlib_module_names) | foreign) - set(early.stdout.split()):
+        tells = f"import builtins\nopen({str(folder / 'caught')!r}, 'a').write({name!r} + ' ')\n"
+        (folder / f"{name}.py").write_text(tells + "raise SystemExit(9)\n", encoding="utf8")
+    return folder
+
+
+@pytest.mark.parametrize("args", [["info"], TUNE, COMPILE, ["run", "x.so"]], ids=lambda a: a[0])
+def test_nothing_is_imported_from_the_current_folder(trap: Path, args: list[str]) -> None:
+    done = convtvm(trap, *args)
+    caught = trap / "caught"
+    assert not caught.exists(), caught.read_text(encoding="utf8")
+    assert done.returncode == 0, done.stderr
+
+
+# ---- standard output -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a library and a log."""
+    folder = tmp_path_factory.mktemp("made")
+    for args in (COMPILE, [*TUNE, "--log", "x.jsonl"]):
+        assert convtvm(folder, *args).returncode == 0
+    return folder
+
+
+COMMANDS = [
+    ["--help"],
+    ["tune", "--help"],
+    ["--version"],
+    ["info"],
+    ["info", "--json"],
+    ["run", "x.so"],
+    ["run", "x.so", "--json"],
+    ["log", "list", "x.jsonl"],
+    ["log", "best", "x.jsonl"],
+    ["log", "check", "x.jsonl"],
+    [*TUNE, "--log", "x.jsonl"],
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("unbuffered", "args"), [*(("", args) for args in COMMANDS), ("1", ["info"]), ("1", ["--help"])]
+)
+def test_output_that_cannot_be_written(made: Path, unbuffered: str, args: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        env = {**ENV, "PYTHONUNBUFFERED": unbuffered}
+        done = convtvm(
+            made, *args, capture_output=False, stdout=full, stderr=subprocess.PIPE, env=env
+        )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    assert last == "convtvm: error: cannot write to standard output: No space left on device"
+
+
+@pytest.mark.parametrize("args", COMMANDS[2:8], ids=" ".join)
+def test_output_into_a_closed_pipe(made: Path, args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = convtvm(made, *args, capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == "", done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_messages_that_cannot_be_written_end_nothing(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = convtvm(
+            tmp_path, *TUNE, "--log", "x.jsonl", capture_output=False, stdout=-1, stderr=full
+        )
+        assert done.returncode == 0 and "direct" in done.stdout
+        done = convtvm(tmp_path, "run", "no.so", capture_output=False, stdout=-1, stderr=full)
+        assert done.returncode == 2 and done.stdout == ""
+    events = Events(Path("/dev/full"))
+    with pytest.raises(LogError, match="cannot write events to /dev/full: No space left"):
+        events.summary({})
+    events.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_closed_from_the_start(made: Path, closed: str) -> None:
+    for args, status in ((["run", "x.so"], 0), (["run", "no.so"], 2)):
+        line = f'exec "$@" {closed}'
+        done = subprocess.run(["sh", "-c", line, "sh", *CONVTVM, *args], cwd=made, env=ENV)
+        assert done.returncode == status
