@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from tvm.rpc import base
 
 from convtvm.errors import ConvtvmError, EnvironmentProblem, TargetError
 from convtvm.logs import records
@@ -22,8 +26,6 @@ from convtvm.measure import remote
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TaskProgress, TuningSummary
 from convtvm.tuning.tuner import tune
-
-pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
 
 KEY = "desk"
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
@@ -70,6 +72,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def rack(tmp_path: Path) -> Iterator[Rack]:
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
     # Each of the six processes would import PyTorch where it is installed.
     (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
@@ -154,3 +157,94 @@ def test_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         tune([WORKLOAD], threads=1, log=tmp_path / "x.jsonl", **options)  # type: ignore[arg-type]
+
+
+# ---- trackers that are none ----------------------------------------------------------------------
+
+MAGIC = struct.pack("<i", base.RPC_TRACKER_MAGIC)
+
+
+def framed(document: str) -> bytes:
+    return struct.pack("<i", len(document)) + document.encode("utf8")
+
+
+# What a tracker says, piece by piece, before it waits for ever; None closes the connection.
+SAYS: dict[str, list[bytes | None]] = {
+    "nothing": [],
+    "goodbye": [None],
+    "garbage": [b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10],
+    "half a magic": [MAGIC[:2], None],
+    "its magic only": [MAGIC],
+    "its magic and goodbye": [MAGIC, None],
+    "a byte now and then": [MAGIC, *([b"\x7f"] * 100)],
+    "a long answer that does not come": [MAGIC + struct.pack("<i", 2**31 - 1) + b"[1"],
+    "an answer without end": [MAGIC + struct.pack("<i", 2**31 - 1), *([b" " * (1 << 20)] * 40)],
+    "a negative length": [MAGIC + struct.pack("<i", -5)],
+    "no JSON": [MAGIC + framed("what?")],
+    "no text": [MAGIC + struct.pack("<i", 2) + b"\xff\xfe"],
+    "a number": [MAGIC + framed("7")],
+    "a failure": [MAGIC + framed('[-1, {"queue_info": {}}]')],
+    "no queues": [MAGIC + framed('[0, {"server_info": []}]')],
+    "queues of another kind": [MAGIC + framed('[0, {"queue_info": {"desk": {"free": null}}}]')],
+    "a list of queues": [MAGIC + framed('[0, {"queue_info": ["desk"]}]')],
+    "nested": [MAGIC + framed("[" * 100_000)],
+}
+
+
+@contextlib.contextmanager
+def tracker(says: Sequence[bytes | None]) -> Iterator[str]:
+    """The address of something that listens and says that to all who connect."""
+    ended = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), server.accept()[0] as line:
+            for piece in says:
+                if piece is None:
+                    return
+                line.sendall(piece)
+                ended.wait(0.1 if len(piece) == 1 else 0)
+            ended.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            ended.set()
+            thread.join(5)
+
+
+@pytest.mark.parametrize("says", SAYS.values(), ids=SAYS)
+def test_what_is_no_tracker_is_refused_in_time(says: list[bytes | None]) -> None:
+    with tracker(says) as address:
+        started = time.monotonic()
+        with pytest.raises(EnvironmentProblem, match=f"no tracker answers at {address}"):
+            remote.find(address, KEY, seconds=0.5)
+        assert time.monotonic() - started < 5
+
+
+def test_a_silent_tracker_costs_no_more_than_the_time_limit(tmp_path: Path) -> None:
+    log = tmp_path / "x.jsonl"
+    with tracker([]) as address:
+        started = time.monotonic()
+        with pytest.raises(EnvironmentProblem, match="no tracker answers"):
+            tune([WORKLOAD], threads=1, tracker=address, key=KEY, log=log, time_limit=0.5)
+        assert time.monotonic() - started < 5 and not log.exists()
+
+
+def test_a_device_that_a_tracker_only_promises(tmp_path: Path) -> None:
+    """The tracker has a free one and then says nothing more."""
+    free = MAGIC + framed('[0, {"queue_info": {"desk": {"free": 1}}}]')
+    with tracker([free]) as address:
+        started = time.monotonic()
+        with pytest.raises(EnvironmentProblem, match="does not answer: the time was over"):
+            tune(
+                [WORKLOAD],
+                threads=1,
+                tracker=address,
+                key=KEY,
+                log=tmp_path / "x.jsonl",
+                time_limit=6,
+            )
+        assert time.monotonic() - started < 20

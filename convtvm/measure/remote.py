@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _HELD = 1.0  # seconds that a probe keeps its device, so that the next probe get
 CONNECT_SECONDS = 10.0  # seconds to wait for a device that the tracker calls free
 _SESSION = 10  # times the time of a job that a session may last
 CONNECTED = "connected"  # the kind of the first outcome of a session
+_LAST_PORT = 65535
+_LONGEST = 16 << 20  # bytes of a tracker's answer
 LOST = "device"  # the kind of a job whose device went away
 
 
@@ -43,34 +46,79 @@ class Farm:
         return f"{self.host}:{self.port}"
 
 
-def find(address: str, key: str) -> Farm:
-    """The devices under `key`. Raises EnvironmentProblem if the tracker does not answer or has none
-    of them free, TargetError for an address that is none."""
+def find(address: str, key: str, seconds: float = CONNECT_SECONDS) -> Farm:
+    """The devices under `key`. Raises EnvironmentProblem if the tracker does not answer in that
+    time or has none of them free, TargetError for an address that is none."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
         raise TargetError(f"tracker {address!r} is no address, expected HOST:PORT")
-    from tvm import rpc
-
-    try:
-        # TVM's own client would go on trying for a minute.
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        summary = rpc.connect_tracker(host, int(port)).summary()
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            f"no tracker answers at {address} ({failure('', error).message}); start one with "
-            "`python -m tvm.exec.rpc_tracker`"
-        ) from None
-    queue = summary["queue_info"].get(key)
-    if not queue or not queue["free"]:
-        known = ", ".join(
-            f"{name} ({q['free']} free)" for name, q in sorted(summary["queue_info"].items())
-        )
+    free = _free_devices(host, int(port), min(seconds, CONNECT_SECONDS))
+    if not free.get(key):
+        known = ", ".join(f"{name} ({count} free)" for name, count in sorted(free.items()))
         raise EnvironmentProblem(
             f"the tracker at {address} has no free device with key {key!r}; it has: "
             f"{known or 'none'}; start one with `python -m tvm.exec.rpc_server --tracker {address} "
             f"--key {key}`"
         )
-    return Farm(host, int(port), key, int(queue["free"]))
+    return Farm(host, int(port), key, free[key])
+
+
+class _Line:
+    """A connection to a tracker that ends at a time of the monotonic clock, and after some MB."""
+
+    def __init__(self, host: str, port: int, deadline: float) -> None:
+        self._deadline, self._left = deadline, _LONGEST
+        self._socket = socket.create_connection((host, port), timeout=self._seconds())
+
+    def _seconds(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def sendall(self, content: bytes) -> None:
+        self._socket.settimeout(self._seconds())
+        self._socket.sendall(content)
+
+    def recv(self, count: int) -> bytes:
+        self._socket.settimeout(self._seconds())
+        content = self._socket.recv(count)
+        self._left -= len(content)
+        if self._left < 0:
+            raise OSError("an answer without end")
+        return content
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _free_devices(host: str, port: int, seconds: float) -> dict[str, int]:
+    """Numbers of free devices by key. Raises EnvironmentProblem.
+
+    TVM's own client goes on trying for a minute, and waits for ever for an answer.
+    """
+    from tvm.rpc import base
+
+    line: _Line | None = None
+    try:
+        line = _Line(host, port, time.monotonic() + seconds)
+        line.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
+        (magic,) = struct.unpack("<i", base.recvall(line, 4))
+        if magic != base.RPC_TRACKER_MAGIC:
+            raise ValueError("another protocol is spoken there")
+        base.sendjson(line, [base.TrackerCode.SUMMARY])
+        code, summary = base.recvjson(line)
+        if code != base.TrackerCode.SUCCESS:
+            raise ValueError(f"it answers with code {code!r}")
+        return {str(key): int(q["free"]) for key, q in summary["queue_info"].items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise EnvironmentProblem(
+            f"no tracker answers at {host}:{port} ({failure('', error).message}); start one with "
+            "`python -m tvm.exec.rpc_tracker`"
+        ) from None
+    finally:
+        if line is not None:
+            line.close()
 
 
 def missing_features(cpu: str, target: CompileTarget) -> list[str]:

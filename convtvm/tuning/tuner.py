@@ -4,6 +4,7 @@ to gain; then the last word on the best."""
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -76,12 +77,12 @@ def tune(
             f"nothing to tune: none of {', '.join(algorithms or ['no algorithm'])} can compute "
             f"{', '.join(map(str, workloads)) or 'no workload'}"
         )
-    farm = _farm(tracker, key, resolved)
+    started = time.monotonic()
+    farm = _farm(tracker, key, resolved, time_limit)
     path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     summary.time_limit, summary.total_trials = time_limit, total_trials
-    started = time.monotonic()
     budget = Budget(started, time_limit, total_trials, min_gain / 100)
     with contextlib.closing(LogWriter(path)) as writer, _until_interrupted(summary):
         session = _Session(summary, writer, old, seed, budget, listener, farm)
@@ -116,7 +117,9 @@ def _check_limits(trials: int, total_trials: int | None, min_gain: float) -> Non
         raise ConvtvmError(f"min_gain is {min_gain:g}, expected per cent from 0 to below 100")
 
 
-def _farm(tracker: str | None, key: str | None, target: CompileTarget) -> Farm | None:
+def _farm(
+    tracker: str | None, key: str | None, target: CompileTarget, time_limit: float | None
+) -> Farm | None:
     """The devices to measure on, None for this machine."""
     if (tracker is None) != (key is None):
         raise ConvtvmError("tracker and key belong together, expected both or neither")
@@ -127,7 +130,7 @@ def _farm(tracker: str | None, key: str | None, target: CompileTarget) -> Farm |
             f"target {target.name!r}: through a tracker only CPUs are tuned; tune a GPU on its "
             "own machine"
         )
-    return remote.find(tracker, key)
+    return remote.find(tracker, key, math.inf if time_limit is None else time_limit)
 
 
 class _Interrupts:
@@ -235,7 +238,7 @@ class _Session:
         if idle and not (confirmed and confirm.doubtful(self.summary.tasks)):
             return
         with self._timed("start"):
-            zygote = Zygote(farm=self.farm)
+            zygote = Zygote(self.budget.deadline, self.farm)
         with zygote:
             if self.farm is not None:
                 with self._timed("preflight"):
