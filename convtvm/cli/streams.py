@@ -22,7 +22,7 @@ class OutputLost(Exception):
 
 
 class _Stdout(io.FileIO):
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -32,7 +32,7 @@ class _Stdout(io.FileIO):
 class _Stderr(io.FileIO):
     """Takes what cannot be written as written: it must not end the work that it tells of."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
