@@ -313,7 +313,7 @@ def test_stale_and_damaged_records_are_named(stub: StubZygote, tmp_path: Path) -
 
 def test_packing_functions_are_shared(stub: StubZygote) -> None:
     """Workloads with the same weights have one packing function for each algorithm."""
-    larger = ConvWorkload.parse("mb1ic8ih20oc8kh3ph1")
+    larger = ConvWorkload.parse("mb1ic8ih10oc8kh3ph1")
     library = stub_compile(FIRST, larger, SECOND)
     assert len(library.manifest.kernels) == 7
     packs = {(k.workload, k.algorithm): k.pack for k in library.manifest.kernels}

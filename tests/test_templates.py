@@ -16,6 +16,7 @@ import tvm_ffi
 from support import Array, compiled, pack_weight, run_kernel
 from tvm.tirx import BufferStore, For, ForKind
 
+from convtvm.compute.stages import is_padded
 from convtvm.kernels import codegen, lowering
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task, tasks_of
@@ -73,8 +74,18 @@ POINTWISE = {
     "a row of 13, batch 3": make(17, 16, 1, 13, n=3),
     "deep": make(70, 25, 9, 8, n=2),
 }
+INPLACE = {
+    **{shape: w for shape, w in DIRECT.items() if is_padded(w)},
+    "tests at both ends only": make(5, 17, 5, 40, 3, padding=1),
+    "tests at one end only": make(5, 9, 5, 40, 3, padding=(0, 0, 1, 2), stride=(1, 2)),
+    "long ends": make(3, 5, 3, 60, 3, padding=(1, 24), dilation=(1, 24)),
+    "nothing but padding in some windows": make(3, 5, 2, 3, 3, padding=4),
+    "kernel too long to unroll": make(2, 9, 3, 70, 1, 65, padding=(0, 32)),
+    "padding of a 1x1 kernel": make(9, 17, 6, padding=(1, 2), stride=(2, 1)),
+}
 SHAPES = {
     "direct": DIRECT,
+    "direct:inplace": INPLACE,
     "direct:pointwise": POINTWISE,
     "winograd:2": WINOGRAD,
     "winograd:4": {
@@ -170,7 +181,7 @@ def stores_output(loop: For) -> bool:
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_turns_are_those_of_the_parallel_loop(name: str, layout: str) -> None:
     """Of the one that stores the output."""
-    kh, groups = int(name != "direct:pointwise") * 2 + 1, 40 if name == "direct:depthwise" else 1
+    kh, groups = int(name != "direct:pointwise") * 2 + 1, 40 if "depthwise" in name else 1
     w = make(40, 40, 13, kh=kh, padding=kh // 2, groups=groups, n=2)
     task = Task(w, name, resolve("avx2", 2), layout)
     for decisions in random.Random(name).sample(all_valid(task.space), 4):

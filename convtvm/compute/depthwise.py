@@ -43,6 +43,11 @@ def padded_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
     return (w.n, rows, cols, deep) if copied else (0,)
 
 
+def least_copied(w: ConvWorkload, pixels: int) -> int:
+    """Bytes of the padded input that a vector of `pixels` outputs of a row needs in NCHW."""
+    return 4 * ((w.kh - 1) * w.dh + 1) * w.sw * (pixels + (w.kw - 1) * w.dw // w.sw)
+
+
 def pack_weight(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     """weight [oc, 1, kh, kw] -> `packed_weight_shape`, zero in the padded channels."""
     weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
@@ -59,10 +64,12 @@ def pack_weight(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     return te.create_prim_func([weight, packed])
 
 
-def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
+def conv2d(w: ConvWorkload, layout: str, lanes: int, inplace: bool = False) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad, conv, out.
 
-    In NCHW the attribute `row_block` counts the pixels of a vector.
+    The attribute `block` counts the pixels (NCHW) or channels of a vector. With `inplace`, an
+    attribute too, NCHW is for copying parts of a channel, where `row_step` counts the rows from one
+    output to the next, and other layouts copy nothing.
     """
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, layout, lanes)
@@ -70,10 +77,13 @@ def conv2d(w: ConvWorkload, layout: str, lanes: int) -> tirx.PrimFunc:
     if layout == "NCHW":
         conv, order = _rows(w, data, weight, lanes), stages.LAYOUTS["NCHW"]
     else:
-        conv, order = _channels(w, layout, data, weight, lanes), stages.LAYOUTS["NHWC"]
+        conv = _channels(w, layout, data, weight, lanes, inplace)
+        order = stages.LAYOUTS["NHWC"]
     out = stages.output(w, layout, lambda n, c, y, x: conv[order(n, c, y, x)], bias)
     func = stages.prim_func([data, weight, bias, out], layout)
-    return func.with_attr("row_block", row_block(w, lanes))
+    whole = stages.largest_divisor(w.oc, lanes) if inplace else lanes
+    func = func.with_attr("block", row_block(w, lanes) if layout == "NCHW" else whole)
+    return func.with_attrs({"inplace": True, "row_step": w.sh}) if inplace else func
 
 
 def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te.Tensor:
@@ -104,11 +114,12 @@ def _rows(w: ConvWorkload, data: te.Tensor, weight: te.Tensor, lanes: int) -> te
 
 
 def _channels(
-    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, lanes: int
+    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, lanes: int, inplace: bool
 ) -> te.Tensor:
-    """conv [n, oh, ow, oc rounded up], vectors of channels."""
+    """conv [n, oh, ow, oc rounded up], vectors of channels; in place there is nothing to fill the
+    last vector with, and oc is not rounded up."""
     multiplier = w.oc // w.ic
-    channels = int(weight.shape[2])
+    channels = w.oc if inplace else int(weight.shape[2])
     shape = padded_shape(w, layout, lanes)
     order = stages.LAYOUTS[layout]
 
@@ -117,11 +128,15 @@ def _channels(
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw, c < w.ic)
         return te.if_then_else(inside, data[order(n, c, row, col)], tirx.const(0, w.dtype))
 
-    source = te.compute(shape, padded, name="data_pad") if len(shape) == 4 else data
+    copied = len(shape) == 4 and not inplace
+    source = te.compute(shape, padded, name="data_pad") if copied else data
     ky, kx = _kernel_axes(w)
 
+    def read(n, y, x, c):
+        return stages.padded_pixel(w, data, layout, n, c, y, x) if inplace else source[n, y, x, c]
+
     def element(n, y, x, c):
-        pixel = source[n, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw, c // multiplier]
+        pixel = read(n, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw, c // multiplier)
         return te.sum(pixel * weight[ky, kx, c], axis=[ky, kx])
 
     return te.compute((w.n, w.oh, w.ow, channels), element, name="conv")

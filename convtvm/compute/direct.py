@@ -9,6 +9,9 @@ vectors of `block` lanes; the padded lanes exist only inside a register tile and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from tvm import te, tirx
 
 from convtvm.compute import stages
@@ -51,17 +54,27 @@ def pack_weight(w: ConvWorkload, lanes: int) -> tirx.PrimFunc:
 
 
 def conv2d(
-    w: ConvWorkload, layout: str, lanes: int, tile_ic: int = 1, flat: int = 0
+    w: ConvWorkload,
+    layout: str,
+    lanes: int,
+    tile_ic: int = 1,
+    flat: int = 0,
+    inplace: bool = False,
 ) -> tirx.PrimFunc:
     """(data, packed weight, bias [oc], out) in `layout`; blocks data_pad (if padded), partial,
     conv, out.
 
     With `flat` the pixels of an image are numbered through, conv [n, oc, 1, oh*ow], so that a
-    register tile need not end with a row.
+    register tile need not end with a row. With `inplace`, an attribute too, there is no data_pad:
+    what lies outside the data is zero wherever it is read.
     """
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(packed_weight_shape(w, lanes), w.dtype, name="weight")
-    padded = stages.padded_reader(w, data, layout, *stages.read_rows_cols(w))
+    padded: Callable[..., tirx.PrimExpr]
+    if inplace:
+        padded = partial(stages.padded_pixel, w, data, layout)
+    else:
+        padded = stages.padded_reader(w, data, layout, *stages.read_rows_cols(w))
 
     def read(n, c, y, x, ky, kx):
         row, col = (x // w.ow, x % w.ow) if flat else (y, x)
@@ -73,4 +86,5 @@ def conv2d(
     def value(n, c, y, x):
         return conv[n, c, 0, y * w.ow + x] if flat else conv[n, c, y, x]
 
-    return stages.prim_func([data, weight, bias, stages.output(w, layout, value, bias)], layout)
+    func = stages.prim_func([data, weight, bias, stages.output(w, layout, value, bias)], layout)
+    return func.with_attr("inplace", True) if inplace else func

@@ -38,22 +38,6 @@ def column_bytes(w: ConvWorkload, tile_ow: int = 1, panel: int = 1, pack: int = 
     return 4 * w.n * packed_pixels(w, tile_ow, panel) * w.kh * w.kw * w.ic
 
 
-def padded_pixel(w: ConvWorkload, data: te.Tensor, layout: str, n, c, y, x) -> tirx.PrimExpr:
-    """Row y, column x of the zero-padded input, tested only on the sides that have padding."""
-    inside = [
-        condition
-        for needed, condition in (
-            (w.ph, y >= w.ph),
-            (w.pw, x >= w.pw),
-            (w.ph_r, y < w.ih + w.ph),
-            (w.pw_r, x < w.iw + w.pw),
-        )
-        if needed
-    ]
-    value = data[stages.LAYOUTS[layout](n, c, y - w.ph, x - w.pw)]
-    return te.if_then_else(tirx.all(*inside), value, tirx.const(0, w.dtype)) if inside else value
-
-
 def conv2d(
     w: ConvWorkload,
     layout: str,
@@ -76,7 +60,7 @@ def conv2d(
 
     def element(n, c, ky, kx, p):
         y, x = p // w.ow * w.sh + ky * w.dh, p % w.ow * w.sw + kx * w.dw
-        value = padded_pixel(w, data, layout, n, c, y, x)
+        value = stages.padded_pixel(w, data, layout, n, c, y, x)
         if pixels == count:
             return value
         return te.if_then_else(p < count, value, tirx.const(0, w.dtype))

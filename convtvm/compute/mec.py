@@ -16,7 +16,6 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import direct, stages
-from convtvm.compute.im2col import padded_pixel
 from convtvm.problem.workload import ConvWorkload
 
 pack_weight = direct.pack_weight
@@ -33,7 +32,7 @@ def _lower(w: ConvWorkload, data: te.Tensor, layout: str) -> te.Tensor:
     rows, _ = stages.read_rows_cols(w)
     return te.compute(
         (w.n, w.ow, rows, w.kw, w.ic),
-        lambda n, x, r, kx, c: padded_pixel(w, data, layout, n, c, r, x * w.sw + kx * w.dw),
+        lambda n, x, r, kx, c: stages.padded_pixel(w, data, layout, n, c, r, x * w.sw + kx * w.dw),
         name="mec_lower",
     )
 

@@ -50,6 +50,12 @@ def read_rows_cols(w: ConvWorkload) -> tuple[int, int]:
     return rows, cols
 
 
+def is_padded(w: ConvWorkload) -> bool:
+    """Whether kernel windows touch anything outside the input."""
+    rows, cols = read_rows_cols(w)
+    return w.ph > 0 or w.pw > 0 or rows > w.ih or cols > w.iw
+
+
 def padded_reader(
     w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int
 ) -> Callable[..., tirx.PrimExpr]:
@@ -59,7 +65,7 @@ def padded_reader(
     block `data_pad`.
     """
     order = LAYOUTS[layout]
-    if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
+    if not is_padded(w):
         return lambda n, c, y, x: data[order(n, c, y, x)]
 
     def element(n, c, y, x):
@@ -76,6 +82,22 @@ def padded_reader(
         )
     inner = LAYOUTS["NCHW" if layout == "NCHW" else "NHWC"]
     return lambda n, c, y, x: pad[inner(n, c, y, x)]
+
+
+def padded_pixel(w: ConvWorkload, data: te.Tensor, layout: str, n, c, y, x) -> tirx.PrimExpr:
+    """Row y, column x of the zero-padded input, tested only on the sides that have padding."""
+    inside = [
+        condition
+        for needed, condition in (
+            (w.ph, y >= w.ph),
+            (w.pw, x >= w.pw),
+            (w.ph_r, y < w.ih + w.ph),
+            (w.pw_r, x < w.iw + w.pw),
+        )
+        if needed
+    ]
+    value = data[LAYOUTS[layout](n, c, y - w.ph, x - w.pw)]
+    return te.if_then_else(tirx.all(*inside), value, tirx.const(0, w.dtype)) if inside else value
 
 
 def window_products(

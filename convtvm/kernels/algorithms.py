@@ -29,7 +29,8 @@ from schedules.cpu.registers import CpuModel
 from schedules.knobs import Decisions
 
 # A buffer of up to this many bytes lives on the stack of its thread and is no workspace.
-STACK_BYTES = 8192
+STACK_BYTES = cpu_depthwise.STACK_BYTES
+_MOST_LANES = 16  # of float32 in a vector of any CPU
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,45 @@ def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     return direct.pack_weight(w, lanes)
 
 
-def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The padded copy of the data, as far as windows reach."""
+def _padded_copy(w: ConvWorkload) -> int:
+    """Workspace of a padded copy of the data, as far as windows reach."""
     rows, cols = stages.read_rows_cols(w)
-    if not w.ph and not w.pw and rows <= w.ih and cols <= w.iw:
-        return 0
     return allocated_bytes(4 * w.n * w.ic * rows * cols)
+
+
+def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    return _padded_copy(w) if stages.is_padded(w) else 0
+
+
+def _inplace_multiplications(w: ConvWorkload) -> int:
+    """Those of pixels inside the image."""
+
+    def taps(outputs: int, stride: int, kernel: int, dilation: int, pad: int, extent: int) -> int:
+        """How often windows along an axis meet a pixel."""
+        at = (o * stride + k * dilation - pad for o in range(outputs) for k in range(kernel))
+        return sum(0 <= position < extent for position in at)
+
+    rows = taps(w.oh, w.sh, w.kh, w.dh, w.ph, w.ih)
+    cols = taps(w.ow, w.sw, w.kw, w.dw, w.pw, w.iw)
+    return w.n * w.oc * (w.ic // w.groups) * rows * cols
+
+
+def _inplace_additions(w: ConvWorkload) -> int:
+    return _inplace_multiplications(w) + w.n * w.oc * w.oh * w.ow
+
+
+def _no_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
+    return 0
+
+
+def _inplace_inapplicable(w: ConvWorkload) -> str | None:
+    if _depthwise_inplace_inapplicable(w) is None:
+        return "direct:depthwise:inplace is for depthwise convolution"
+    if not stages.is_padded(w):
+        return "no window reaches into padding, so that direct copies nothing"
+    if not _padded_copy(w):
+        return f"direct has its padded copy, up to {STACK_BYTES} bytes, on the stack"
+    return None
 
 
 def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
@@ -98,6 +132,17 @@ def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisio
 def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
     if not w.is_depthwise:
         return f"groups is {w.groups} of {w.ic} channels, depthwise needs one group per channel"
+    return None
+
+
+def _depthwise_inplace_inapplicable(w: ConvWorkload) -> str | None:
+    if not w.is_depthwise:
+        return _depthwise_inapplicable(w)
+    if not _padded_copy(w):
+        return f"direct:depthwise has its padded copy, up to {STACK_BYTES} bytes, on the stack"
+    least = depthwise.least_copied(w, _MOST_LANES)
+    if least > STACK_BYTES:
+        return f"windows take {least} bytes, more than the {STACK_BYTES} of a copy on the stack"
     return None
 
 
@@ -231,6 +276,17 @@ _TABLE = (
         tolerance=1e-5,
     ),
     Algorithm(
+        name="direct:inplace",
+        template=cpu_direct,
+        inapplicable=_inplace_inapplicable,
+        compute=partial(direct.conv2d, inplace=True),
+        pack=_pack_vectors,
+        multiplications=_inplace_multiplications,
+        additions=_inplace_additions,
+        workspace_bytes=_no_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
         name="direct:depthwise",
         template=cpu_depthwise,
         inapplicable=_depthwise_inapplicable,
@@ -239,6 +295,17 @@ _TABLE = (
         multiplications=lambda w: w.macs,
         additions=_additions,
         workspace_bytes=_depthwise_workspace,
+        tolerance=1e-5,
+    ),
+    Algorithm(
+        name="direct:depthwise:inplace",
+        template=cpu_depthwise,
+        inapplicable=_depthwise_inplace_inapplicable,
+        compute=partial(depthwise.conv2d, inplace=True),
+        pack=depthwise.pack_weight,
+        multiplications=lambda w: w.macs,
+        additions=_additions,
+        workspace_bytes=_no_workspace,
         tolerance=1e-5,
     ),
     Algorithm(

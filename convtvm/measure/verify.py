@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.target import Target
 
 from convtvm.kernels import codegen, lowering
-from convtvm.kernels.lowering import loops, pipeline, prefetch, transpose
+from convtvm.kernels.lowering import borders, loops, pipeline, prefetch, transpose
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import CompileTarget
 from convtvm.measure.client import Zygote, shared_memory
@@ -193,7 +193,7 @@ def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
 def _fingerprint(kernel: tirx.PrimFunc, pack: tirx.PrimFunc, target: str) -> str:
     """Equal for kernels that become the same code and get the same packed weight."""
     hashes = [f"{tvm_ffi.structural_hash(func):x}" for func in (kernel, pack)]
-    made_by = (pipeline, loops, prefetch, transpose, codegen.compile_lowered)
+    made_by = (pipeline, borders, loops, prefetch, transpose, codegen.compile_lowered)
     steps = [inspect.getsource(step) for step in made_by]
     text = " ".join([*hashes, target, tvm.__version__, *steps])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

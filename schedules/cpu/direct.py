@@ -19,6 +19,7 @@ from schedules.cpu.registers import (
     find_block,
     ic_block,
     image_counts,
+    is_inplace,
     layout,
     number_pixels,
     oc_block,
@@ -36,6 +37,7 @@ COMPUTE_KNOBS = ("tile_ic", "flat")
 class _Rules(TileRules):
     image_counts: tuple[int, ...]
     unrolled: tuple[int, ...]  # values of unroll_ic
+    is_inplace: bool
 
     @property
     def knobs(self) -> dict[str, tuple[int, ...]]:
@@ -46,7 +48,7 @@ class _Rules(TileRules):
             # images that meet a block of the weight in turn
             "images": self.image_counts,
             # 1: pixels are numbered through, a tile may go from the end of a row into the next
-            "flat": (0, 1) if self.oh > 1 else (0,),
+            "flat": (0, 1) if self.oh > 1 and not self.is_inplace else (0,),
         }
 
     def is_valid(self, d: Decisions) -> bool:
@@ -83,7 +85,7 @@ class _Rules(TileRules):
 
 def space(sch: Schedule, cpu: CpuModel) -> Space:
     """Knobs of `schedule`, for the function whose reduction is not yet cut (tile_ic = 1)."""
-    rules = _Rules.of(sch, cpu, image_counts(sch), unroll_values(ic_block(sch)))
+    rules = _Rules.of(sch, cpu, image_counts(sch), unroll_values(ic_block(sch)), is_inplace(sch))
     return Space(rules, cpu.threads)
 
 

@@ -30,6 +30,10 @@ PREFETCH_DATA = "convtvm.prefetch_data"
 TRANSPOSE_OUT = "convtvm.transpose_out"
 TRANSPOSE_IN = "convtvm.transpose_in"
 
+# Annotation of a loop over the tiles of a row, whose sums read pixels that may lie outside the
+# image: lowering makes loops of their own for the first, the middle and the last tiles.
+BORDERS = "convtvm.borders"
+
 # Planes of an image that lie multiples of so many bytes apart take each other's place in the L1
 # cache: sixteen lines of them overfill its sets.
 ALIAS_BYTES = 2048
@@ -123,6 +127,8 @@ def accumulate_in_tile(sch: Schedule, store: SBlockRV, d: Decisions, unroll_ic: 
     sch.parallel(sch.fuse(*outer))
     # A ragged last tile gets its own copy of the loop nest, so that full tiles test nothing.
     sch.annotate(xo, "pragma_loop_partition_hint", 1)
+    if is_inplace(sch):
+        sch.annotate(xo, BORDERS, 1)
     if d.get("prefetch", 0):
         elements = d["tile_oc"] * math.prod(map(int, sch.mod["main"].params[1].shape[1:]))
         sch.annotate(xo, PREFETCH, [elements, elements, int(sch.get(xo).extent)])
@@ -213,3 +219,9 @@ def extents(sch: Schedule, block: str) -> list[int]:
 def layout(sch: Schedule) -> str:
     """Interface layout of the function, which its compute states as an attribute."""
     return str(sch.mod["main"].attrs["layout"])
+
+
+def is_inplace(sch: Schedule) -> bool:
+    """Whether the function reads pixels outside the image as zeros, which its compute states as an
+    attribute."""
+    return "inplace" in sch.mod["main"].attrs

@@ -41,6 +41,7 @@ def compiled(
     """A library with the one kernel that `asked`, an algorithm and `knob=value`s, describes."""
     algorithm, *changes = asked.split()
     tasks = tasks_of([w], target, algorithms=[algorithm])
+    tasks = [t for t in tasks if t.algorithm_name == algorithm] or tasks
     if len(tasks) != 1:
         raise ConvtvmError(f"{algorithm!r} is {len(tasks)} algorithms for {w}, expected one")
     (task,) = tasks

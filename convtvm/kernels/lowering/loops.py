@@ -88,10 +88,14 @@ def conjunction(terms: Sequence[Expr], at: Values) -> Expr:
     return put(tirx.all(*terms), at) if terms else tirx.const(True, "bool")
 
 
-def uses(expr: Expr, var: Var | None) -> bool:
+def variables(expr: Expr) -> list[Var]:
     found: list[Var] = []
     tvm_ffi.structural_walk(expr, (Var, found.append), order="pre")
-    return var is not None and any(v.same_as(var) for v in found)
+    return found
+
+
+def uses(expr: Expr, var: Var | None) -> bool:
+    return var is not None and any(v.same_as(var) for v in variables(expr))
 
 
 def step_of(expr: Expr, var: Var, values: range | None = None) -> int | None:

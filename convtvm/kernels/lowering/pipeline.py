@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import IntImm
 
-from convtvm.kernels.lowering import fast_math, prefetch, transpose
+from convtvm.kernels.lowering import borders, fast_math, prefetch, transpose
 
 
 def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
@@ -35,6 +35,8 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
         # Loops become what their annotations say.
+        borders.split,
+        tirx.transform.ConvertSSA(),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(True),
         tirx.transform.StorageRewrite(),
