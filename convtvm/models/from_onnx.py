@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+import tvm
 
 from convtvm.errors import EnvironmentProblem, ModelError
 from convtvm.models.imported import Imported, Port
 from convtvm.models.inference import inference_form
 from convtvm.models.onnx.importer import import_graph
+from convtvm.models.onnx.reading import input_ports, opset_of, read_model
 
 
 def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Imported:
@@ -22,46 +24,19 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     compiled.
     """
     path = Path(path)
-    model = onnx.load(path)
-    graph = model.graph
-    inputs = _inputs(graph, dict(shapes or {}))
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    module, origins = import_graph(graph, opset, inputs)
-    module = inference_form(module)
-    outputs = _outputs(graph, module)
-    return Imported(
-        path.stem, module, inputs, outputs, _Original(path, [p.name for p in outputs]), origins
-    )
+    model = read_model(path)
+    inputs = input_ports(model.graph, shapes or {}, str(path))
+    try:
+        module, origins = import_graph(model.graph, opset_of(model), inputs)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    module, origins = inference_form(module, origins)
+    outputs = _outputs(model.graph, module)
+    return Imported(path.stem, module, inputs, outputs, _Original(path, outputs), origins)
 
 
-def _inputs(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> list[Port]:
-    """The inputs that are no initializers, with their shapes pinned."""
-    weights = {tensor.name for tensor in graph.initializer}
-    ports, open_inputs = [], []
-    for value in graph.input:
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        shape = shapes.get(value.name)
-        if shape is None:
-            dims = [dim.dim_value for dim in tensor.shape.dim]
-            if not tensor.HasField("shape") or 0 in dims:
-                names = [dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim]
-                open_inputs.append(f"{value.name} ({'x'.join(names) or 'of unknown rank'})")
-            shape = tuple(dims)
-        ports.append(
-            Port(value.name, shape, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
-        )
-    if open_inputs:
-        raise ModelError(
-            f"the shape of {', '.join(open_inputs)} is open; pin it: --shape "
-            f"{open_inputs[0].split(' ')[0]}=1x3x224x224"
-        )
-    return ports
-
-
-def _outputs(graph: onnx.GraphProto, module: object) -> list[Port]:
-    ty = module["main"].ret_ty  # type: ignore[index]
+def _outputs(graph: onnx.GraphProto, module: tvm.IRModule) -> list[Port]:
+    ty = module["main"].ret_ty
     types = list(ty.fields) if hasattr(ty, "fields") else [ty]
     return [
         Port(value.name, tuple(int(d) for d in ty.shape), str(ty.dtype.dtype))
@@ -72,21 +47,27 @@ def _outputs(graph: onnx.GraphProto, module: object) -> list[Port]:
 class _Original:
     """The file in ONNX Runtime with its default options, opened when first asked."""
 
-    def __init__(self, path: Path, outputs: list[str]) -> None:
+    def __init__(self, path: Path, outputs: list[Port]) -> None:
         self._path, self._outputs = path, outputs
-        self._session: object = None
+        self._session: Any = None
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if self._session is None:
-            try:
-                import onnxruntime
-            except ModuleNotFoundError:
-                raise EnvironmentProblem(
-                    "comparing with the original needs ONNX Runtime: pip install onnxruntime"
-                ) from None
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(self._path), options, providers=["CPUExecutionProvider"]
-            )
-        return self._session.run(self._outputs, dict(inputs))  # type: ignore[attr-defined]
+            self._session = _session(self._path)
+        return self._session.run([port.name for port in self._outputs], dict(inputs))
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise EnvironmentProblem(
+            "comparing with the original needs ONNX Runtime: pip install onnxruntime"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it has to say comes as an error
+    try:
+        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # pybind classes of its own
+        first = (str(error).splitlines() or ["no message"])[0]
+        raise ModelError(f"ONNX Runtime does not load {path}: {first}") from error

@@ -39,12 +39,12 @@ def from_torch(
         with torch.no_grad():
             program = torch.export.export(model, examples)
     module = from_exported_program(program, unwrap_unit_return_tuple=True)
-    module = inference_form(module)
+    module, origins = inference_form(module, {})
     inputs = [_port(var.name, var.ty) for var in module["main"].params]
     ty = module["main"].ret_ty
     types = list(ty.fields) if hasattr(ty, "fields") else [ty]
     outputs = [_port(f"output_{i}", ty) for i, ty in enumerate(types)]
-    return Imported(name, module, inputs, outputs, _Original(original, inputs))
+    return Imported(name, module, inputs, outputs, _Original(original, inputs), origins)
 
 
 def _port(name: str, ty: Any) -> Port:

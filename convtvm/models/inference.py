@@ -7,16 +7,16 @@ A function in this form has
 - a convolution's bias as `add(conv, constant)`, the constant on the right and shaped
   [1, C, 1, 1]; a dense layer's as `add(matmul, constant)`, shaped [C];
 - zeros around an image in the convolution's own padding;
-- one form for every activation: `nn.relu`, `nn.relu6`, `clip` with any other bounds, `sigmoid`,
-  `tanh`, `nn.silu`, `nn.gelu`, `nn.gelu_tanh`, `nn.leakyrelu`, `nn.prelu`; hard-sigmoid is
-  `clip(x * a + b, 0, 1)` and hard-swish `x * hard-sigmoid(x)`.
+- one form for every activation: `nn.relu`, `clip` (ReLU6 too), `sigmoid`, `tanh`, `nn.silu`,
+  `nn.gelu`, `nn.gelu_tanh`, `nn.leakyrelu`, `nn.prelu`; hard-sigmoid is `clip(x * a + b, 0, 1)`
+  and hard-swish `x * hard-sigmoid(x)`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tvm
@@ -42,10 +42,21 @@ _CHANNELS_OF_WEIGHT = {
 }
 
 
-def inference_form(module: tvm.IRModule) -> tvm.IRModule:
-    """`module` with its function `main`, at most one dataflow block, in inference form."""
+def inference_form(
+    module: tvm.IRModule, origins: Mapping[str, str]
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """`module` with its function `main`, at most one dataflow block, in inference form.
+
+    `origins` says of variables what in the original they came from; the same is returned for the
+    variables of the new function.
+    """
     tidy = tvm.transform.Sequential(list(_TIDY))
-    return tidy(_Simplifier(tidy(module)).module())
+    simplifier = _Simplifier(tidy(module))
+    module = tidy(simplifier.module())
+    found = {new: origins.get(old, "") for new, old in simplifier.named_after.items()}
+    bindings = [b for block in module["main"].body.blocks for b in block.bindings]
+    names = [binding.var.name for binding in bindings]
+    return module, {name: found[name] for name in names if found.get(name)}
 
 
 def _uses(function: relax.Function) -> Counter[relax.Var]:
@@ -74,6 +85,7 @@ class _Simplifier:
         self.uses: Counter[relax.Var] = Counter()
         self.became: dict[relax.Var, relax.Expr] = {}
         self.hint = ""
+        self.named_after: dict[str, str] = {}  # a variable's name: the one it is made for
 
     def module(self) -> tvm.IRModule:
         """The module with the function in its new form."""
@@ -97,7 +109,7 @@ class _Simplifier:
         if isinstance(value, relax.Var):
             self.uses[value] += uses - 1
         elif not isinstance(value, tvm.ir.GenericConst):
-            value = self.builder.emit(value, self.hint)
+            value = self.emit(value)
             self.uses[value] = uses
         self.became[var] = value
 
@@ -156,6 +168,7 @@ class _Simplifier:
     def emit(self, value: relax.Expr) -> relax.Var:
         """A variable for a value that is read once."""
         var = self.builder.emit(value, self.hint)
+        self.named_after[var.name] = self.hint
         self.uses[var] = 1
         return var
 
@@ -279,6 +292,10 @@ def _multiply(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     array = array_of(factor)
     if array is None:
         return None
+    if array.size == 1 and array.item() > 0:
+        gate = _hard_sigmoid(scope, x, float(array.item()))
+        if gate is not None:
+            return gate
     if static_shape(call) == static_shape(x):
         if array.size == 1 and array.item() == 1:
             return x
@@ -287,6 +304,28 @@ def _multiply(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
         if scaled is not None:
             return scaled
     return relax.op.multiply(x, factor)
+
+
+def _hard_sigmoid(scope: _Simplifier, x: relax.Expr, factor: float) -> relax.Expr | None:
+    """`clip(y + b, 0, 1 / factor) * factor` as the one form of it; also within `z * clip(...)`."""
+    product = scope.only_call(x, "relax.multiply")
+    if product is not None:
+        for other, inner in (tuple(product.args), tuple(product.args)[::-1]):
+            gate = _hard_sigmoid(scope, inner, factor)
+            if gate is not None:
+                return relax.op.multiply(other, scope.emit(gate))
+        return None
+    clipped = scope.only_call(x, "relax.clip")
+    if clipped is None or not str(x.ty.dtype.dtype).startswith("float"):
+        return None
+    low, high = (_number(bound) * factor for bound in clipped.args[1:3])
+    added = scope.only_call(clipped.args[0], "relax.add")
+    offset = array_of(added.args[1]) if added is not None else None
+    if added is None or offset is None or offset.size != 1 or low != 0 or abs(high - 1) > 1e-6:
+        return None
+    slope = relax.op.multiply(added.args[0], constant(np.array(factor, offset.dtype)))
+    moved = relax.op.add(scope.emit(slope), constant((offset * factor).astype(offset.dtype)))
+    return relax.op.clip(scope.emit(moved), 0, 1)
 
 
 def _divide(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
@@ -339,8 +378,6 @@ def _clip(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
             return x
         if (low, high) == (0, math.inf):
             return relax.op.nn.relu(x)
-        if (low, high) == (0, 6):
-            return relax.op.nn.relu6(x)
     return relax.op.clip(x, low, high)
 
 

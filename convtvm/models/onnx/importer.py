@@ -134,6 +134,8 @@ class _Importer:
 
     def nodes(self, graph: onnx.GraphProto) -> None:
         """Compute the values of a graph or of a branch."""
+        if graph.sparse_initializer:
+            raise ModelError("its weights are sparse; save them dense")
         for tensor in graph.initializer:
             self.values[tensor.name] = _widened(numpy_helper.to_array(tensor))
         for proto in graph.node:

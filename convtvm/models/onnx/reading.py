@@ -1,0 +1,183 @@
+"""ONNX files read and checked: what is wrong with one is said in a line, before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+from onnx import TensorProto, helper
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    load_external_data_for_tensor,
+    uses_external_data,
+)
+
+from convtvm.errors import ModelError
+from convtvm.models.imported import Port
+
+# What protobuf can hold in one message, and so in one file.
+_LARGEST = 2**31 - 1
+_DTYPES = {
+    *("float16", "float32", "float64", "bfloat16", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+}
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in a file, with its external data, its functions inlined.
+
+    Raises ModelError: no such file, damaged, too large, no model, data beside it missing.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size > _LARGEST:
+            raise ModelError(
+                f"{path} has {size / 1e9:.1f} GB, and an ONNX file is at most 2 GB; save it with "
+                "its weights beside it: onnx.save(model, path, save_as_external_data=True)"
+            )
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except google.protobuf.message.DecodeError as error:
+        raise ModelError(
+            f"{path} is no ONNX file, or a damaged one; export or download it again"
+        ) from error
+    if not model.graph.output or not model.ir_version:
+        raise ModelError(f"{path} holds no ONNX graph with outputs; expected an exported model")
+    newest = onnx.defs.onnx_opset_version()
+    if opset_of(model) > newest:
+        raise ModelError(
+            f"{path} is of opset {opset_of(model)}, and onnx {onnx.__version__} knows up to "
+            f"{newest}; pip install -U onnx, or export with an older opset"
+        )
+    _load_external(model, path)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    return model
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model uses."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _load_external(model: onnx.ModelProto, path: Path) -> None:
+    """Fetch weights that lie in files beside the model."""
+    folder = path.parent
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in tensors:
+        if not uses_external_data(tensor):
+            continue
+        info = ExternalDataInfo(tensor)
+        try:
+            present = os.path.getsize(folder / info.location)
+            needed = (info.offset or 0) + (info.length or 0)
+            if present < needed:
+                raise ModelError(
+                    f"{folder / info.location} has {present} bytes, and {tensor.name} of {path} "
+                    f"ends at byte {needed}; it is cut short: download it again"
+                )
+            load_external_data_for_tensor(tensor, str(folder))
+        except ModelError:
+            raise
+        except Exception as error:  # a missing file has many faces in onnx
+            raise ModelError(
+                f"the weights of {path} lie in {info.location}, which cannot be read from "
+                f"{folder}; put that file beside the model"
+            ) from error
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+
+
+# --- inputs ------------------------------------------------------------------------------------
+
+
+def input_ports(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], source: str
+) -> list[Port]:
+    """The inputs that are no weights, their open dimensions pinned by `shapes`.
+
+    Raises ModelError: a dimension stays open, a shape does not fit the file's, no such input, an
+    input that is no tensor of numbers.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
+    values = [value for value in graph.input if value.name not in weights]
+    names = [value.name for value in values]
+    for name in shapes:
+        if name not in names:
+            raise ModelError(
+                f"{source} has no input {name} to pin by --shape; its inputs are "
+                f"{', '.join(names) or 'none'}"
+            )
+    ports = [_port(value, shapes.get(value.name)) for value in values]
+    opened = [value for value, port in zip(values, ports, strict=True) if port is None]
+    if opened:
+        found = ", ".join(f"{value.name} ({_declared(value)})" for value in opened)
+        options = " ".join(f"--shape {value.name}={_suggested(value)}" for value in opened)
+        raise ModelError(
+            f"{source} leaves the shape of {found} open, and a compiled model's shapes are fixed; "
+            f"give one, such as {options}"
+        )
+    return [port for port in ports if port is not None]
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
+    """The sizes of an input, a name or "?" where it is open; None for an unknown rank."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    ]
+
+
+def _declared(value: onnx.ValueInfoProto) -> str:
+    dims = _dimensions(value)
+    return "of unknown rank" if dims is None else "x".join(map(str, dims)) or "scalar"
+
+
+def _suggested(value: onnx.ValueInfoProto) -> str:
+    """A shape for the message: the file's own, with a usual number in every open place."""
+    dims = _dimensions(value)
+    usual = [1, 3, 224, 224]
+    if dims is None:
+        return "x".join(map(str, usual))
+    usual = usual if len(dims) == 4 else [1] + [16] * len(dims)
+    return "x".join(str(d if isinstance(d, int) else usual[i]) for i, d in enumerate(dims))
+
+
+def _port(value: onnx.ValueInfoProto, pinned: tuple[int, ...] | None) -> Port | None:
+    """The input with its shape, None if that stays open."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        kind = str(value.type.WhichOneof("value") or "unknown").removesuffix("_type")
+        raise ModelError(f"input {value.name} is of type {kind}, expected a tensor")
+    element = value.type.tensor_type.elem_type
+    dtype = str(helper.tensor_dtype_to_np_dtype(element)) if element else "undefined"
+    if dtype not in _DTYPES:
+        name = TensorProto.DataType.Name(element).lower()
+        raise ModelError(f"input {value.name} holds elements of type {name}, expected numbers")
+    dims = _dimensions(value)
+    if pinned is None:
+        if dims is None or any(isinstance(dim, str) for dim in dims):
+            return None
+        return Port(value.name, tuple(int(dim) for dim in dims), dtype)
+    shape = tuple(int(size) for size in pinned)
+    text = "x".join(map(str, shape)) or "scalar"
+    if any(size < 1 for size in shape):
+        raise ModelError(f"--shape {value.name}={text} is empty; expected sizes of at least 1")
+    fits = dims is None or (
+        len(dims) == len(shape)
+        and all(isinstance(d, str) or d == size for d, size in zip(dims, shape, strict=True))
+    )
+    if not fits:
+        raise ModelError(
+            f"--shape {value.name}={text} does not fit the model, where it is {_declared(value)}"
+        )
+    return Port(value.name, shape, dtype)
