@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-
-import tvm_ffi
 
 from convtvm import __version__
 from convtvm.compute.epilogue import EPILOGUES
@@ -18,7 +15,7 @@ from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.kernels import codegen
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.library.choices import KEEP, Choice, check_targets, choose, keep_some, stale
-from convtvm.library.objects import compile_objects
+from convtvm.library.objects import compile_objects, kernel_symbol, pack_symbol
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, resolve_several
 from convtvm.measure.client import Zygote
@@ -116,17 +113,6 @@ def _is_untuned(made: Manifest) -> bool:
     return all(k.run_secs is None and k.predicted_secs is None for k in made.kernels)
 
 
-def function_name(choice: Choice) -> str:
-    """The kernel of a choice, named by what it depends on, so that any library may share it."""
-    task = choice.task
-    made_of = f"{task.key} {sorted(choice.decisions.items())}"
-    return f"conv_{task.algorithm_name.replace(':', '_')}_{_digest(made_of)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf8")).hexdigest()[:12]
-
-
 def _link(
     choices: Sequence[Choice], zygote: Zygote, epilogues: Sequence[str]
 ) -> tuple[bytes, list[tuple[Choice, Kernel]]]:
@@ -139,13 +125,11 @@ def _link(
 
     for choice in choices:
         task = choice.task
-        # Workloads share a packing function where it is the same, whatever else they differ in.
-        packing = f"{task.target.name} {tvm_ffi.structural_hash(task.pack())}"
-        pack = f"pack_{_digest(packing)}"
+        pack = pack_symbol(task)
         if pack not in packs:
             packs.add(pack)
             add(task, None, pack)
-        function = function_name(choice)
+        function = kernel_symbol(task, choice.decisions)
         add(task, choice.decisions, function)
         fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
         for epilogue, symbol in fused.items():

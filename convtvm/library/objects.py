@@ -1,35 +1,70 @@
-"""Object files of kernels, compiled side by side, or as the cache holds them."""
+"""Object files of kernels and other functions, compiled side by side, or as the cache holds them.
+
+A function is named by what it depends on, so that libraries of any content share its object file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import tvm_ffi
+from tvm import tirx
+
 from convtvm.errors import BuildError, EnvironmentProblem
 from convtvm.kernels.cuda import cubin, device_code
+from convtvm.kernels.task import Task
 from convtvm.library.cache import Cache, key_of, open_cache
 from convtvm.machine.cpu import physical_cores
+from convtvm.machine.targets import CompileTarget
 from convtvm.measure.client import BUILD_SECONDS, Zygote
-from convtvm.measure.jobs import BuildJob, Limits
+from convtvm.measure.jobs import BuildJob, FunctionJob, Limits
 
+Job = BuildJob | FunctionJob
 _HEAD = struct.Struct("<qq")  # workspace in bytes, length of the object file
-Compiled = Callable[[BuildJob], None]
+
+
+def kernel_symbol(task: Task, decisions: Mapping[str, int]) -> str:
+    """The name of a task's kernel."""
+    made_of = f"{task.key} {task.epilogue} {sorted(decisions.items())}"
+    return f"conv_{task.algorithm_name.replace(':', '_')}_{_digest(made_of)}"
+
+
+def pack_symbol(task: Task) -> str:
+    """The name of the function that packs a task's weight: tasks share it where it is the same,
+    whatever else they differ in."""
+    return function_symbol("pack", task.pack(), task.target)
+
+
+def function_symbol(prefix: str, func: tirx.PrimFunc, target: CompileTarget) -> str:
+    """The name of a function compiled for `target`."""
+    return f"{prefix}_{_digest(f'{target!r} {tvm_ffi.structural_hash(_nameless(func))}')}"
+
+
+def _nameless(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    named = func.attrs is not None and "global_symbol" in func.attrs
+    return func.without_attr("global_symbol") if named else func
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf8")).hexdigest()[:12]
 
 
 def compile_objects(
-    zygote: Zygote, jobs: Sequence[BuildJob], compiled: Compiled = lambda job: None
+    zygote: Zygote, jobs: Sequence[Job], compiled: Callable[[Job], None] = lambda job: None
 ) -> dict[str, int]:
     """Make the object file of every job; workspace bytes by symbol.
 
     `compiled` is called for each that is ready. Raises BuildError for the first failure.
     """
     cache = open_cache()
-    keys = [_key(job) for job in jobs]
     workspaces: dict[str, int] = {}
     missing = []
-    for job, key in zip(jobs, keys, strict=True):
+    for job in jobs:
+        key = _key(job)
         found = _unpack(cache.get(key), job.path)
         if found is None:
             missing.append((job, key))
@@ -46,23 +81,27 @@ def compile_objects(
     return workspaces
 
 
-def _built(
-    zygote: Zygote, missing: Sequence[tuple[BuildJob, str]]
-) -> Iterator[tuple[BuildJob, str, int]]:
+def _built(zygote: Zygote, missing: Sequence[tuple[Job, str]]) -> Iterator[tuple[Job, str, int]]:
     """Each of these as it is compiled, with its workspace."""
     limits = Limits(workers=physical_cores(), timeout=4 * BUILD_SECONDS)
-    jobs = [job for job, _ in missing]
-    for index, outcome in zygote.call("build", jobs, limits) if jobs else ():
+    for index, outcome in zygote.call("build", [job for job, _ in missing], limits):
         job, key = missing[index]
         if outcome.kind:
-            raise BuildError(
-                f"{job.task.workload} by {job.task.algorithm_name} does not compile: "
-                f"{outcome.message}"
-            )
+            raise BuildError(f"{_about(job)} does not compile: {outcome.message}")
         yield job, key, outcome.value
 
 
-def _key(job: BuildJob) -> str:
+def _about(job: Job) -> str:
+    if isinstance(job, FunctionJob):
+        return job.symbol
+    return f"{job.task.workload} by {job.task.algorithm_name}"
+
+
+def _key(job: Job) -> str:
+    if isinstance(job, FunctionJob):
+        hashed = tvm_ffi.structural_hash(_nameless(job.func))
+        text = hashlib.sha256(str(_nameless(job.func)).encode("utf8")).hexdigest()
+        return key_of(symbol=job.symbol, target=repr(job.target), hash=hashed, text=text)
     task, decisions = job.task, job.decisions
     return key_of(
         symbol=job.symbol,

@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import tvm_ffi
 from tvm import tirx
 
 from convtvm import __version__
 from convtvm.dispatch.model_file import ModelContent, WeightStore
 from convtvm.dispatch.model_manifest import Call, FunctionFacts, ModelManifest, Value
-from convtvm.errors import BuildError
 from convtvm.kernels import codegen
-from convtvm.machine.cpu import physical_cores
+from convtvm.library.objects import (
+    Job,
+    compile_objects,
+    function_symbol,
+    kernel_symbol,
+    pack_symbol,
+)
 from convtvm.machine.targets import CompileTarget
-from convtvm.measure.client import BUILD_SECONDS, Zygote
-from convtvm.measure.jobs import BuildJob, FunctionJob, Limits
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import BuildJob, FunctionJob
 from convtvm.models import memory
 from convtvm.models.program import ConvKernel, Function, PackKernel, Program, Step
 
@@ -62,31 +66,25 @@ def _compile(
     plans: Sequence[_Plan], zygote: Zygote, progress: Progress
 ) -> tuple[bytes, Sequence[_Plan]]:
     """The linked image, and the plans with symbols and facts. Equal functions are compiled once."""
-    jobs: list[BuildJob | FunctionJob] = []
-    abouts: list[str] = []
-    known: dict[Any, str] = {}
+    jobs: dict[str, Job] = {}
+    abouts: dict[str, str] = {}
     for plan in plans:
         for name in _used(plan.program):
             function = plan.program.functions[name]
-            key = _identity(function, plan.target)
-            if key not in known:
-                known[key] = f"{_identifier(name)}_{len(jobs)}"
-                jobs.append(_job(function, plan.target, known[key], zygote))
-                abouts.append(_about(function))
-            plan.symbols[name] = known[key]
-    limits = Limits(workers=physical_cores(), timeout=4 * BUILD_SECONDS)
-    facts: dict[str, FunctionFacts] = {}
-    for index, outcome in zygote.call("build", jobs, limits):
-        symbol = jobs[index].symbol
-        if outcome.kind:
-            what = abouts[index] or symbol
-            raise BuildError(f"{what} does not compile: {outcome.message}")
-        facts[symbol] = FunctionFacts(outcome.value, abouts[index])
-        progress(len(facts), len(jobs))
+            symbol = plan.symbols[name] = _symbol(name, function, plan.target)
+            jobs[symbol] = _job(function, plan.target, symbol, zygote)
+            abouts[symbol] = _about(function)
+    done: list[Job] = []
+
+    def compiled(job: Job) -> None:
+        done.append(job)
+        progress(len(done), len(jobs))
+
+    workspaces = compile_objects(zygote, list(jobs.values()), compiled)
     for plan in plans:
-        plan.facts = {symbol: facts[symbol] for symbol in plan.symbols.values()}
+        plan.facts = {s: FunctionFacts(workspaces[s], abouts[s]) for s in plan.symbols.values()}
     path = zygote.folder / "model.so"
-    codegen.link_objects([job.path for job in jobs], path, plans[0].target)
+    codegen.link_objects([job.path for job in jobs.values()], path, plans[0].target)
     return path.read_bytes(), plans
 
 
@@ -95,22 +93,17 @@ def _used(program: Program) -> list[str]:
     return list(dict.fromkeys(step.function for step in (*program.packs, *program.steps)))
 
 
-def _identifier(name: str) -> str:
-    """`name` as the beginning of a symbol."""
-    return "f_" + re.sub(r"\W", "_", name, flags=re.ASCII)[:60]
-
-
-def _identity(function: Function, target: CompileTarget) -> tuple[Any, ...]:
-    """What is the same for functions that compile to the same code."""
+def _symbol(name: str, function: Function, target: CompileTarget) -> str:
+    """The same for functions that compile to the same code."""
     if isinstance(function, ConvKernel):
-        return ("kernel", function.task, tuple(sorted(function.decisions.items())))
-    func = function.signature if isinstance(function, PackKernel) else function
-    return ("function", target, tvm_ffi.structural_hash(func.without_attr("global_symbol")))
+        return kernel_symbol(function.task, function.decisions)
+    if isinstance(function, PackKernel):
+        return pack_symbol(function.task)
+    prefix = "f_" + re.sub(r"\W", "_", name, flags=re.ASCII)[:60]
+    return function_symbol(prefix, function, target)
 
 
-def _job(
-    function: Function, target: CompileTarget, symbol: str, zygote: Zygote
-) -> BuildJob | FunctionJob:
+def _job(function: Function, target: CompileTarget, symbol: str, zygote: Zygote) -> Job:
     path = str(zygote.folder / f"{symbol}.o")
     if isinstance(function, tirx.PrimFunc):
         return FunctionJob(function, target, path, symbol)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from convtvm.library import build
 from convtvm.library.choices import Choice
+from convtvm.library.objects import kernel_symbol
 from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import RUN_SECONDS, Zygote
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, RaceJob
@@ -184,8 +185,10 @@ def _run(
     jobs = []
     for race in races:
         task = choices[race[0]].task
-        functions = {build.function_name(choices[i]): choices[i].task for i in race}
-        tolerances = {function: task.tolerance for function, task in functions.items()}
+        tolerances = {
+            kernel_symbol(choices[i].task, choices[i].decisions): choices[i].task.tolerance
+            for i in race
+        }
         inputs = str(write_problem(task.workload, task.layout, zygote))
         jobs.append(RaceJob(str(path), inputs, tolerances))
     limits = Limits(
