@@ -1,9 +1,13 @@
-"""The mistakes a user can make, each with its own class.
+"""The mistakes a user can make, each with its own class, and the check of numbers.
 
 A message is one line: what was found, what was expected, and what to do about it.
 """
 
 from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
 
 
 class ConvtvmError(Exception):
@@ -60,3 +64,24 @@ class BuildError(ConvtvmError, RuntimeError):
 
 class EnvironmentProblem(ConvtvmError, RuntimeError):
     """Something outside convtvm is missing or broken: a package, a compiler, a driver, a device."""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    whole: bool = False,
+    kind: type[ConvtvmError] = ConvtvmError,
+) -> Any:
+    """`value` as a plain int, or float unless it has to be `whole`; NumPy's numbers are numbers.
+
+    Raises `kind` for text, True and False, NaN, and whatever is below `least`.
+    """
+    wanted = numbers.Integral if whole else numbers.Real
+    if isinstance(value, wanted) and not isinstance(value, bool):
+        plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+        if plain >= least:
+            return plain
+    expected = "a whole number" if whole else "a number"
+    more = "" if math.isinf(least) else f" of {least:g} or more"
+    raise kind(f"{name} is {value!r}, expected {expected}{more}")

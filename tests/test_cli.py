@@ -381,6 +381,25 @@ def test_run_finds_a_wrong_answer(
     assert json.loads(out)["runs"][0]["correct"] is False
 
 
+def test_run_checks_what_is_not_finite(convtvm: Convtvm, tmp_path: Path) -> None:
+    """Where the right answer is not finite, the same is right; Winograd spreads it and overflows,
+    and is told so."""
+    options = ("--threads", "1", "--keep", "all", "--algorithms", "direct,winograd:4")
+    assert convtvm("compile", "mb1ic2ih9oc4kh3ph1", *options, "-o", "x.so")[0] == 0
+    ordinary = np.random.default_rng(0).standard_normal((1, 2, 9, 9)).astype(np.float32)
+    spoilt = ordinary.copy()
+    spoilt[0, 0, 0, 0], spoilt[0, 1, 5, 5] = np.nan, np.inf
+    weight = np.random.default_rng(1).uniform(1e-7, 1e-6, (4, 2, 3, 3))
+    for data in (spoilt, 1e38 * np.sign(ordinary)):
+        np.savez("in.npz", data=data, weight=weight)
+        args = ("run", "x.so", "--inputs", "in.npz", "--check", "--algorithm")
+        status, out, err = convtvm(*args, "direct")
+        assert (status, err) == (0, "") and "direct" in out
+        status, _, err = convtvm(*args, "winograd")
+        assert status == 1 and err.count("\n") == 1
+        assert "may overflow on data above 6.9e+36; `--algorithm direct` has neither" in err
+
+
 @pytest.mark.parametrize(
     ("args", "parts"),
     [

@@ -239,6 +239,41 @@ def test_relative_error_of_what_is_not_finite_is_infinite(bad, reference):
     assert relative_error(np.array([1.0, bad, 1.0], np.float32), reference) == math.inf
 
 
+RIGHT = np.array([math.nan, math.inf, -math.inf, 1e39, 4.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        ([math.nan, math.inf, -math.inf, math.inf, 4.0, 2.0], 0.0),
+        ([math.nan, math.inf, -math.inf, math.inf, 5.0, 2.0], 0.25),
+        ([0.0, math.inf, -math.inf, math.inf, 4.0, 2.0], math.inf),
+        ([math.nan, math.nan, -math.inf, math.inf, 4.0, 2.0], math.inf),
+        ([math.nan, -math.inf, -math.inf, math.inf, 4.0, 2.0], math.inf),
+        ([math.nan, math.inf, 3e38, math.inf, 4.0, 2.0], math.inf),
+        ([math.nan, math.inf, -math.inf, 3e38, 4.0, 2.0], math.inf),
+        ([math.nan, math.inf, -math.inf, math.inf, math.nan, 2.0], math.inf),
+        ([math.nan, math.inf, -math.inf, math.inf, math.inf, 2.0], math.inf),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_relative_error_where_the_right_answer_is_not_finite(out, error):
+    """The same is right there, infinity for what float32 cannot hold; the rest is compared."""
+    assert relative_error(np.array(out, np.float32), RIGHT) == error
+    nothing = np.full(3, math.nan)
+    assert relative_error(nothing.astype(np.float32), nothing) == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_reference_of_what_is_not_finite():
+    w = make(2, 4, 3)
+    data, weight, bias = random_inputs(w, 0)
+    data[0, 0, 0, 0], data[0, 1, 2, 2] = math.nan, math.inf
+    reference = conv2d_reference(w, data, weight, bias)
+    assert np.isnan(reference).any() and np.isfinite(reference).any()
+    assert relative_error(reference.astype(np.float32), reference) < 1e-6
+
+
 def test_relative_error_compares_equal_shapes_only():
     with pytest.raises(ValueError, match=r"out has shape \(1,\): expected \(3,\)"):
         relative_error(np.ones(1), np.ones(3))

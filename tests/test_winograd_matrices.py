@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import pytest
+from support import run_task
 
 from convtvm.compute.winograd_matrices import (
     MAX_ALPHA,
@@ -15,12 +18,18 @@ from convtvm.compute.winograd_matrices import (
     WinogradMatrices,
     cook_toom,
     even_odd_pairs,
+    largest_data,
     matrices,
     multiplications_1d,
     multiplications_2d,
     transpose,
 )
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.problem.reference import conv2d_reference, relative_error
+from convtvm.problem.workload import ConvWorkload
 
+TARGET = resolve("native", 1)
 Matrix = Sequence[Sequence[Fraction]]
 
 SIZES = [(m, r) for m in range(1, MAX_ALPHA + 1) for r in range(1, MAX_ALPHA + 2 - m)]
@@ -256,3 +265,35 @@ def test_even_odd_pairs_of_f43():
 def test_equal_and_opposite_rows_are_no_pair():
     row = (Fraction(1), Fraction(2))
     assert even_odd_pairs([row, row, tuple(-x for x in row)]) == ((), (0, 1, 2))
+
+
+# ---- range ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "documented"), [(2, 4), (3, 9), (4, 49), (5, 56.25), (6, 225)])
+def test_largest_data(m: int, documented: float) -> None:
+    """The figures of docs/algorithms.md: the greatest float32 by what B^T d B may grow."""
+    assert largest_data(m, (3, 3), (1, 1)) == pytest.approx(3.4028235e38 / documented)
+    assert largest_data(m, (3, 1), (1, 1)) == pytest.approx(3.4028235e38 / documented**0.5)
+    assert largest_data(m, (1, 1), (1, 1)) == pytest.approx(3.4028235e38)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5, 6])
+def test_data_that_overflow(m: int) -> None:
+    """The worst signs for one tile: right below the limit, not finite above it, where `direct` is
+    still right."""
+    alpha = m + 2
+    w = ConvWorkload.parse(f"mb1ic1ih{alpha}oc2kh3")
+    rows = matrices(m, 3).B_T
+    worst = np.array(max(rows, key=lambda row: sum(map(abs, row))), np.float64)
+    signs = np.where(np.outer(worst, worst) < 0, -1.0, 1.0)
+    weight = np.random.default_rng(m).uniform(-1e-9, 1e-9, w.weight_shape).astype(np.float32)
+    bias = np.zeros(w.oc, np.float32)
+    for share, fits in ((0.99, True), (1.01, False)):
+        data = (share * largest_data(m, (3, 3), (1, 1)) * signs).astype(np.float32)[None, None]
+        reference = conv2d_reference(w, data, weight, bias)
+        for name in ("direct", f"winograd:{m}"):
+            task = Task(w, name, TARGET)
+            out = run_task(task, task.space.default, data, weight, bias)
+            error = relative_error(out, reference)
+            assert error < 1e-4 if fits or name == "direct" else math.isinf(error), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -58,6 +59,12 @@ class _Bytes(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _number(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no limit, expected a number of 0 or more")
+    return value
+
+
 @dataclass(frozen=True)
 class _Result:
     """What one workload's run gave; `secs` are timed calls, `error` the one against float64."""
@@ -104,6 +111,7 @@ class _Result:
 @click.option(
     "--max-error",
     type=click.FloatRange(min=0),
+    callback=_number,
     metavar="E",
     help="Only kernels with at most this measured error, relative to the largest output.",
 )
@@ -173,7 +181,9 @@ def run(
     if wrong:
         first = f"{wrong[0].workload} by {wrong[0].algorithm}"
         click.echo(
-            f"convtvm: wrong answer: {plural(len(wrong), 'workload')}, first {first}", err=True
+            f"convtvm: wrong answer: {plural(len(wrong), 'workload')}, first {first}"
+            f"{_overflow(wrong[0])}",
+            err=True,
         )
         ctx.exit(_FAILED)
 
@@ -291,6 +301,22 @@ def _error(
 
     data, weight, bias = inputs
     return relative_error(out, conv2d_reference(w, data, weight, bias, layout))
+
+
+def _overflow(result: _Result) -> str:
+    """What is worth saying of a wrong answer that is not finite, where data alone can be why."""
+    family, _, tile = result.algorithm.partition(":")
+    if result.error is None or math.isfinite(result.error) or family != "winograd":
+        return ""
+    from convtvm.compute.winograd_matrices import largest_data
+
+    w = result.workload
+    limit = largest_data(int(tile), (w.kh, w.kw), (w.sh, w.sw))
+    return (
+        f", not finite where it should be: NaN and infinite inputs spread over Winograd's tiles, "
+        f"and its transforms may overflow on data above {limit:.1e}; `--algorithm direct` has "
+        "neither limit"
+    )
 
 
 # ---- results -------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ Matrix = tuple[Row, ...]
 MAX_ALPHA = 8  # more points lose too many float32 digits: F(8, 3) has 8 times the error of F(6, 3)
 
 _HALF = Fraction(1, 2)
+_FLOAT32_MAX = float.fromhex("0x1.fffffep127")
 
 # alpha -> its alpha - 1 finite points. From 4 on the sets are those that Barabasz et al. (arXiv
 # 1803.10986; TVM's topi has the same) found to err least in float32, p and -p side by side.
@@ -138,6 +139,21 @@ def cook_toom(points: Iterable[Fraction | int], m: int, r: int) -> WinogradMatri
     G.append(_unit(r, r - 1))
     B_T.append(_monic(nodes))
     return WinogradMatrices(m, r, 1, alpha, nodes, A_T, tuple(G), tuple(B_T))
+
+
+def largest_data(m: int, kernel: tuple[int, int], strides: tuple[int, int]) -> float:
+    """How large float32 inputs of F(m x m, kh x kw) may be: above it their transform B^T d B can
+    overflow, to infinity and from there to NaN.
+
+    Each element of B^T d is at most the largest sum of a row's magnitudes times the largest of d.
+    Below it, sums of products and outputs may still overflow, as in any algorithm; their bounds are
+    higher by the growth of G and A^T.
+    """
+    gain = Fraction(1)
+    for r, stride in zip(kernel, strides, strict=True):
+        rows = matrices(m if r > 1 else 1, r, stride).B_T
+        gain *= max(sum(map(abs, row), Fraction(0)) for row in rows)
+    return _FLOAT32_MAX / float(gain)
 
 
 def even_odd_pairs(

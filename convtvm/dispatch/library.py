@@ -12,12 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convtvm.dispatch import gpu, runtime, selection, suitability
 from convtvm.dispatch import manifest as manifests
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.dispatch.plan import ACTIVATIONS, Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
-from convtvm.errors import ConvtvmError, LibraryError, NoCandidate, UnknownWorkload
+from convtvm.errors import (
+    ConvtvmError,
+    LibraryError,
+    NoCandidate,
+    UnknownWorkload,
+    WorkloadError,
+    check_number,
+)
 from convtvm.files import write_whole
 from convtvm.problem.reference import random_inputs
 from convtvm.problem.workload import ConvWorkload
@@ -32,9 +41,9 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     that is not an intact library or needs CPU features that this machine lacks, before any of its
     code runs.
     """
+    if threads is not None:
+        threads = check_number("threads", threads, least=1, whole=True, kind=LibraryError)
     content, targets = manifests.read(path)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
     suitability.check(targets, path)
     library = KernelLibrary(content, targets, threads)
     library.open()
@@ -102,13 +111,13 @@ class KernelLibrary:
         except OSError as error:
             raise LibraryError(f"cannot write library {path}: {error.strerror}") from None
 
-    def candidates(self, workload: ConvWorkload) -> list[Candidate]:
+    def candidates(self, workload: ConvWorkload | str) -> list[Candidate]:
         """All compiled ways to compute `workload`, best first. Raises UnknownWorkload."""
-        return [Candidate.of(k) for k in self._find(workload)]
+        return [Candidate.of(k) for k in self._find(self._workload(workload))]
 
     def plan(
         self,
-        workload: ConvWorkload,
+        workload: ConvWorkload | str,
         weight: Any,
         bias: Any = None,
         algorithm: str | None = None,
@@ -120,9 +129,10 @@ class KernelLibrary:
     ) -> Plan | SlicedPlan:
         """Choose a kernel and pack `weight` [oc, ic/groups, kh, kw] for it, once.
 
-        The fastest kernel within `workspace_limit` bytes and `max_error` (relative to the largest
-        output); an unmeasured error counts as no promise. `algorithm` restricts the choice to a
-        name or family. `bias` is [oc]. `activation` is relu, relu6 or the (lowest, highest) value
+        `workload` is one, its text, or its name in the library. The fastest kernel within
+        `workspace_limit` bytes and `max_error` (relative to the largest output, on data of ordinary
+        size); an unmeasured error counts as no promise. `algorithm` restricts the choice to a name
+        or family. `bias` is [oc]. `activation` is relu, relu6 or the (lowest, highest) value
         of an output; with `residual`, calls take a tensor that is added before it.
 
         `policy` says whose time counts: `logged`, measured while tuning; `predicted`, with
@@ -130,7 +140,13 @@ class KernelLibrary:
         once in the life of the library. A batch that the library lacks runs in slices of those it
         has. Raises UnknownWorkload, NoCandidate or ArrayError.
         """
+        workload = self._workload(workload)
         wish = Wish(algorithm, workspace_limit, max_error, policy)
+        if not isinstance(residual, (bool, np.bool_)):
+            raise ConvtvmError(
+                f"residual is a {type(residual).__name__}, expected True or False; its tensor is "
+                "given to each call: plan(x, residual=tensor)"
+            )
         bounds = _bounds(activation)
         choices = self._choices(workload, wish)
         parts = {
@@ -192,6 +208,17 @@ class KernelLibrary:
             secs.append(time.perf_counter() - started)
         return statistics.median(secs)
 
+    def _workload(self, given: ConvWorkload | str) -> ConvWorkload:
+        """The workload that a caller means, by text too. Raises WorkloadError."""
+        if isinstance(given, ConvWorkload):
+            return given
+        if not isinstance(given, str):
+            raise WorkloadError(
+                f"workload is a {type(given).__name__}, expected a ConvWorkload or its text"
+            )
+        named = [w for w in self._kernels if w.name == given]
+        return named[0] if len(named) == 1 else ConvWorkload.parse(given)
+
     def _find(self, workload: ConvWorkload) -> list[Kernel]:
         found = self._kernels.get(workload)
         if found is None:
@@ -216,8 +243,8 @@ def _bounds(activation: str | tuple[float, float] | None) -> tuple[float, float]
             )
         return ACTIVATIONS[activation]
     try:
-        low, high = map(float, activation)
-    except (TypeError, ValueError):
+        low, high = (check_number("activation", bound) for bound in activation)
+    except (TypeError, ValueError, ConvtvmError):
         low, high = math.nan, math.nan
     if not low <= high:
         raise ConvtvmError(f"activation is {activation!r}, expected (lowest, highest) of an output")

@@ -88,6 +88,8 @@ def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read library {path}: {error.strerror}") from None
+    except (TypeError, ValueError) as error:  # no path; a path with a zero byte
+        raise LibraryError(f"library is {path!r}, expected the path of a file: {error}") from None
     found = container.trailer(content, container.LIBRARY, path)
     body = memoryview(content)[: found.start + len(found.text)]
     if hashlib.sha256(body).digest() != found.digest:

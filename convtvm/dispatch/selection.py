@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convtvm.dispatch.manifest import Kernel
-from convtvm.errors import ConvtvmError, NoCandidate
+from convtvm.errors import ConvtvmError, NoCandidate, check_number
 from convtvm.problem.similarity import distance
 from convtvm.problem.workload import ConvWorkload
 
@@ -63,6 +63,11 @@ class Wish:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ConvtvmError(f"policy is {self.policy!r}, expected one of {', '.join(POLICIES)}")
+        if self.algorithm is not None and not isinstance(self.algorithm, str):
+            raise ConvtvmError(f"algorithm is {self.algorithm!r}, expected one name, as text")
+        for name in ("workspace_limit", "max_error"):
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value)
 
     def objection(self, kernel: Kernel) -> str | None:
         """Why `kernel` is out, or None."""

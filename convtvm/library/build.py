@@ -20,23 +20,26 @@ from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, resolve_several
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob
+from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 
 
 def compile(
-    workloads: Sequence[ConvWorkload],
+    workloads: Workloads,
     target: str | CompileTarget | Sequence[str | CompileTarget] = "native",
     threads: int | None = None,
-    logs: Iterable[str | Path] | None = None,
+    logs: str | Path | Iterable[str | Path] | None = None,
     layout: str = "NCHW",
     keep: str = "pareto",
-    algorithms: Sequence[str] | None = None,
-    epilogues: Sequence[str] = (),
+    algorithms: str | Iterable[str] | None = None,
+    epilogues: str | Iterable[str] = (),
 ) -> KernelLibrary:
     """Compile every workload by its best recorded decisions, else by the default ones.
 
-    `target` is one or, for CPUs of one kind of machine, several such as `avx2,avx512`: the library
-    then has kernels of each, and the CPU decides when it is loaded. `logs` are files of records;
+    `workloads` are one or several, each a ConvWorkload, or text or a path as a SOURCE of the
+    command line. `target` is one or, for CPUs of one kind of machine, several such as
+    `avx2,avx512`: the library then has kernels of each, and the CPU decides when it is loaded.
+    `logs` are files of records;
     without any, those that came with convtvm are used, and with an empty list none. `keep` says
     which candidates go in: `best` (the fastest), `pareto` (those that some limit on workspace or
     error could make the choice) or `all`. `epilogues` are compiled for every kernel besides the
@@ -47,6 +50,8 @@ def compile(
     then a prediction. Raises LogError if the logs hold records for foreign targets only, BuildError
     if a kernel does not compile.
     """
+    workloads, algorithms = as_workloads(workloads), as_names(algorithms, "algorithms")
+    epilogues = as_names(epilogues, "epilogues") or []
     if keep not in KEEP:
         raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
     unknown = [e for e in epilogues if e not in EPILOGUES]
@@ -56,7 +61,7 @@ def compile(
         raise ConvtvmError("no workloads to compile")
     targets = resolve_several(target, threads)
     codegen.linker(targets[0].spec.get("mtriple", ""))  # a refusal comes before the work
-    log_paths = records.shipped_logs() if logs is None else [Path(p) for p in logs]
+    log_paths = records.shipped_logs() if logs is None else records.as_paths(logs)
     history, damaged = records.load(log_paths)
     names = {w: w.name for w in reversed(workloads)}
     ordered = list(dict.fromkeys(workloads))

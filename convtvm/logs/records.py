@@ -164,6 +164,17 @@ def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]
     return records, problems
 
 
+def as_paths(given: object) -> list[Path]:
+    """The paths of logs that a caller means, one or several. Raises LogError."""
+    if isinstance(given, (str, os.PathLike)):
+        return [Path(given)]
+    if isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+        paths = list(given)
+        if all(isinstance(path, (str, os.PathLike)) for path in paths):
+            return [Path(path) for path in paths]
+    raise LogError(f"logs is {given!r}, expected paths of tuning logs")
+
+
 def shipped_logs() -> list[Path]:
     """The tuning logs that came with convtvm."""
     found = resources.files("tuning_logs")

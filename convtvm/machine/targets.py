@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.target import Target, codegen
 
-from convtvm.errors import TargetError
+from convtvm.errors import TargetError, check_number
 from convtvm.machine import cpu, gpu
 from convtvm.machine.cpu import host_features, physical_cores
 
@@ -141,8 +141,9 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
     for a target that is unknown, of another kind or not built into this TVM.
     """
     threads = physical_cores() if threads is None else threads
-    if threads < 1:
-        raise TargetError(f"threads is {threads}, expected 1 or more")
+    threads = check_number("threads", threads, least=1, whole=True, kind=TargetError)
+    if not isinstance(text, str):
+        raise TargetError(f"target is {text!r}, expected text such as native or avx2")
     arches = _cuda_arches(text.strip())
     if arches:
         return _cuda(arches)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeAlias
 
 from convtvm.errors import SourceError, WorkloadError
 from convtvm.problem.workload import ConvWorkload
@@ -18,6 +19,10 @@ BUILTIN_NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "cv1_12")
 
 _MODEL_SUFFIXES = (".onnx", ".pt2")
 _DESCRIPTOR = re.compile(r"_*(g|mb|ic|oc|[iokspd][dhw])[0-9]")
+# What stands for workloads in calls: one or several, each itself, or as a SOURCE.
+Workloads: TypeAlias = (
+    "ConvWorkload | str | os.PathLike[str] | Iterable[ConvWorkload | str | os.PathLike[str]]"
+)
 # Words of a line; a quoted part may hold spaces, an open quote runs to the end of the line.
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 _BATCH = "--batch="
@@ -48,6 +53,43 @@ def read_source(source: str) -> list[ConvWorkload]:
     if _DESCRIPTOR.match(source.strip()):
         return [ConvWorkload.parse(source)]
     raise SourceError(_unknown(source))
+
+
+def as_workloads(given: object) -> list[ConvWorkload]:
+    """The workloads that a caller means: one or several, each a ConvWorkload or a SOURCE, which is
+    text or the path of a workload file. Raises WorkloadError or SourceError."""
+    if isinstance(given, ConvWorkload):
+        return [given]
+    if isinstance(given, (str, os.PathLike)):
+        return merge_duplicates(read_source(os.fspath(given)))
+    if isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+        return [w for item in given for w in _one(item)]
+    raise WorkloadError(
+        f"workloads is {given!r}, expected ConvWorkloads, or text such as {_EXAMPLE}"
+    )
+
+
+def _one(item: object) -> list[ConvWorkload]:
+    if isinstance(item, (ConvWorkload, str, os.PathLike)):
+        return as_workloads(item)
+    raise WorkloadError(
+        f"workloads holds a {type(item).__name__}, expected ConvWorkloads, or text such as "
+        f"{_EXAMPLE}"
+    )
+
+
+def as_names(given: object, what: str) -> list[str] | None:
+    """Names of algorithms and the like, in one text with commas or several; None stays None.
+    Raises WorkloadError."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = given.split(",")
+    if isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+        names = list(given)
+        if all(isinstance(name, str) for name in names):
+            return [name.strip() for name in names]
+    raise WorkloadError(f"{what} is {given!r}, expected names, such as ['direct', 'winograd']")
 
 
 def merge_duplicates(workloads: Iterable[ConvWorkload]) -> list[ConvWorkload]:

@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from convtvm import __version__
-from convtvm.errors import BuildError, ConvtvmError, TargetError, WorkloadError
+from convtvm.errors import (
+    BuildError,
+    ConvtvmError,
+    LogError,
+    TargetError,
+    WorkloadError,
+    check_number,
+)
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.library.choices import Choice, choose
 from convtvm.logs import records
@@ -25,6 +33,7 @@ from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import STOPPED
 from convtvm.measure.remote import Farm
 from convtvm.measure.workbench import Trial, build_ahead
+from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
@@ -38,10 +47,10 @@ _LAST = (4, 0.0, 0.0)  # the rank of what is known to fail
 
 
 def tune(
-    workloads: Sequence[ConvWorkload],
+    workloads: Workloads,
     target: str | CompileTarget = "native",
     threads: int | None = None,
-    algorithms: Sequence[str] | None = None,
+    algorithms: str | Iterable[str] | None = None,
     trials: int = 64,
     time_limit: float | None = None,
     log: str | Path = "convtvm.jsonl",
@@ -56,12 +65,13 @@ def tune(
 ) -> TuningSummary:
     """Search the schedule of every workload by every applicable algorithm; append trials to `log`.
 
-    `trials` is the most for a task (workload x algorithm) and includes those already in the log, so
-    a second call resumes; a task that cannot become its workload's best any more gets fewer. The
-    default decisions are always measured first, of each workload's most promising algorithms before
-    those of others. `total_trials` (of this call) and `time_limit`
-    (seconds) are shared by all tasks: what comes next is what is expected to save the most time. A
-    workload is done when the model expects less than `min_gain` per cent from more trials. With
+    `workloads` are one or several, each a ConvWorkload, or text or a path as a SOURCE of the
+    command line. `trials` is the most for a task (workload x algorithm) and includes those already
+    in the log, so a second call resumes; a task that cannot become its workload's best any more
+    gets fewer. The default decisions are always measured first, of each workload's most promising
+    algorithms before those of others. `total_trials` (of this call) and `time_limit` (seconds) are
+    shared by all tasks: what comes next is what is expected to save the most time. A workload is
+    done when the model expects less than `min_gain` per cent from more trials. With
     `confirm`, the best candidates are measured again in an exported library, and that time counts;
     not on devices of a `tracker` (HOST:PORT of TVM's RPC tracker), which measures candidates on all
     its free devices under `key`.
@@ -69,7 +79,9 @@ def tune(
     `listener(summary, progress, record)` is called after every trial. Ctrl-C keeps every finished
     trial and returns. Raises TargetError, WorkloadError or LogError for bad arguments.
     """
-    _check_limits(trials, total_trials, min_gain)
+    _check_limits(trials, total_trials, time_limit, min_gain, seed)
+    workloads, algorithms = as_workloads(workloads), as_names(algorithms, "algorithms")
+    path = _log_path(log)
     resolved = target if isinstance(target, CompileTarget) else resolve(target, threads)
     tasks = tasks_of(list(dict.fromkeys(workloads)), resolved, layout, algorithms)
     if not tasks:
@@ -79,7 +91,6 @@ def tune(
         )
     started = time.monotonic()
     farm = _farm(tracker, key, resolved, time_limit)
-    path = Path(log)
     old, problems = records.load([path]) if path.exists() else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     summary.time_limit, summary.total_trials = time_limit, total_trials
@@ -108,13 +119,27 @@ def _until_interrupted(summary: TuningSummary) -> Iterator[None]:
         summary.stopped = "interrupted"
 
 
-def _check_limits(trials: int, total_trials: int | None, min_gain: float) -> None:
-    if trials < 1:
-        raise ConvtvmError(f"trials is {trials}, expected 1 or more")
-    if total_trials is not None and total_trials < 1:
-        raise ConvtvmError(f"total_trials is {total_trials}, expected 1 or more")
-    if not 0 <= min_gain < 100:
+def _check_limits(
+    trials: int,
+    total_trials: int | None,
+    time_limit: float | None,
+    min_gain: float,
+    seed: int,
+) -> None:
+    check_number("trials", trials, least=1, whole=True)
+    check_number("seed", seed, least=0, whole=True)
+    if total_trials is not None:
+        check_number("total_trials", total_trials, least=1, whole=True)
+    if time_limit is not None:
+        check_number("time_limit", time_limit, least=0)
+    if not check_number("min_gain", min_gain, least=0) < 100:
         raise ConvtvmError(f"min_gain is {min_gain:g}, expected per cent from 0 to below 100")
+
+
+def _log_path(log: object) -> Path:
+    if isinstance(log, (str, os.PathLike)):
+        return Path(log)
+    raise LogError(f"log is {log!r}, expected the path of one tuning log")
 
 
 def _farm(
