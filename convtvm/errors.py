@@ -10,6 +10,11 @@ import numbers
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """`text` on one line: line breaks, tabs and whatever else does not print are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ConvtvmError(Exception):
     """Base of every mistake a user can make; the command line prints it and exits with 2."""
 

@@ -118,6 +118,124 @@ def test_refusals(deployed: Path, tmp_path: Path) -> None:
         deploy(deployed / "x.so", deployed / "x.so" / "below")
 
 
+NAMES = ['my "best".so', "it's.so", "a\tb.so", "a\nb.so", "x{y}.so", "$name.so", "%d.so", "-o.so"]
+NAMES += [
+    "\\.so",
+    "ünïcode ☃.so",
+    os.fsdecode(b"not-utf8-\xff.so"),
+    "x",
+    "n" * 252 + ".so",
+    "x.py.so",
+]
+
+
+def example(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(folder / "example.py")]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", errors="replace")
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_odd_names(
+    deployed: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(deployed / "x.so", tmp_path / name)
+    assert main(["deploy", str(tmp_path / name), "-o", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == len(list((tmp_path / "out").iterdir())) + 5
+    done = example(tmp_path / "out")
+    assert done.returncode == 0 and "out (1, 16, 40, 40)" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lib", "convtvm", "tvm_ffi", "kernels.tsv", "example.py", "typing_extensions.py"),
+        *("numpy.so", "typing_extensions.so", "json.so", "math.so", "random.py", "time.pyc"),
+        "numpy.cpython-311-x86_64-linux-gnu.so",
+    ],
+)
+def test_names_that_the_folder_needs(deployed: Path, tmp_path: Path, name: str) -> None:
+    shutil.copyfile(deployed / "x.so", tmp_path / name)
+    with pytest.raises(ConvtvmError, match="give the library another name"):
+        deploy(tmp_path / name, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_all_or_nothing(
+    deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Whatever fails at the end leaves an empty folder empty, and no new one."""
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("convtvm.library.deployment._copy_package", full)
+        with pytest.raises(ConvtvmError, match="cannot write here: No space left on device"):
+            deploy(deployed / "x.so", folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    deploy(deployed / "x.so", folder)
+    assert not list(folder.glob(".*")) and example(folder).returncode == 0
+
+
+def copied(deployed: Path, folder: Path, links: bool) -> Path:
+    """The folder as a way brings it that loses links, or makes small text files of them."""
+    shutil.copytree(deployed, folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [p for p in folder.rglob("*") if p.is_symlink()]:
+        goal = os.readlink(path)
+        path.unlink()
+        if links:
+            path.write_text(goal)
+    return folder
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_without_links(deployed: Path, numpy_only: Path, tmp_path: Path, links: bool) -> None:
+    folder = copied(deployed, tmp_path / "out", links)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    code = f"import sys; sys.argv = ['x']; exec(open({str(folder / 'example.py')!r}).read())"
+    code = f"__file__ = {str(folder / 'example.py')!r}; {code}"
+    assert "out (1, 16, 40, 40)" in in_isolation(code, folder, numpy_only)
+
+
+def test_another_python(deployed: Path, tmp_path: Path) -> None:
+    folder = copied(deployed, tmp_path / "out", links=False)
+    (core,) = (folder / "tvm_ffi").glob("core.*.so")
+    core.rename(core.with_name(core.name.replace("cpython-3", "cpython-97")))
+    done = example(folder)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{folder} is for Python {sys.version_info[0]}.{sys.version_info[1]} on" in done.stderr
+    told = subprocess.run(
+        [sys.executable, "-c", "import convtvm"],
+        env=dict(os.environ, PYTHONPATH=str(folder)),
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    last = told.stderr.splitlines()[-1]
+    assert "EnvironmentProblem" in last and f"{folder} is for cpython-97" in last
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("tvm_ffi/lib/libtvm_ffi.so", "libtvm_ffi.so is missing; copy the folder again"),
+        ("x.so", "cannot read library"),
+    ],
+)
+def test_what_was_lost_is_named(deployed: Path, tmp_path: Path, lost: str, words: str) -> None:
+    folder = copied(deployed, tmp_path / "out", links=False)
+    (folder / lost).unlink()
+    done = example(folder)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
     program = tmp_path / "run_library"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from convtvm.cli.options import json_option
 from convtvm.cli.output import print_json, print_table, text_of
+from convtvm.errors import printable
 
 
 @click.command()
@@ -36,4 +38,5 @@ def deploy(library: Path, folder: Path, as_json: bool) -> None:
         return
     rows = [[name, text_of(size, "{:,}")] for name, size in sizes.items()]
     print_table(str(folder), ["name", ">bytes"], rows)
-    click.echo(f"{besides:,} bytes besides the library; try `python {folder / 'example.py'}`")
+    example = shlex.join(["python", str(folder / "example.py")])
+    click.echo(printable(f"{besides:,} bytes besides the library; try `{example}`"))

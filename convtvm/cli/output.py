@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from convtvm import files
-from convtvm.errors import ConvtvmError, WorkloadError
+from convtvm.errors import ConvtvmError, WorkloadError, printable
 from convtvm.problem.workload import ConvWorkload
 
 _UNCUT = 100_000  # columns
@@ -148,14 +148,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=_UNCUT)
     with console.capture() as text:
         console.print(table)
     if title:
-        click.echo(title)
+        click.echo(printable(title))
     click.echo("\n".join(line.rstrip() for line in text.get().splitlines()) + "\n")
 
 

@@ -2,7 +2,7 @@
 
     NAME.so       the library, as it was
     kernels.tsv   its kernels for readers other than Python: see COLUMNS
-    lib/          libtvm_runtime.so, libtvm_ffi.so: all that a C++ program needs
+    lib/          libtvm_runtime.so, libtvm_ffi.so (a link): all that a C++ program needs
     convtvm/      load, plan, run
     tvm_ffi/      the Python side of libtvm_ffi.so, without headers and tools
     example.py    loads the library and runs its first workload
@@ -12,12 +12,17 @@ Python needs numpy beside it; the compiled parts are for the Python version that
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import platform
+import secrets
 import shutil
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import Template
 
 from convtvm.dispatch import manifest as manifests
 from convtvm.errors import ConvtvmError, EnvironmentProblem
@@ -69,52 +74,123 @@ _LEFT_OUT = (
     "*.pyi",
 )
 
+# What a deployment folder holds besides the library.
+_TAKEN = ("kernels.tsv", "lib", "convtvm", "tvm_ffi", "typing_extensions.py", "example.py")
+# Modules that the folder, first on Python's path, must not hide by a library of their name.
+_IMPORTED = ("convtvm", "numpy", "tvm_ffi", "typing_extensions")
+
 _EXAMPLE = '''\
 """Load the library beside this file and run its first workload on random numbers."""
 
+import os
 import sys
 import time
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 started = time.perf_counter()
+name = $name
 here = Path(__file__).resolve().parent
+if not any((here / "tvm_ffi" / f"core{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+    version = "{}.{}".format(*sys.version_info)
+    sys.exit(f"{here} is for $python, and this is Python {version}; use that one, or deploy again")
 sys.path.insert(0, str(here))
+try:
+    import numpy as np
 
-import numpy as np
+    import convtvm
 
-import convtvm
+    library = convtvm.load(here / name)
+except Exception as problem:
+    sys.exit(f"cannot run {name!r}: {problem}")
 
-library = convtvm.load(here / "{name}")
 w = library.workloads[0]
 random = np.random.default_rng(0)
 weight = random.standard_normal(w.weight_shape, np.float32)
 plan = library.plan(w, weight, np.zeros(w.oc, np.float32))
 out = plan(random.standard_normal(w.data_shape(library.layout), np.float32))
 print(plan.explain())
-print(f"{{w}}: out {{out.shape}}, {{time.perf_counter() - started:.3f}} s since the start")
+print(f"{w}: out {out.shape}, {time.perf_counter() - started:.3f} s since the start")
 '''
 
 
 def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
     """Write the deployment folder of a library file; bytes by the names in it.
 
-    `folder` must not exist or be empty. Raises LibraryError for a file that is no library,
-    ConvtvmError for a folder in use, EnvironmentProblem where the run time is not installed.
+    `folder` must not exist or be empty; it is written whole or left as it was. Raises LibraryError
+    for a file that is no library, ConvtvmError for a folder in use or a name that the folder needs
+    itself, EnvironmentProblem where the run time is not installed.
     """
     library, folder = Path(library), Path(folder)
     _, targets = manifests.read(library)
+    _check_name(library.name)
+    try:
+        with _new_folder(folder) as partial:
+            shutil.copyfile(library, partial / library.name)
+            (partial / "kernels.tsv").write_text(_table(targets), encoding="utf8")
+            (partial / "example.py").write_text(_example(library.name), encoding="utf8")
+            _copy_run_time(partial)
+            _copy_package(partial / "convtvm")
+    except OSError as error:
+        raise ConvtvmError(f"cannot write {error.filename or folder}: {error.strerror}") from None
+    return {p.name: _bytes(p) for p in sorted(folder.iterdir())}
+
+
+def _check_name(name: str) -> None:
+    """Raise ConvtvmError if a library of this name would take the place of something else."""
+    module = name.partition(".")[0] if Path(name).suffix in (".so", ".py", ".pyc") else ""
+    if name in _TAKEN:
+        raise ConvtvmError(
+            f"a deployment folder has a {name} of its own; give the library another name"
+        )
+    if module in (*_IMPORTED, *sys.stdlib_module_names):
+        raise ConvtvmError(
+            f"Python would take {name} for its module {module}; give the library another name"
+        )
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose content becomes that of `folder` at the end; after an exception
+    nothing is left of it, nor of parents that were made for it."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    partial = folder / f".convtvm-{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConvtvmError(f"{folder} is not empty; deploy to a new folder")
-        shutil.copyfile(library, folder / library.name)
-        (folder / "kernels.tsv").write_text(_table(targets), encoding="utf8")
-        (folder / "example.py").write_text(_EXAMPLE.format(name=library.name), encoding="utf8")
-        _copy_run_time(folder)
-        _copy_package(folder / "convtvm")
-    except OSError as error:
-        raise ConvtvmError(f"cannot write {error.filename or folder}: {error.strerror}") from None
-    return {p.name: _bytes(p) for p in sorted(folder.iterdir())}
+        partial.mkdir()
+        yield partial
+        for path in partial.iterdir():
+            path.rename(folder / path.name)
+        partial.rmdir()
+    except BaseException:
+        if partial.exists():  # else the folder was somebody's
+            for path in (partial, *(folder / name for name in os.listdir(folder))):
+                _remove(path)
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _example(name: str) -> str:
+    """The text of example.py; a name that is no UTF-8 is written by its bytes."""
+    try:
+        name.encode("utf8")
+    except UnicodeEncodeError:
+        literal = f"os.fsdecode({os.fsencode(name)!r})"
+    else:
+        literal = repr(name)
+    python = f"Python {sys.version_info[0]}.{sys.version_info[1]} on {platform.machine()}"
+    return Template(_EXAMPLE).substitute(name=literal, python=python)
 
 
 def _table(targets: Sequence[manifests.Manifest]) -> str:
@@ -135,16 +211,19 @@ def _table(targets: Sequence[manifests.Manifest]) -> str:
 
 
 def _copy_run_time(folder: Path) -> None:
-    """Both libraries to lib/, and tvm_ffi with its own folder of libraries as a link to that."""
+    """libtvm_runtime.so to lib/, and tvm_ffi with its own libraries. lib/ has links to these, which
+    only C++ needs: a way that loses links loses nothing for Python."""
     runtime, ffi = _home("tvm") / "lib" / "libtvm_runtime.so", _home("tvm_ffi")
     if not runtime.is_file():
         raise EnvironmentProblem(f"{runtime} is missing; install apache-tvm again")
     lib = folder / "lib"
     lib.mkdir()
-    for path in (runtime, *ffi.glob("lib/*.so")):
-        shutil.copyfile(path, lib / path.name)
+    shutil.copyfile(runtime, lib / runtime.name)
     _copy_tree(ffi, folder / "tvm_ffi", _LEFT_OUT)
-    (folder / "tvm_ffi" / "lib").symlink_to(Path("..") / "lib")
+    (folder / "tvm_ffi" / "lib").mkdir()
+    for path in ffi.glob("lib/*.so"):
+        shutil.copyfile(path, folder / "tvm_ffi" / "lib" / path.name)
+        (lib / path.name).symlink_to(Path("..") / "tvm_ffi" / "lib" / path.name)
     extensions = _home("typing_extensions", package=False)  # tvm_ffi imports it
     shutil.copyfile(extensions, folder / extensions.name)
 
