@@ -141,6 +141,20 @@ def test_best_of_nothing_is_refused(shell: Shell) -> None:
     assert not (shell.folder / "best.jsonl").exists()
 
 
+def test_every_command_reads_every_form_of_text(shell: Shell) -> None:
+    """`merge` makes a plain log of them."""
+    first, second = line(1.0), line(2.0)
+    text = f"{first}\r\n\r\n{second}\r\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        (shell.folder / "a.jsonl").write_bytes(text.encode(encoding))
+        for command in ("list", "check"):
+            status, out, err = shell(command, "a.jsonl")
+            assert (status, err) == (0, ""), out
+        assert shell("best", "a.jsonl")[:2] == (0, first + "\n")
+        assert shell("merge", "a.jsonl", "-o", "plain.jsonl")[0] == 0
+        assert shell.lines("plain.jsonl") == [first, second]
+
+
 def test_merge_keeps_every_distinct_record(shell: Shell) -> None:
     records = [line(float(i)) for i in range(1, 5)]
     shell.write("a.jsonl", records[0], records[1], TORN, end="")

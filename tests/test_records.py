@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import gzip
 import itertools
 import json
 import math
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import log_of
 
 from convtvm.errors import LogError
 from convtvm.kernels.task import Task
@@ -143,7 +146,6 @@ DAMAGE: dict[str, tuple[str | bytes, str]] = {
     "two in one line": (GOOD + GOOD, "torn or damaged"),
     "binary": (b"\x00\xff\xfe\x80garbage", "not text (binary garbage)"),
     "zeros": (b"\0" * 64, "torn or damaged"),
-    "byte order mark": ("\ufeff" + GOOD, "torn or damaged"),
     "deep": ("[" * 100_000, "torn or damaged"),
     "list": ("[1, 2]", "expected a JSON object"),
     "number": ("17", "expected a JSON object"),
@@ -361,6 +363,69 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         times = [r.time for r in found if r.device == name * 300]
         assert times == [str(i) for i in range(500)]
     assert len(found) == 1000
+
+
+MARK = codecs.BOM_UTF8
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "mark": lambda text: MARK + text,
+    "mark before a space": lambda text: MARK + b" \n" + text,
+    "marks in the middle": lambda text: MARK + text.replace(b"\n", b"\n" + MARK),
+    "windows": lambda text: MARK + text.replace(b"\n", b"\r\n"),
+    "utf-16": lambda text: text.decode().encode("utf-16"),
+    "utf-16 big": lambda text: codecs.BOM_UTF16_BE + text.decode().encode("utf-16-be"),
+    "utf-16 windows": lambda text: text.decode().replace("\n", "\r\n").encode("utf-16"),
+    "utf-32": lambda text: text.decode().encode("utf-32"),
+    "empty lines": lambda text: b"\n\n \t\r\n" + text.replace(b"\n", b"\n\n") + b"\n \n",
+    "no last line end": lambda text: text.rstrip(),
+    "gzip": lambda text: gzip.compress(text),
+    "two gzips": lambda text: gzip.compress(text[:900]) + gzip.compress(text[900:]),
+    "gzip of utf-16": lambda text: gzip.compress(text.decode().encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_forms_of_text(tmp_path: Path, form: Callable[[bytes], bytes]) -> None:
+    """As editors, shells and archives leave a log: no record is lost."""
+    made = [record(1.0), record(2.0, device="ünïcode ☃"), record(3.0)]
+    log = tmp_path / "x.jsonl"
+    text = "".join(r.to_line() + "\n" for r in made).encode()
+    log.write_bytes(form(text))
+    assert records.load([log]) == (made, [])
+    damaged = form(text + b"{torn\n")
+    log.write_bytes(damaged)
+    found, problems = records.load([log])
+    assert found == made and len(problems) == 1 and "torn or damaged" in str(problems[0])
+
+
+@pytest.mark.parametrize("form", ["utf-16", "utf-32", "gzip"])
+def test_nothing_is_appended_to_what_is_no_utf8(tmp_path: Path, form: str) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_bytes(FORMS[form](record().to_line().encode() + b"\n"))
+    before = log.read_bytes()
+    with pytest.raises(LogError, match=r"cannot append to log .* it is .*; write a plain one by"):
+        LogWriter(log)
+    assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["mark", "windows", "empty lines", "no last line end"])
+def test_what_is_utf8_goes_on(tmp_path: Path, form: str) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_bytes(FORMS[form](record(1.0).to_line().encode() + b"\n"))
+    log_of(log, record(2.0))
+    assert records.load([log]) == ([record(1.0), record(2.0)], [])
+
+
+def test_what_is_no_log_at_all(tmp_path: Path) -> None:
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(record().to_line().encode())[:-20])
+    for path, words in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file"),
+        (tmp_path / "cut.gz", "its compressed data is damaged"),
+        (tmp_path / "a\0b", "null byte"),
+    ):
+        with pytest.raises(LogError, match=f"cannot read log .*{words}") as error:
+            records.load([path])
+        assert "\n" not in str(error.value)
 
 
 # ---- choice --------------------------------------------------------------------------------------

@@ -53,17 +53,12 @@ class Line:
 
 def read_lines(paths: Iterable[Path]) -> Iterator[Line]:
     """Every line of the files that is not empty. Raises LogError for an unreadable file."""
+    from convtvm.logs.lines import numbered_lines
     from convtvm.logs.records import parse_line
 
     for path in paths:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise LogError(f"cannot read log {path}: {error.strerror}") from None
-        for number, raw in enumerate(content.split(b"\n"), start=1):
-            text = raw.decode("utf8", errors="replace").strip()
-            if not text:
-                continue
+        for number, raw in numbered_lines(path):
+            text = raw.decode("utf8", errors="replace")
             try:
                 yield Line(path, number, text, parse_line(raw.decode("utf8")))
             except UnicodeDecodeError:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convtvm.errors import LogError
+from convtvm.logs.lines import check_appendable, numbered_lines
 
 if TYPE_CHECKING:  # reading a log needs no TVM
     from convtvm.kernels.task import Task
@@ -148,13 +149,7 @@ def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]
     records: list[TuningRecord] = []
     problems: list[Problem] = []
     for path in paths:
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise LogError(f"cannot read log {path}: {error.strerror}") from None
-        for number, raw in enumerate(content.split(b"\n"), start=1):
-            if not raw.strip():
-                continue
+        for number, raw in numbered_lines(path):
             try:
                 records.append(parse_line(raw.decode("utf8")))
             except UnicodeDecodeError:
@@ -195,6 +190,12 @@ class LogWriter:
         self._lines: list[bytes] = []
         self._last = b"", 0  # what was written last, and where
         self._fd = self._open()
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            try:
+                check_appendable(self.path, os.pread(self._fd, 64, 0))
+            except LogError:
+                os.close(self._fd)
+                raise
 
     def _open(self) -> int:
         try:
