@@ -9,6 +9,36 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def objection(path: str | Path) -> str:
+    """Why no file can be made or replaced at `path`; empty if one can. Leaves nothing behind."""
+    real = Path(os.path.realpath(path))
+    folder = real.parent if os.path.islink(path) else Path(path).parent  # as the caller calls it
+    try:
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:  # a name that is too long, a file where a folder should be
+        return str(error.strerror)
+    if not stat.S_ISREG(mode):
+        return "it exists and is not a plain file"
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if real.exists() and not os.access(real, os.W_OK):
+        return "no permission to replace it"
+    partial = _partial(folder)
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.unlink(partial)
+    except OSError as error:
+        return f"cannot write in folder {folder}: {error.strerror}"
+    return ""
+
+
+def _partial(folder: Path) -> Path:
+    """A new name, and not after the file, whose name may be as long as names can be."""
+    return folder / f".convtvm-{secrets.token_hex(8)}"
+
+
 def write_whole(
     path: str | Path, content: bytes | Iterable[bytes | memoryview], mode: int = 0o666
 ) -> None:
@@ -22,8 +52,7 @@ def write_whole(
     real = Path(os.path.realpath(path))
     kept = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
     mode = mode if kept is None else kept
-    # Not named after the file, whose name may be as long as names can be.
-    partial = real.parent / f".convtvm-{secrets.token_hex(8)}"
+    partial = _partial(real.parent)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -282,3 +282,10 @@ def test_paths_of_libraries(given: Any) -> None:
     with pytest.raises(ConvtvmError, match="library") as error:
         convtvm.load(given)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("given", [None, 3.5, "a\0b.so", ["x.so"]], ids=repr)
+def test_paths_to_export_to(library: KernelLibrary, given: Any) -> None:
+    with pytest.raises(ConvtvmError, match="cannot write library") as error:
+        library.export(given)
+    assert one_line(error)

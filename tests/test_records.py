@@ -242,9 +242,9 @@ def test_unwritable_path(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_full_disk() -> None:
-    writer = LogWriter("/dev/full")
+    """Before any work, not after the first trial."""
     with pytest.raises(LogError, match="No space left"):
-        writer.append(record())
+        LogWriter("/dev/full")
 
 
 def renamed(log: Path) -> None:
@@ -422,10 +422,12 @@ def test_what_is_no_log_at_all(tmp_path: Path) -> None:
         (tmp_path / "none", "No such file"),
         (tmp_path / "cut.gz", "its compressed data is damaged"),
         (tmp_path / "a\0b", "null byte"),
+        (Path("/dev/zero"), "it is a device, expected a file"),
     ):
         with pytest.raises(LogError, match=f"cannot read log .*{words}") as error:
             records.load([path])
         assert "\n" not in str(error.value)
+    assert records.load([os.devnull]) == ([], [])
 
 
 # ---- choice --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from convtvm.errors import ConvtvmError, WorkloadError, printable
 from convtvm.problem.workload import ConvWorkload
 
 _UNCUT = 100_000  # columns
+_GAP = 3  # between two columns of a table
 
 
 @contextlib.contextmanager
@@ -131,27 +132,30 @@ def _finite(value: Any) -> Any:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; a column whose name begins with > is aligned to the right.
 
-    Not cut to any width where stdout is no terminal.
+    Not cut to any width where stdout is no terminal; on a narrow one cells are broken where words
+    end, and no column gets lost.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[printable(cell) for cell in row] for row in rows]
+    terminal = Console()
+    room = terminal.width if terminal.is_terminal else _UNCUT
     table = Table(box=SIMPLE_HEAD, show_header=any(columns), show_edge=False, pad_edge=False)
-    for column in columns:
+    for column, width in zip(columns, _widths(columns, cells, room), strict=True):
         right = column.startswith(">")
         table.add_column(
             Text(column.removeprefix(">")),
             justify="right" if right else "left",
             no_wrap=right,
             overflow="fold",
+            width=width,
         )
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_UNCUT)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console(width=_UNCUT)  # rich would leave out columns that do not fit
     with console.capture() as text:
         console.print(table)
     if title:
@@ -159,20 +163,35 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     click.echo("\n".join(line.rstrip() for line in text.get().splitlines()) + "\n")
 
 
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """The width of each column in `room`: as wide as its text where that fits, else those on the
+    left narrower, but never than their longest word."""
+    from rich.cells import cell_len
+
+    full, least = [], []
+    for index, column in enumerate(columns):
+        texts = [column.removeprefix(">"), *(row[index] for row in rows)]
+        full.append(max(map(cell_len, texts)))
+        words = [word for text in texts for word in text.split()]
+        longest = max(map(cell_len, words), default=0)
+        least.append(full[-1] if column.startswith(">") else longest)
+    needs = [whole - word for whole, word in zip(full, least, strict=True)]
+    spare = max(0, room - _GAP * (len(columns) - 1) - sum(least))
+    share = min(1.0, spare / sum(needs)) if any(needs) else 0.0
+    return [max(1, word + int(share * need)) for word, need in zip(least, needs, strict=True)]
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
 def check_writable(path: Path) -> None:
-    """Raise ConvtvmError unless a file can be made or replaced at `path`; writes nothing."""
-    folder = path.parent
-    if path.exists() and not path.is_file():
-        raise ConvtvmError(f"cannot write {path}: it exists and is not a plain file")
-    if not folder.is_dir():
-        raise ConvtvmError(f"cannot write {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConvtvmError(f"cannot write {path}: no permission to write in folder {folder}")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ConvtvmError(f"cannot write {path}: no permission to replace it")
+    """Raise ConvtvmError unless a file can be made or replaced at `path`."""
+    try:
+        reason = files.objection(path)
+    except ValueError as error:  # a zero byte in the path
+        reason = str(error)
+    if reason:
+        raise ConvtvmError(f"cannot write {path}: {reason}")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -110,6 +110,8 @@ class KernelLibrary:
             write_whole(path, self._content, mode=0o777)
         except OSError as error:
             raise LibraryError(f"cannot write library {path}: {error.strerror}") from None
+        except (TypeError, ValueError) as error:  # no path; a path with a zero byte
+            raise LibraryError(f"cannot write library {path!r}: {error}") from None
 
     def candidates(self, workload: ConvWorkload | str) -> list[Candidate]:
         """All compiled ways to compute `workload`, best first. Raises UnknownWorkload."""

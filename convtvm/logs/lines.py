@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import os
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,9 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     Raises LogError for a file that cannot be read.
     """
     try:
+        kind = os.stat(path)
+        if stat.S_ISCHR(kind.st_mode) and kind.st_rdev != os.stat(os.devnull).st_rdev:
+            raise LogError(f"cannot read log {path}: it is a device, expected a file")
         content = Path(path).read_bytes()
     except OSError as error:
         raise LogError(f"cannot read log {path}: {error.strerror}") from None

@@ -190,12 +190,11 @@ class LogWriter:
         self._lines: list[bytes] = []
         self._last = b"", 0  # what was written last, and where
         self._fd = self._open()
-        if stat.S_ISREG(os.fstat(self._fd).st_mode):
-            try:
-                check_appendable(self.path, os.pread(self._fd, 64, 0))
-            except LogError:
-                os.close(self._fd)
-                raise
+        try:
+            self._check()
+        except LogError:
+            os.close(self._fd)
+            raise
 
     def _open(self) -> int:
         try:
@@ -203,6 +202,19 @@ class LogWriter:
             return os.open(self.path, flags, 0o666)
         except OSError as error:
             raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
+        except ValueError as error:  # a zero byte in the path
+            raise LogError(f"cannot write log {self.path}: {error}") from None
+
+    def _check(self) -> None:
+        """Raise LogError if records cannot be written here: now, and not after the first trial."""
+        kind = os.fstat(self._fd).st_mode
+        if stat.S_ISREG(kind):
+            check_appendable(self.path, os.pread(self._fd, 64, 0))
+        elif stat.S_ISCHR(kind):  # such as /dev/full
+            try:
+                os.write(self._fd, b"\n")
+            except OSError as error:
+                raise LogError(f"cannot write log {self.path}: {error.strerror}") from None
 
     def append(self, record: TuningRecord) -> None:
         """Write a record, and those before it that were lost. Raises LogError."""

@@ -91,7 +91,7 @@ def tune(
         )
     started = time.monotonic()
     farm = _farm(tracker, key, resolved, time_limit)
-    old, problems = records.load([path]) if path.exists() else ([], [])
+    old, problems = records.load([path]) if os.path.isfile(path) else ([], [])
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     summary.time_limit, summary.total_trials = time_limit, total_trials
     budget = Budget(started, time_limit, total_trials, min_gain / 100)
