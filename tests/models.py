@@ -23,8 +23,9 @@ def settle(model: nn.Module, seed: int = 0) -> nn.Module:
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             count = module.num_features
-            module.weight.data = torch.rand(count, generator=generator) * 0.5 + 0.75
-            module.bias.data = torch.randn(count, generator=generator) * 0.1
+            if module.affine:
+                module.weight.data = torch.rand(count, generator=generator) * 0.5 + 0.75
+                module.bias.data = torch.randn(count, generator=generator) * 0.1
             module.running_mean = torch.randn(count, generator=generator) * 0.1
             module.running_var = torch.rand(count, generator=generator) * 0.5 + 0.75
     return model.eval()

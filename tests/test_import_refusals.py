@@ -1,0 +1,263 @@
+"""Models that cannot be imported: each says in one line what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from models import build_together, operators, random_inputs, small_resnet  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from torch import nn  # noqa: E402
+
+from convtvm.errors import ModelError  # noqa: E402
+from convtvm.models.importing import import_model  # noqa: E402
+
+FLOAT = TensorProto.FLOAT
+EXAMPLE = torch.zeros(1, 3, 9, 9)
+
+
+def model_of(
+    nodes: list[Any],
+    inputs: dict[str, list[Any]],
+    outputs: list[str],
+    weights: dict[str, np.ndarray] | None = None,
+    dtype: int = FLOAT,
+    opset: int = 17,
+) -> Any:
+    """An ONNX model, not checked."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def relu_of(shape: list[Any], **options: Any) -> Any:
+    return model_of(
+        [helper.make_node("Relu", ["x"], ["y"], name="it")], {"x": shape}, ["y"], **options
+    )
+
+
+def refusal(path: Path, *words: str, shapes: dict[str, tuple[int, ...]] | None = None) -> str:
+    """The message with which a model is refused; one line that holds these words."""
+    with pytest.raises(ModelError) as caught:
+        import_model(path, shapes=shapes)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message, message
+    return message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x00" * 1000, b"PK\x03\x04" + b"a" * 99])
+def test_what_is_no_model(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    refusal(path, str(path))
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.95])
+def test_a_truncated_file(path: Path, part: float) -> None:
+    content = relu_of([1, 4], weights={"w": np.zeros(1000, "float32")}).SerializeToString()
+    path.write_bytes(content[: int(len(content) * part)])
+    refusal(path, str(path))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    refusal(tmp_path / "none.onnx", "No such file")
+    (tmp_path / "folder.onnx").mkdir()
+    refusal(tmp_path / "folder.onnx", "directory")
+    refusal(tmp_path / "model.h5", ".onnx or .pt2")
+
+
+def test_three_gigabytes(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)  # takes no room on the disk
+    refusal(path, "3.2 GB", "save_as_external_data")
+
+
+def test_weights_beside_the_file(path: Path) -> None:
+    weight = np.arange(4096, dtype="float32").reshape(1, 4096)
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    model = model_of(nodes, {"x": [1, 4096]}, ["y"], {"w": weight})
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (run,) = build_together([import_model(path)], path.parent)
+    assert np.array_equal(run({"x": np.ones((1, 4096), "float32")})[0], weight + 1)
+    beside = path.with_name("weights.bin")
+    beside.write_bytes(beside.read_bytes()[:100])
+    refusal(path, "weights.bin", "cut short")
+    beside.unlink()
+    refusal(path, "weights.bin", "put that file beside the model")
+
+
+@pytest.mark.parametrize(
+    ("shape", "shapes", "words"),
+    [
+        (["n", 4], None, ["x (nx4)", "--shape x="]),
+        ([None, 4], None, ["x (?x4)", "--shape x="]),
+        ([0, 4], None, ["--shape x="]),
+        (["n", 4], {"x": (1, 5)}, ["--shape x=1x5", "nx4"]),
+        (["n", 4], {"x": (1, 4, 1)}, ["--shape x=1x4x1"]),
+        (["n", 4], {"x": (0, 4)}, ["empty"]),
+        (["n", 4], {"x": (-1, 4)}, ["empty"]),
+        (["n", 4], {"z": (1, 4)}, ["no input z", "x"]),
+        ([1, 4], {"x": (2, 4)}, ["--shape x=2x4", "1x4"]),
+    ],
+)
+def test_shapes(
+    path: Path, shape: list[Any], shapes: dict[str, tuple[int, ...]] | None, words: list[str]
+) -> None:
+    onnx.save(relu_of(shape), path)
+    refusal(path, *words, shapes=shapes)
+
+
+def test_open_shapes_are_pinned(path: Path) -> None:
+    onnx.save(relu_of(["n", 4]), path)
+    assert import_model(path, shapes={"x": (3, 4)}).outputs[0].shape == (3, 4)
+
+
+NODES = {
+    "unknown operator": (helper.make_node("Frob", ["x"], ["y"], name="n7"), ["n7", "Frob"]),
+    "unknown domain": (
+        helper.make_node("Relu", ["x"], ["y"], name="n7", domain="my.own"),
+        ["n7", "my.own.Relu"],
+    ),
+    "no name": (helper.make_node("LSTM", ["x", "x", "x"], ["y"]), ["output y", "LSTM"]),
+    "shape by data": (helper.make_node("NonZero", ["x"], ["y"], name="n7"), ["n7", "depends"]),
+    "reshape by data": (
+        helper.make_node("Reshape", ["x", "x"], ["y"], name="n7"), ["n7", "at run time"],
+    ),
+    "missing input": (helper.make_node("Add", ["x", "z"], ["y"], name="n7"), ["n7", "makes z"]),
+    "shapes that do not fit": (
+        helper.make_node("MatMul", ["x", "x"], ["y"], name="n7"), ["n7", "MatMul"],
+    ),
+    "random": (helper.make_node("RandomNormalLike", ["x"], ["y"], name="n7"), ["n7", "random"]),
+    "no such output": (helper.make_node("Relu", ["x"], ["z"], name="n7"), ["output y"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_nodes(path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    node, words = NODES[kind]
+    onnx.save(model_of([node], {"x": [3, 4]}, ["y"]), path)
+    refusal(path, str(path), *words)
+    assert capfd.readouterr() == ("", ""), "TVM's own words do not come through"
+
+
+def test_inputs_that_are_no_numbers(path: Path) -> None:
+    onnx.save(relu_of([1], dtype=TensorProto.STRING), path)
+    refusal(path, "x", "string")
+    graph = relu_of([1])
+    sequence = helper.make_tensor_sequence_value_info("x", FLOAT, [1])
+    graph.graph.input[0].CopyFrom(sequence)
+    onnx.save(graph, path)
+    refusal(path, "x", "sequence")
+
+
+def test_odd_models_that_are_right(path: Path, tmp_path: Path) -> None:
+    """Unused inputs, weights that are inputs too, outputs that are inputs or constants."""
+    weight = np.array([[1.0, 2.0]], "float32")
+    half = np.array([[0.5, 0.25]], "float16")
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    models = {
+        "unused": model_of([add], {"x": [1, 2], "idle": [3], "w": [1, 2]}, ["y"], {"w": weight}),
+        "same": model_of([add], {"x": [1, 2]}, ["x", "y", "w"], {"w": weight}),
+        "half": model_of(
+            [helper.make_node("Mul", ["x", "w"], ["y"])], {"x": [1, 2]}, ["y"], {"w": half},
+            TensorProto.FLOAT16,
+        ),
+        "gather": model_of(
+            [helper.make_node("Gather", ["x", "w"], ["y"], axis=1)], {"x": [1, 3]}, ["y"],
+            {"w": np.array([-1, 0], "int64")},
+        ),
+    }  # fmt: skip
+    imported = {}
+    for name, model in models.items():
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        imported[name] = import_model(tmp_path / f"{name}.onnx")
+    assert [port.name for port in imported["unused"].inputs] == ["x", "idle"]
+    assert imported["half"].inputs[0].dtype == imported["half"].outputs[0].dtype == "float16"
+    runs = build_together(list(imported.values()), tmp_path)
+    for model, run in zip(imported.values(), runs, strict=True):
+        inputs = random_inputs(model)
+        for have, want in zip(run(inputs), model.reference(inputs), strict=True):
+            assert have.dtype == want.dtype and np.allclose(have, want, atol=1e-3)
+
+
+# --- PyTorch -----------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        return x * factor
+
+
+def in_training() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    model[1].train()
+    return model
+
+
+MODULES: dict[str, tuple[Callable[[], Any], Any, list[str]]] = {
+    "training": (lambda: small_resnet().train(), EXAMPLE, ["training mode", "eval()"]),
+    "a part in training": (in_training, EXAMPLE, ["module 1", "training mode"]),
+    "no example": (small_resnet, None, ["example"]),
+    "an array": (small_resnet, np.zeros((1, 3, 9, 9)), ["ndarray"]),
+    "a number": (lambda: Scaled().eval(), (EXAMPLE, 2.0), ["float", "tensors only"]),
+    "an empty example": (small_resnet, EXAMPLE[:0], ["empty"]),
+    "a wrong example": (small_resnet, EXAMPLE[:, :1], ["torch.export"]),
+    "half precision": (lambda: small_resnet().half(), EXAMPLE, ["float16", "model.float()"]),
+    "control flow": (lambda: Branching().eval(), EXAMPLE, ["torch.export"]),
+    "no module": (lambda: 3, EXAMPLE, ["int"]),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_modules(kind: str) -> None:
+    make, example, words = MODULES[kind]
+    with pytest.raises(ModelError) as caught:
+        import_model(make(), example)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in words), message
+
+
+def test_files_that_are_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    refusal(path, "no such file")
+    path.write_bytes(b"no program")
+    refusal(path, "torch.export.save")
+    torch.save({"a": 1}, path)
+    refusal(path, str(path))
+
+
+def test_a_program_with_open_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    batch = torch.export.Dim("batch", min=1, max=8)
+    example = (torch.zeros(2, 3, 17, 17),)
+    program = torch.export.export(small_resnet(), example, dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    refusal(path, "input (?x3x17x17)", "--shape input=")
+    refusal(path, "does not fit", shapes={"input": (3, 4, 17, 17)})
+    model = import_model(path, shapes={"input": (3, 3, 17, 17)})
+    assert model.inputs[0].shape == (3, 3, 17, 17) and model.outputs[0].shape == (3, 7)
+    assert operators(model.module)["relax.nn.conv2d"] == 7
