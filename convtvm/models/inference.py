@@ -182,13 +182,13 @@ def _channels(scope: _Simplifier, x: relax.Expr) -> tuple[int, int]:
     added = scope.call(x, "relax.add")
     dense = scope.call(x if added is None else added.args[0], "relax.matmul")
     axis = 1 if dense is None and len(shape) > 2 else len(shape) - 1
-    return axis, shape[axis]
+    return axis, shape[axis] if shape else 1
 
 
 def _per_channel(operand: relax.Expr, x: relax.Expr, axis: int) -> np.ndarray | None:
     """A constant operand as one value for every channel of `x`, None if it is no such thing."""
     array, shape = array_of(operand), static_shape(x)
-    if array is None or array.ndim > len(shape) or array.dtype.kind != "f":
+    if array is None or not shape or array.ndim > len(shape) or array.dtype.kind != "f":
         return None
     full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     if any(extent != 1 for i, extent in enumerate(full.shape) if i != axis):
