@@ -1,0 +1,144 @@
+"""Which kernel computes a layer in a layout, and in how many seconds.
+
+Shipped logs are of NCHW. The decisions of templates that work on vectors of channels whatever the
+layout mean the same in blocks of channels, so their records count there too, until some are of that
+layout itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from convtvm.errors import ConvtvmError, NoCandidate
+from convtvm.kernels.algorithms import ALGORITHMS, applicable
+from convtvm.kernels.task import Task
+from convtvm.library.choices import Choice, choose
+from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import CompileTarget, is_near
+from convtvm.problem.workload import ConvWorkload, channel_block
+
+# Their vectors are pixels in NCHW.
+_OF_PIXELS = ("direct:depthwise", "direct:pointwise")
+# In blocks of channels nothing is transposed on the way out.
+_UNTRANSPOSED = 0.95
+_OPERATIONS_A_SECOND = 2.5e9  # of one thread in vectors, where nothing is known
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every kernel of a model has to keep: bytes of workspace, and an error relative to the
+    largest output, measured where it was, else the bound of its algorithm."""
+
+    workspace: int | None = None
+    max_error: float | None = None
+
+    def objection(self, choice: Choice) -> str | None:
+        """Why a kernel is out, or None."""
+        task = choice.task
+        if self.workspace is not None:
+            needed = task.algorithm.workspace_bytes(
+                task.workload, task.layout, task.device, choice.decisions
+            )
+            if needed > self.workspace:
+                return f"{task.algorithm_name} needs {needed} B of workspace"
+        error = choice.max_error if choice.max_error is not None else task.tolerance
+        if self.max_error is not None and error > self.max_error:
+            return f"{task.algorithm_name} has an error of {error:.1e}"
+        return None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The kernel of a layer in one layout and the seconds to expect."""
+
+    choice: Choice
+    seconds: float
+
+    @property
+    def task(self) -> Task:
+        return self.choice.task
+
+
+@dataclass
+class Candidates:
+    """The best kernel of each workload and layout for a target, within limits."""
+
+    target: CompileTarget
+    history: Sequence[TuningRecord]
+    limits: Limits = field(default_factory=Limits)
+    _best: dict[tuple[ConvWorkload, str], Candidate | None] = field(default_factory=dict)
+    _by_layout: dict[str, dict[str, list[TuningRecord]]] = field(default_factory=dict)
+
+    def best(self, w: ConvWorkload, layout: str) -> Candidate | None:
+        """None where no kernel writes the layout. Raises NoCandidate if limits leave none out of
+        those that do."""
+        if (w, layout) not in self._best:
+            self._best[w, layout] = self._chosen(w, layout)
+        return self._best[w, layout]
+
+    def _chosen(self, w: ConvWorkload, layout: str) -> Candidate | None:
+        block = channel_block(layout)
+        if block and (w.ic % block or w.oc % block or (w.groups > 1 and not w.is_depthwise)):
+            return None
+        records = self._records(layout)
+        known = {r.algorithm for r in records.get(w.key, ())}
+        names = [a.name for a in applicable(w) if not (block and a.name == "direct:pointwise")]
+        tasks = [Task(w, n, self.target, layout) for n in names if n in known or not known]
+        near = [r for made in records.values() for r in made]
+        return self._fastest(w, choose(tasks, near))
+
+    def _fastest(self, w: ConvWorkload, choices: Sequence[Choice]) -> Candidate:
+        refused = {c.task.algorithm_name: self.limits.objection(c) for c in choices}
+        allowed = [c for c in choices if refused[c.task.algorithm_name] is None]
+        if not allowed and len(choices) < len(applicable(w)):
+            layout = choices[0].task.layout
+            others = [Task(w, a.name, self.target, layout) for a in applicable(w)]
+            return self._fastest(w, choose(others, ()))
+        if not allowed:
+            reasons = "; ".join(filter(None, refused.values()))
+            raise NoCandidate(f"no kernel of {w} keeps the limits: {reasons}")
+        best = min(allowed, key=lambda c: c.rank())
+        return Candidate(best, self._seconds(best))
+
+    def _seconds(self, choice: Choice) -> float:
+        if choice.record is not None:
+            return choice.record.seconds
+        if choice.predicted_secs is not None:
+            return choice.predicted_secs
+        task, target = choice.task, self.target
+        operations = task.algorithm.additions(task.workload) / target.lanes / target.threads
+        return operations / _OPERATIONS_A_SECOND
+
+    def _records(self, layout: str) -> dict[str, list[TuningRecord]]:
+        """Records for near targets that tell of kernels in `layout`, by workload."""
+        if layout not in self._by_layout:
+            near = [r for r in self.history if is_near(r.target, self.target)]
+            own = [r for r in near if r.layout == layout]
+            known = {r.task_key for r in own}
+            borrowed = [_moved(r, layout) for r in near if r.layout == "NCHW" != layout]
+            own += [r for r in borrowed if r.algorithm in ALGORITHMS and r.task_key not in known]
+            grouped: dict[str, list[TuningRecord]] = defaultdict(list)
+            for record in own:
+                if layout == "NCHW" or record.layout == layout:
+                    grouped[record.workload].append(record)
+            self._by_layout[layout] = grouped
+        return self._by_layout[layout]
+
+
+def _moved(record: TuningRecord, layout: str) -> TuningRecord:
+    """What a record of NCHW says of another layout."""
+    if record.algorithm in _OF_PIXELS:
+        return replace(record, algorithm="")
+    secs = [s * _UNTRANSPOSED for s in record.run_secs]
+    return replace(record, layout=layout, run_secs=secs)
+
+
+def limits_of(workspace_limit: int | None, max_error: float | None) -> Limits:
+    """Raises ConvtvmError for limits that nothing could keep."""
+    if workspace_limit is not None and workspace_limit < 0:
+        raise ConvtvmError(f"workspace limit is {workspace_limit}, expected 0 or more bytes")
+    if max_error is not None and not max_error > 0:
+        raise ConvtvmError(f"max error is {max_error}, expected a number above 0")
+    return Limits(workspace_limit, max_error)

@@ -1,0 +1,153 @@
+"""Which layers and operators compute in blocks of channels: the cheapest assignment of all.
+
+A layer has a time in each layout and every tensor that changes it a price, paid once however many
+read it. With two layouts to choose from, the assignment with the lowest sum is a minimum cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from tvm import relax
+
+from convtvm.models.blocked import InBlocks, fits, in_blocks
+from convtvm.models.candidates import Candidate, Candidates
+from convtvm.models.convolutions import Convolution
+from convtvm.models.cut import Labels
+from convtvm.models.dataflow import Dataflow, shape_of, variables
+from convtvm.problem.workload import BLOCKED_LAYOUTS
+
+_CONVERTED = 3e9  # bytes that one thread changes from one layout to the other in a second
+_POOLED = 1.5e9  # bytes a second that an operator without vectors writes
+_NEVER = float("inf")
+
+
+@dataclass
+class Assignment:
+    """The kernel of each layer by its position, and what else is computed in blocks, by variable.
+
+    `block` is 0 where nothing is.
+    """
+
+    block: int
+    kernels: dict[int, Candidate] = field(default_factory=dict)
+    operators: dict[relax.Var, InBlocks] = field(default_factory=dict)
+
+    def is_blocked(self, layer: Convolution) -> bool:
+        return self.kernels[layer.start].task.layout in BLOCKED_LAYOUTS
+
+
+def assign(
+    flow: Dataflow, layers: Sequence[Convolution], candidates: Candidates, block: int | None = None
+) -> Assignment:
+    """The layouts and kernels with the lowest sum of times.
+
+    `block` is the channels of a block, by default the target's lanes, 0 for NCHW everywhere. Raises
+    NoCandidate for a layer that no kernel computes within the limits.
+    """
+    block = candidates.target.lanes if block is None else block
+    layout = f"NCHW{block}c"
+    problem = _Problem(flow, layers, candidates, layout if layout in BLOCKED_LAYOUTS else "")
+    return problem.solved()
+
+
+class _Problem:
+    """Nodes are positions of bindings; the one of a layer is that of the last thing it absorbs."""
+
+    def __init__(
+        self, flow: Dataflow, layers: Sequence[Convolution], candidates: Candidates, layout: str
+    ) -> None:
+        self.flow, self.layout = flow, layout
+        self.block = int(layout[4:-1]) if layout else 0
+        self.threads = candidates.target.threads
+        self.layers = {layer.epilogue.sink: layer for layer in layers}
+        self.absorbed = {at for layer in layers for at in (layer.start, *layer.epilogue.absorbed)}
+        self.plain: dict[int, Candidate] = {}
+        self.packed: dict[int, Candidate] = {}
+        for at, layer in self.layers.items():
+            best = candidates.best(layer.workload, "NHWC" if layer.is_dense else "NCHW")
+            assert best is not None  # every kernel writes plain layouts
+            self.plain[at] = best
+            blocks = self._best_in_blocks(layer, candidates)
+            if blocks is not None:
+                self.packed[at] = blocks
+        self.rules = dict(self._rules()) if self.block else {}
+
+    def solved(self) -> Assignment:
+        labels, readers = Labels(), self._readers()
+        for at, own in self.plain.items():
+            packed = self.packed.get(at)
+            labels.price(at, own.seconds, packed.seconds if packed else _NEVER)
+        for at, rule in self.rules.items():
+            written = 4 * prod(shape_of(self.flow.bindings[at].var) or ())
+            labels.price(at, written / _POOLED / self.threads if rule.is_slower_plain else 1e-9)
+        for var, reading in readers.items():
+            self._price_conversion(labels, var, reading)
+        labels.price("plain", 0.0, _NEVER)
+        blocked = labels.solve()
+        made = Assignment(self.block)
+        for at, layer in self.layers.items():
+            made.kernels[layer.start] = (self.packed if at in blocked else self.plain)[at]
+        for at, rule in self.rules.items():
+            if at in blocked:
+                made.operators[self.flow.bindings[at].var] = rule
+        return made
+
+    def _price_conversion(self, labels: Labels, var: relax.Var, reading: set[object]) -> None:
+        """What it costs that some of those that read `var` have another layout than what made
+        it."""
+        shape = shape_of(var)
+        if shape is None or not fits(shape, self.block):
+            return
+        # One pixel an image lies in memory alike; the rest is read and written once.
+        pixels = shape[2] * shape[3]
+        price = 8 * prod(shape) / _CONVERTED / self.threads if pixels > 1 else 1e-9
+        source: object = self.flow.position.get(var, "plain")
+        if source not in self.rules and source not in self.packed:
+            source = "plain"
+        packs, unpacks = ("packs", var), ("unpacks", var)
+        labels.imply(source, packs, price)
+        labels.imply(unpacks, source, price)
+        for reader in reading:
+            labels.imply(packs, reader, _NEVER)
+            labels.imply(reader, unpacks, _NEVER)
+
+    def _readers(self) -> dict[relax.Var, set[object]]:
+        """The nodes that read a tensor in a layout of their own choice, "plain" standing for all
+        that take NCHW only."""
+        found: dict[relax.Var, set[object]] = {}
+
+        def note(expr: relax.Expr, node: object) -> None:
+            for var in variables(expr):
+                found.setdefault(var, set()).add(node)
+
+        for at, binding in enumerate(self.flow.bindings):
+            if at in self.layers:
+                layer = self.layers[at]
+                node = at if at in self.packed else "plain"
+                note(layer.data, node if layer.workload.ic % max(self.block, 1) == 0 else "plain")
+                for tensor in layer.epilogue.tensors:
+                    note(tensor, node)
+            elif at in self.rules:
+                for operand in self.rules[at].operands:
+                    note(operand, at)
+            elif at not in self.absorbed:
+                note(binding.value, "plain")
+        note(self.flow.function.body.body, "plain")
+        return found
+
+    def _rules(self) -> Iterator[tuple[int, InBlocks]]:
+        for at, binding in enumerate(self.flow.bindings):
+            if at in self.absorbed:
+                continue
+            rule = in_blocks(binding.value, self.block)
+            if rule is not None:
+                yield at, rule
+
+    def _best_in_blocks(self, layer: Convolution, candidates: Candidates) -> Candidate | None:
+        shape = shape_of(self.flow.bindings[layer.start].var)
+        if not self.layout or layer.is_dense or not fits(shape or (), self.block):
+            return None
+        return candidates.best(layer.workload, self.layout)

@@ -1,0 +1,226 @@
+"""The CPU schedule of what convolution kernels do not compute: inlined, shared out, in vectors.
+
+Elementwise stages become part of those that read them. What is left is written by a loop nest of
+its own: the outer loops parallel, runs of neighbours in vectors, a reduction in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call, TensorLoad, Var
+from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.tirx import IntImm, IterVar
+
+from convtvm.kernels.lowering.loops import step_of
+from convtvm.machine.targets import CompileTarget
+
+_SMALL = 1 << 12  # elements below which threads do not pay
+_UNROLLED = 16  # steps of a reduction that are written out
+_HEAVY = {f"tirx.{name}" for name in ("exp", "tanh", "erf", "sigmoid", "log", "pow", "sqrt")}
+
+
+def schedule(func: tirx.PrimFunc, target: CompileTarget) -> tirx.PrimFunc:
+    """`func` of static shapes with a schedule for `target`.
+
+    Raises ScheduleError for a function that is not made of plain blocks.
+    """
+    sch = Schedule(func)
+    _inline(sch)
+    done: set[str] = set()
+    for block in reversed(_blocks(sch)):
+        if sch.get(block).name_hint not in done:
+            done |= _nest(sch, block, target)
+    return sch.mod["main"]
+
+
+def _blocks(sch: Schedule) -> list[SBlockRV]:
+    return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def _is_reduction(sch: Schedule, block: SBlockRV) -> bool:
+    return any(v.iter_type == IterVar.CommReduce for v in sch.get(block).iter_vars)
+
+
+def _inline(sch: Schedule) -> None:
+    """Make elementwise stages part of what reads them; not functions that would run many times."""
+    for block in _blocks(sch):
+        readers = sch.get_consumers(block)
+        if not readers or _is_reduction(sch, block):
+            continue
+        repeated = len(readers) > 1 or any(_is_reduction(sch, r) for r in readers)
+        if repeated and _is_heavy(sch, block):
+            continue
+        try:
+            sch.compute_inline(block)
+        except ScheduleError:  # a stage that writes several elements, or in another order
+            continue
+
+
+def _is_heavy(sch: Schedule, block: SBlockRV) -> bool:
+    found: list[Call] = []
+    tvm_ffi.structural_walk(sch.get(block).body, (Call, found.append), order="pre")
+    return any(getattr(call.op, "name", "") in _HEAVY for call in found)
+
+
+def _nest(sch: Schedule, block: SBlockRV, target: CompileTarget) -> set[str]:
+    """Schedule a block, and with it a reduction that only it reads; the names of both."""
+    producers = [p for p in sch.get_producers(block) if _is_reduction(sch, p)]
+    names = {str(sch.get(block).name_hint)}
+    if _is_reduction(sch, block):
+        _reduce(sch, block, target)
+        return names
+    partner = producers[0] if len(producers) == 1 else None
+    if partner is not None and not _is_partner(sch, partner, block):
+        partner = None
+    if partner is None:
+        _spread(sch, block, target)
+        return names
+    names.add(str(sch.get(partner).name_hint))
+    _reduce_into(sch, partner, block, target)
+    return names
+
+
+def _is_partner(sch: Schedule, reduction: SBlockRV, block: SBlockRV) -> bool:
+    """Whether `block` alone reads the reduction, each element once in the same order."""
+    if len(sch.get_consumers(reduction)) != 1:
+        return False
+    vars_ = [v.var for v in sch.get(block).iter_vars]
+    buffer = sch.get(reduction).writes[0].source
+    reads = [o for o in _loads(sch, block) if o.source.same_as(buffer)]
+    return bool(reads) and all(
+        len(o.indices) == len(vars_)
+        and all(i.same_as(v) for i, v in zip(o.indices, vars_, strict=True))
+        for o in reads
+    )
+
+
+def _spread(sch: Schedule, block: SBlockRV, target: CompileTarget) -> None:
+    """An elementwise stage: the longest run of neighbours in vectors, the rest in parallel."""
+    loops = list(sch.get_loops(block))
+    run = _run_length(sch, block, len(loops))
+    outer, inner = loops[: len(loops) - run], loops[len(loops) - run :]
+    if not loops:
+        return
+    line = sch.fuse(*inner) if len(inner) > 1 else inner[0]
+    if not outer and _extent(sch, line) >= _SMALL:
+        share, line = sch.split(line, [None, -(-_extent(sch, line) // (4 * target.threads))])
+        outer = [share]
+    _share_out(sch, outer, prod(_extent(sch, o) for o in (*outer, line)))
+    _vectorize(sch, line, target.lanes)
+
+
+def _reduce(sch: Schedule, block: SBlockRV, target: CompileTarget) -> None:
+    """A reduction that several stages read, or the result itself."""
+    write = sch.cache_write(block, 0, "global")
+    _reduce_into(sch, block, write, target)
+
+
+def _reduce_into(
+    sch: Schedule, reduction: SBlockRV, block: SBlockRV, target: CompileTarget
+) -> None:
+    """A reduction in registers, a vector or an element at a time, stored by `block`."""
+    loops = list(sch.get_loops(block))
+    outer, lane = loops, None
+    ragged: list[LoopRV] = []  # cut by the end of the axis
+    if loops and _extent(sch, loops[-1]) >= target.lanes and _is_smooth(sch, reduction):
+        whole = _extent(sch, loops[-1]) % target.lanes == 0
+        vectors, lane = sch.split(loops[-1], [None, target.lanes])
+        outer = [*loops[:-1], vectors] if whole else loops[:-1]
+        if not whole:
+            ragged = [vectors]
+            sch.annotate(vectors, "pragma_loop_partition_hint", 1)
+    if not loops:
+        return
+    sch.compute_at(reduction, [*outer, *ragged][-1], preserve_unit_loops=True)
+    inner = list(sch.get_loops(reduction))[len(outer) + len(ragged) :]
+    spatial, steps = inner[: len(loops)], inner[len(loops) :]
+    if prod(_extent(sch, step) for step in steps) <= _UNROLLED:
+        for step in steps:
+            sch.unroll(step)
+    _share_out(sch, outer, prod(_extent(sch, o) for o in (*loops[:-1], *steps)) * target.lanes)
+    if lane is not None:
+        sch.reorder(*steps, spatial[-1])
+        sch.vectorize(spatial[-1])
+        sch.vectorize(lane)
+        init = sch.decompose_reduction(reduction, steps[0])
+        sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _is_smooth(sch: Schedule, block: SBlockRV) -> bool:
+    """Whether neighbours in the last axis read neighbours, or the same."""
+    spatial = [v for v in sch.get(block).iter_vars if v.iter_type == IterVar.DataPar]
+    lane = spatial[-1].var
+    for load in _loads(sch, block):
+        *before, last = load.indices
+        if any(step_of(index, lane) != 0 for index in before) or step_of(last, lane) not in (0, 1):
+            return False
+    return True
+
+
+def _share_out(sch: Schedule, loops: Sequence[LoopRV], elements: int) -> None:
+    if not loops or elements < _SMALL:
+        return
+    sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+
+
+def _vectorize(sch: Schedule, line: LoopRV, lanes: int) -> None:
+    """A run in whole vectors; what is left of it element by element."""
+    extent = _extent(sch, line)
+    if extent < lanes:
+        return
+    outer, lane = sch.split(line, [None, lanes])
+    if extent % lanes:
+        sch.annotate(outer, "pragma_loop_partition_hint", 1)
+    sch.vectorize(lane)
+
+
+def _run_length(sch: Schedule, block: SBlockRV, most: int) -> int:
+    """How many of the last loops run over neighbours in all that the block reads and writes; at
+    least one."""
+    vars_ = [v.var for v in sch.get(block).iter_vars]
+    extents = [int(v.dom.extent) for v in sch.get(block).iter_vars]
+    store = sch.get(block).body
+    if len(vars_) != most or not isinstance(store, tirx.BufferStore):
+        return min(1, most)
+    places = [(o.source, o.indices) for o in _loads(sch, block)]
+    places.append((store.buffer, store.indices))
+    for run in range(most, 1, -1):
+        if all(_is_run(buffer, i, vars_[-run:], extents[-run:]) for buffer, i in places):
+            return run
+    return min(1, most)
+
+
+def _is_run(buffer: Var, indices: Sequence, vars_: Sequence[Var], extents: Sequence[int]) -> bool:
+    """Whether the indices end with `vars_`, over all of their axes, or read none of them."""
+    if not any(step_of(index, var) != 0 for index in indices for var in vars_):
+        return True
+    if len(indices) < len(vars_):
+        return False
+    shape = buffer.ty.shape
+    whole = all(
+        isinstance(size, IntImm) and int(size) == extent
+        for size, extent in zip(shape[len(shape) - len(extents) + 1 :], extents[1:], strict=True)
+    )
+    last = indices[len(indices) - len(vars_) :]
+    return (
+        whole
+        and all(index.same_as(var) for index, var in zip(last, vars_, strict=True))
+        and not any(step_of(index, var) != 0 for index in indices[: -len(vars_)] for var in vars_)
+    )
+
+
+def _loads(sch: Schedule, block: SBlockRV) -> list[TensorLoad]:
+    """What a block reads besides its own sums."""
+    body, written = sch.get(block).body, sch.get(block).writes[0].source
+    found: list[TensorLoad] = []
+    tvm_ffi.structural_walk(body, (TensorLoad, found.append), order="pre")
+    return [load for load in found if not load.source.same_as(written)]
+
+
+def _extent(sch: Schedule, loop: LoopRV) -> int:
+    return int(sch.get(loop).extent)
