@@ -41,6 +41,21 @@ def test_answers(w: ConvWorkload) -> None:
         assert not out[:, w.oc // 8 :, ..., w.oc % 8 :].any() or w.oc % 8 == 0
 
 
+@pytest.mark.parametrize("w", SHAPES.values(), ids=SHAPES)
+def test_entries(w: ConvWorkload) -> None:
+    """Data in NCHW, output in blocks."""
+    layout, names = "NCHW-NCHW8c", ["direct", "im2col", "mec", "winograd:2"]
+    for task in tasks_of([w], TARGET, layout, names):
+        data, weight, bias = random_inputs(w, 5, layout)
+        assert data.shape == w.data_shape("NCHW")
+        out = run_task(task, task.space.default, data, weight, bias)
+        plain = conv2d_reference(w, data, weight, bias)
+        reference = conv2d_reference(w, data, weight, bias, layout)
+        assert out.shape == reference.shape == w.out_shape("NCHW8c")
+        assert np.array_equal(reference[:, 0, ..., 0], plain[:, 0])
+        assert relative_error(out, reference) <= task.algorithm.tolerance, task.algorithm_name
+
+
 @pytest.mark.parametrize("layout", BLOCKED_LAYOUTS)
 def test_the_reference_is_that_of_nchw(layout: str) -> None:
     w, block = SHAPES["half blocks in and out"], channel_block(layout)

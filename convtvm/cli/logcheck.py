@@ -11,7 +11,7 @@ from convtvm.kernels.algorithms import Algorithm
 from convtvm.kernels.task import TABLES, Task
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
-from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, LAYOUTS, ConvWorkload
 
 
 class Checker:
@@ -63,7 +63,7 @@ def _task(record: TuningRecord) -> Task | str:
         return f"workload {record.workload!r} is not written as its key, {w.key}"
     if target.name != record.target:
         return f"target {record.target!r} is not written as its name, {target.name!r}"
-    known = (*LAYOUTS, *BLOCKED_LAYOUTS)
+    known = (*LAYOUTS, *BLOCKED_LAYOUTS, *ENTRY_LAYOUTS)
     if record.layout not in known:
         return f"unknown layout {record.layout!r}, expected {', '.join(known)}"
     inapplicable = _table(record)[record.algorithm].inapplicable(w)

@@ -12,18 +12,20 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from convtvm.problem.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkload, channel_block
 
 
 def _blocked(block: int) -> Callable[..., tuple]:
     return lambda n, c, h, w: (n, c // block, h, w, c % block)
 
 
-# Layout -> function that orders (n, c, h, w) as the layout does.
+# Layout -> function that orders (n, c, h, w) as the layout does; for one of an entry, as its data
+# does.
 LAYOUTS: dict[str, Callable[..., tuple]] = {
     "NCHW": lambda n, c, h, w: (n, c, h, w),
     "NHWC": lambda n, c, h, w: (n, h, w, c),
     **{name: _blocked(channel_block(name)) for name in BLOCKED_LAYOUTS},
+    **{name: lambda n, c, h, w: (n, c, h, w) for name in ENTRY_LAYOUTS},
 }
 
 

@@ -17,7 +17,7 @@ from convtvm.kernels.task import Task
 from convtvm.library.choices import Choice, choose
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import CompileTarget, is_near
-from convtvm.problem.workload import ConvWorkload, channel_block
+from convtvm.problem.workload import ENTRY_LAYOUTS, ConvWorkload, channel_block
 
 # Their vectors are pixels in NCHW.
 _OF_PIXELS = ("direct:depthwise", "direct:pointwise")
@@ -80,7 +80,7 @@ class Candidates:
 
     def _chosen(self, w: ConvWorkload, layout: str) -> Candidate | None:
         block = channel_block(layout)
-        if block and (w.ic % block or w.oc % block or (w.groups > 1 and not w.is_depthwise)):
+        if block and not _fills(w, layout):
             return None
         records = self._records(layout)
         known = {r.algorithm for r in records.get(w.key, ())}
@@ -125,6 +125,13 @@ class Candidates:
                     grouped[record.workload].append(record)
             self._by_layout[layout] = grouped
         return self._by_layout[layout]
+
+
+def _fills(w: ConvWorkload, layout: str) -> bool:
+    """Whether data and output are whole blocks of a blocked layout, and so is every group."""
+    block = channel_block(layout)
+    data_fills = layout in ENTRY_LAYOUTS or w.ic % block == 0
+    return data_fills and w.oc % block == 0 and (w.groups == 1 or w.is_depthwise)
 
 
 def _moved(record: TuningRecord, layout: str) -> TuningRecord:

@@ -17,7 +17,7 @@ from convtvm.models.candidates import Candidate, Candidates
 from convtvm.models.convolutions import Convolution
 from convtvm.models.cut import Labels
 from convtvm.models.dataflow import Dataflow, shape_of, variables
-from convtvm.problem.workload import BLOCKED_LAYOUTS
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, channel_block
 
 _CONVERTED = 3e9  # bytes that one thread changes from one layout to the other in a second
 _POOLED = 1.5e9  # bytes a second that an operator without vectors writes
@@ -36,7 +36,12 @@ class Assignment:
     operators: dict[relax.Var, InBlocks] = field(default_factory=dict)
 
     def is_blocked(self, layer: Convolution) -> bool:
-        return self.kernels[layer.start].task.layout in BLOCKED_LAYOUTS
+        """Whether a layer's output is in blocks."""
+        return channel_block(self.kernels[layer.start].task.layout) > 0
+
+    def is_entry(self, layer: Convolution) -> bool:
+        """Whether a layer reads NCHW and its output is in blocks."""
+        return self.kernels[layer.start].task.layout in ENTRY_LAYOUTS
 
 
 def assign(
@@ -127,7 +132,7 @@ class _Problem:
             if at in self.layers:
                 layer = self.layers[at]
                 node = at if at in self.packed else "plain"
-                note(layer.data, node if layer.workload.ic % max(self.block, 1) == 0 else "plain")
+                note(layer.data, "plain" if self._is_entry(layer) else node)
                 for tensor in layer.epilogue.tensors:
                     note(tensor, node)
             elif at in self.rules:
@@ -150,4 +155,9 @@ class _Problem:
         shape = shape_of(self.flow.bindings[layer.start].var)
         if not self.layout or layer.is_dense or not fits(shape or (), self.block):
             return None
-        return candidates.best(layer.workload, self.layout)
+        layout = f"NCHW-{self.layout}" if self._is_entry(layer) else self.layout
+        return candidates.best(layer.workload, layout)
+
+    def _is_entry(self, layer: Convolution) -> bool:
+        """Whether a layer cannot read blocks, as the first one cannot of three channels."""
+        return self.block > 0 and not fits(shape_of(layer.data), self.block)

@@ -66,10 +66,11 @@ class _Rewriter:
         data, out = (task.workload.data_shape(task.layout), task.workload.out_shape(task.layout))
         is_blocked = self.chosen.is_blocked(layer)
         tensors = layer.epilogue.tensors
-        operands = [(layer.data, data), *((tensor, out) for tensor in tensors)]
+        reads_blocks = is_blocked and not self.chosen.is_entry(layer)
+        operands = [(layer.data, data, reads_blocks), *((t, out, is_blocked) for t in tensors)]
         args = [
-            self._packed(expr) if is_blocked else self._shaped(self._plain(expr), shape)
-            for expr, shape in operands
+            self._packed(expr) if packed else self._shaped(self._plain(expr), shape)
+            for expr, shape, packed in operands
         ]
         ty = relax.TensorType(out, "float32")
         made = self._emit(relax.call_dps_packed(f"layer.{index}", args, ty), var)

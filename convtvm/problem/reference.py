@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convtvm.errors import NoMemory
-from convtvm.problem.workload import channel_block
+from convtvm.problem.workload import ENTRY_LAYOUTS, channel_block
 
 if TYPE_CHECKING:
     from convtvm.problem.workload import ConvWorkload
@@ -40,7 +40,8 @@ def conv2d_reference(
     """
     _check_shape("data", data, w.data_shape(layout))
     if block := channel_block(layout):
-        plain = conv2d_reference(w, _unblocked(data, w.ic), weight, bias)
+        images = data if layout in ENTRY_LAYOUTS else _unblocked(data, w.ic)
+        plain = conv2d_reference(w, images, weight, bias)
         return _blocked(plain, block)
     _check_shape("weight", weight, (w.oc, w.ic // w.groups, w.kh, w.kw))
     if bias is not None:
@@ -118,7 +119,7 @@ def random_inputs(
         raise ValueError(f"kind is {kind!r}: expected 'normal' or 'integer'")
     if w.dtype != "float32":
         data, weight, bias = (_aligned(array, w.dtype) for array in (data, weight, bias))
-    if layout == "NCHW":
+    if layout == "NCHW" or layout in ENTRY_LAYOUTS:
         return data, weight, bias
     block = channel_block(layout)
     ordered = _blocked(data, block) if block else data.transpose(0, 2, 3, 1)

@@ -14,6 +14,8 @@ LAYOUTS = ("NCHW", "NHWC")
 # [n, channels / b, h, w, b]: the last block is filled up with channels that are written as zero
 # and never read.
 BLOCKED_LAYOUTS = ("NCHW4c", "NCHW8c", "NCHW16c")
+# Data in NCHW, output in blocks: for the first layer of a network.
+ENTRY_LAYOUTS = ("NCHW-NCHW4c", "NCHW-NCHW8c", "NCHW-NCHW16c")
 _DTYPE_BYTES = {"float32": 4, "float16": 2}
 
 _FROM_ONE = ("n", "ic", "ih", "iw", "oc", "kh", "kw", "sh", "sw", "dh", "dw", "groups")
@@ -149,12 +151,12 @@ class ConvWorkload:
         return 2 * self.macs
 
     def data_shape(self, layout: str = "NCHW") -> tuple[int, ...]:
-        """Shape of the input in `layout`, one of LAYOUTS or BLOCKED_LAYOUTS."""
-        return _ordered(layout, self.n, self.ic, self.ih, self.iw)
+        """Shape of the input in `layout`, one of LAYOUTS, BLOCKED_LAYOUTS or ENTRY_LAYOUTS."""
+        return _ordered(layout.partition("-")[0], self.n, self.ic, self.ih, self.iw)
 
     def out_shape(self, layout: str = "NCHW") -> tuple[int, ...]:
-        """Shape of the output in `layout`, one of LAYOUTS or BLOCKED_LAYOUTS."""
-        return _ordered(layout, self.n, self.oc, self.oh, self.ow)
+        """Shape of the output in `layout`, one of LAYOUTS, BLOCKED_LAYOUTS or ENTRY_LAYOUTS."""
+        return _ordered(layout.rpartition("-")[2], self.n, self.oc, self.oh, self.ow)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -247,16 +249,16 @@ def _numbers(name: str, value: int | Sequence[int], counts: tuple[int, ...]) -> 
 
 
 def channel_block(layout: str) -> int:
-    """Channels that lie together in a blocked layout, 8 in NCHW8c; 0 for a plain one.
+    """Channels that lie together in the output of a blocked layout, 8 in NCHW8c; 0 for a plain one.
 
     Raises WorkloadError for an unknown layout.
     """
     if layout in LAYOUTS:
         return 0
-    if layout not in BLOCKED_LAYOUTS:
-        known = ", ".join((*LAYOUTS, *BLOCKED_LAYOUTS))
+    if layout not in (*BLOCKED_LAYOUTS, *ENTRY_LAYOUTS):
+        known = ", ".join((*LAYOUTS, *BLOCKED_LAYOUTS, *ENTRY_LAYOUTS))
         raise WorkloadError(f"layout is {layout!r}: expected one of {known}")
-    return int(layout[len("NCHW") : -1])
+    return int(layout.rpartition("-")[2][len("NCHW") : -1])
 
 
 def _ordered(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, ...]:
