@@ -13,7 +13,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from convtvm.compute import stages
-from convtvm.problem.workload import ConvWorkload
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ConvWorkload, channel_block
 
 
 def packed_weight_shape(w: ConvWorkload, layout: str, lanes: int) -> tuple[int, ...]:
@@ -74,6 +74,8 @@ def conv2d(w: ConvWorkload, layout: str, lanes: int, inplace: bool = False) -> t
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, layout, lanes)
     weight = te.placeholder(shape, w.dtype, name="weight")
+    if are_blocks(w, layout) and not inplace:
+        return _blocks(w, layout, data, weight, bias)
     if layout == "NCHW":
         conv, order = _rows(w, data, weight, lanes), stages.LAYOUTS["NCHW"]
     else:
@@ -140,6 +142,49 @@ def _channels(
         return te.sum(pixel * weight[ky, kx, c], axis=[ky, kx])
 
     return te.compute((w.n, w.oh, w.ow, channels), element, name="conv")
+
+
+def are_blocks(w: ConvWorkload, layout: str) -> bool:
+    """Whether each block of output channels reads one block of the data."""
+    return layout in BLOCKED_LAYOUTS and w.ic == w.oc and w.oc % channel_block(layout) == 0
+
+
+def copied_block_bytes(w: ConvWorkload, layout: str, rows: int) -> int:
+    """Bytes of the padded copy that so many rows of a block of output channels need."""
+    all_rows, cols = stages.read_rows_cols(w)
+    if not (w.ph or w.pw or all_rows > w.ih or cols > w.iw):
+        return 0
+    read = (min(rows, w.oh) - 1) * w.sh + (w.kh - 1) * w.dh + 1
+    return 4 * read * cols * channel_block(layout)
+
+
+def _blocks(
+    w: ConvWorkload, layout: str, data: te.Tensor, weight: te.Tensor, bias: te.Tensor
+) -> tirx.PrimFunc:
+    """conv [n, chunk, oh, ow, lane], vectors of a block; its template is one of its own."""
+    block, (rows, cols) = channel_block(layout), stages.read_rows_cols(w)
+
+    def padded(n, c, y, x, lane):
+        row, col = y - w.ph, x - w.pw
+        inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw)
+        return te.if_then_else(inside, data[n, c, row, col, lane], tirx.const(0, w.dtype))
+
+    source, shape = data, (w.n, w.ic // block, rows, cols, block)
+    if w.ph or w.pw or rows > w.ih or cols > w.iw:
+        source = te.compute(shape, padded, name="data_pad")
+    ky, kx = _kernel_axes(w)
+
+    def element(n, c, y, x, lane):
+        pixel = source[n, c, y * w.sh + ky * w.dh, x * w.sw + kx * w.dw, lane]
+        return te.sum(pixel * weight[ky, kx, c * block + lane], axis=[ky, kx])
+
+    conv = te.compute(w.out_shape(layout), element, name="conv")
+    out = te.compute(
+        w.out_shape(layout),
+        lambda n, c, y, x, lane: conv[n, c, y, x, lane] + bias[c * block + lane],
+        name="out",
+    )
+    return te.create_prim_func([data, weight, bias, out]).with_attr("layout", "blocks")
 
 
 def _kernel_axes(w: ConvWorkload) -> tuple:

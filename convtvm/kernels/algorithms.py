@@ -18,7 +18,7 @@ from tvm import tirx
 from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, winograd
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
-from convtvm.problem.workload import ConvWorkload
+from convtvm.problem.workload import ConvWorkload, channel_block
 from schedules.cpu import depthwise as cpu_depthwise
 from schedules.cpu import direct as cpu_direct
 from schedules.cpu import im2col as cpu_im2col
@@ -120,7 +120,12 @@ def _inplace_inapplicable(w: ConvWorkload) -> str | None:
 
 
 def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The padded copy: of a few channels for each thread (NCHW), or of all images (NHWC)."""
+    """The padded copy: of a few channels for each thread (NCHW), of some rows of a block of
+    channels (in blocks), or of all images (NHWC)."""
+    if depthwise.are_blocks(w, layout):
+        copied = depthwise.copied_block_bytes(w, layout, d["rows"] * d["tile_h"])
+        alone = w.n * w.oc == channel_block(layout)
+        return (1 if alone else cpu.threads) * allocated_bytes(copied)
     shape = depthwise.padded_shape(w, layout, cpu.lanes)
     if layout != "NCHW":
         return allocated_bytes(4 * math.prod(shape))

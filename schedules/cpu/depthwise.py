@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from schedules.cpu import depthwise_blocks
 from schedules.cpu.registers import (
     BORDERS,
     CpuModel,
@@ -165,11 +166,16 @@ def space(sch: Schedule, cpu: CpuModel) -> Space:
             part = (step, *extents(sch, "data_pad")[-3:])
             return Space(_PartRules(cpu, True, *sizes, *part), cpu.threads)
         return Space(_Rules(cpu, True, *sizes), cpu.threads)
+    if layout(sch) == depthwise_blocks.LAYOUT:
+        return depthwise_blocks.space(sch, cpu)
     images, high, wide, channels, kh, kw = extents(sch, "conv")
     return Space(_Rules(cpu, False, images, channels, 1, high, wide, 1, kh, kw), cpu.threads)
 
 
 def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
+    if layout(sch) == depthwise_blocks.LAYOUT:
+        depthwise_blocks.schedule(sch, cpu, d)
+        return
     if layout(sch) == "NCHW":
         tiles = stored_at = _cut_rows(sch, d)
     else:
