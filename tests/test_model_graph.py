@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,188 @@ def test_limits() -> None:
     assert kernel.task.algorithm_name == "direct"
     with pytest.raises(NoCandidate, match="direct has an error of"):
         make_program(model, NATIVE, HISTORY, max_error=1e-12)
+
+
+class Between(nn.Module):
+    """Something between two convolutions, so that it meets blocks of channels on both sides."""
+
+    def __init__(self, middle: nn.Module, oc: int = 16, ic: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.before, self.middle = nn.Conv2d(ic, ic, 3, padding=1), middle
+        self.after = nn.Conv2d(oc, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.middle(self.before(x)))
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *x: torch.Tensor) -> torch.Tensor:
+        return self.function(*x)
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.silu(self.down(x.mean((2, 3), keepdim=True)))
+        return x * torch.sigmoid(self.up(y))
+
+
+def _shuffled(x: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+F = nn.functional
+# Each takes 16 channels of 9 x 11 pixels and gives 16 channels again.
+MIDDLES: dict[str, Callable[[], nn.Module]] = {
+    "max pool": lambda: nn.MaxPool2d(3, 2, 1),
+    "max pool, dilated, rounded up": lambda: nn.MaxPool2d(2, 2, 0, 2, ceil_mode=True),
+    "average pool": lambda: nn.AvgPool2d(3, 2, 1),
+    "average pool, inside only": lambda: nn.AvgPool2d((3, 2), 2, 1, count_include_pad=False),
+    "adaptive pool": lambda: nn.AdaptiveAvgPool2d((3, 4)),
+    "gate": lambda: Gate(16),
+    "depthwise": lambda: nn.Conv2d(16, 16, 3, 2, 1, groups=16),
+    "groups": lambda: nn.Conv2d(16, 16, 3, 1, 1, groups=4),
+    "nearest": lambda: nn.Upsample(scale_factor=2),
+    "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "concat": lambda: Apply(lambda x: torch.cat([x[:, :8], x[:, 8:] * 2], 1)),
+    "concat, ragged": lambda: Apply(lambda x: torch.cat([x[:, 3:], x[:, :3]], 1)),
+    "crop": lambda: Apply(lambda x: x[:, :, 1:-2, 2:9]),
+    "pad": lambda: nn.ZeroPad2d((1, 2, 0, 3)),
+    "shuffle": lambda: Apply(_shuffled),
+    "chunk": lambda: Apply(lambda x: torch.cat([*x.chunk(2, 1)][::-1], 1)),
+    "softmax": lambda: nn.Softmax(1),
+    "softmax of rows": lambda: nn.Softmax(3),
+    "group norm": lambda: nn.GroupNorm(4, 16),
+    "instance norm": lambda: nn.InstanceNorm2d(16),
+    "product": lambda: Apply(lambda x: x * torch.tanh(x.flip(3))),
+    "transposed": lambda: nn.ConvTranspose2d(16, 16, 2, 2),
+    "transposed, overlapping": lambda: nn.ConvTranspose2d(16, 16, 4, 2, 1),
+    "transposed, odd": lambda: nn.ConvTranspose2d(16, 16, (3, 5), (2, 3), (1, 2), (1, 0)),
+    "transposed, groups": lambda: nn.ConvTranspose2d(16, 16, 3, 2, 1, groups=2),
+    "transposed, relu": lambda: nn.Sequential(nn.ConvTranspose2d(16, 16, 3, 3), nn.ReLU()),
+    "tall and wide": lambda: nn.Conv2d(16, 16, (1, 7), padding=(0, 3)),
+    "dilated": lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+}
+
+
+@pytest.mark.parametrize("name", MIDDLES)
+def test_operators(name: str) -> None:
+    check(Between(MIDDLES[name]()), 1, 16, 9, 11)
+
+
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.ReLU6(),
+    nn.Hardtanh(-2, 3),
+    nn.SiLU(),
+    nn.Hardswish(),
+    nn.Hardsigmoid(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.PReLU(8),
+]
+
+
+class Activations(nn.Module):
+    """Every activation after a convolution, with a residual before, after or without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3 * len(ACTIVATIONS)))
+        self.activations = nn.ModuleList(ACTIVATIONS)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        made, layers = [], iter(self.layers)
+        for activation in self.activations:
+            made.append(activation(next(layers)(x)))
+            made.append(activation(x + next(layers)(x)))
+            made.append(x + activation(next(layers)(x)) * 0.5)
+        return made
+
+
+def test_activations_are_part_of_their_layer() -> None:
+    program = check(Activations(), 1, 8, 5, 7)
+    outside = [step.label for step in program.steps if not step.label.startswith("conv ")]
+    assert all(label.startswith("to_") for label in outside), outside
+
+
+def test_what_others_read_stays() -> None:
+    """A sum that is read twice, a bias that is an output, a gate that depends on its layer."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = self.a(x)
+            z = torch.relu(y) + y.mean((2, 3), keepdim=True)
+            u = self.b(z)
+            v = u + torch.flip(u, (2,))
+            return y, v, v + self.a(v)
+
+    check(Model(), 2, 8, 6, 7)
+
+
+def test_u_net() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(4)
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+            self.c, self.up = nn.Conv2d(16, 16, 3, padding=1), nn.ConvTranspose2d(16, 8, 2, 2)
+            self.d = nn.Conv2d(16, 2, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = F.relu(self.a(x))
+            low = F.relu(self.c(F.relu(self.b(first))))
+            return self.d(torch.cat([first, F.relu(self.up(low))], 1))
+
+    check(Net(), 1, 3, 16, 20)
+
+
+def test_dense_layers() -> None:
+    """Of rows, of one row, without bias, with what follows."""
+    torch.manual_seed(5)
+    check(nn.Sequential(nn.Linear(33, 20), nn.GELU(), nn.Linear(20, 9, bias=False)), 7, 33)
+    check(nn.Sequential(nn.Flatten(), nn.Linear(24, 130), nn.ReLU(), nn.Linear(130, 10)), 1, 6, 4)
+    norm = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 16), nn.Softmax(-1))
+    check(norm, 2, 5, 16)
+
+
+def test_signals() -> None:
+    torch.manual_seed(6)
+    layers = [nn.Conv1d(8, 16, 5, 2, 2), nn.ReLU(), nn.ConvTranspose1d(16, 8, 4, 2, 1), nn.SiLU()]
+    check(nn.Sequential(*layers), 2, 8, 21)
+
+
+def test_attention() -> None:
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        q, k, v = x[..., :8], x[..., 8:16], x[..., 16:]
+        return torch.softmax(q @ k.transpose(1, 2) * 0.35, -1) @ v
+
+    check(Apply(attend), 2, 11, 27)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_two_threads(batch: int) -> None:
+    check(small_resnet(), batch, 3, 40, 40, target=resolve("native", 2))
+
+
+def test_nothing_to_compute() -> None:
+    check(Apply(lambda x: x.reshape(4, 6)), 2, 12)

@@ -20,10 +20,16 @@ from convtvm.machine.targets import CompileTarget, is_near
 from convtvm.problem.workload import ENTRY_LAYOUTS, ConvWorkload, channel_block
 
 # Their vectors are pixels in NCHW: what they decide there says nothing of blocks.
-_OF_PIXELS = ("direct:depthwise", "direct:pointwise")
+_DEPTHWISE, _POINTWISE = "direct:depthwise", "direct:pointwise"
 # Seconds in blocks of channels, where nothing is transposed, for one in NCHW: medians of layers of
 # ResNet-50 and MobileNetV2 (Zen 4, AVX2).
-_IN_BLOCKS = {"direct": 0.75, "direct:depthwise": 0.7, "mec": 0.85, "im2col": 0.85, "winograd": 0.95}
+_IN_BLOCKS = {
+    "direct": 0.75,
+    "direct:depthwise": 0.7,
+    "mec": 0.85,
+    "im2col": 0.85,
+    "winograd": 0.95,
+}
 _OPERATIONS_A_SECOND = 2.5e9  # of one thread in vectors, where nothing is known
 
 
@@ -85,8 +91,9 @@ class Candidates:
             return None
         records = self._records(layout)
         known = {r.algorithm for r in records.get(w.key, ())}
-        names = [a.name for a in applicable(w) if not (block and a.name == "direct:pointwise")]
-        tasks = [Task(w, n, self.target, layout) for n in names if n in known or not known]
+        names = [a.name for a in applicable(w) if not (block and a.name == _POINTWISE)]
+        tried = [n for n in names if not known or n in known or n == _DEPTHWISE]
+        tasks = [Task(w, n, self.target, layout) for n in tried]
         near = [r for made in records.values() for r in made]
         return self._fastest(w, choose(tasks, near))
 
@@ -100,7 +107,7 @@ class Candidates:
         if not allowed:
             reasons = "; ".join(filter(None, refused.values()))
             raise NoCandidate(f"no kernel of {w} keeps the limits: {reasons}")
-        best = min(allowed, key=lambda c: c.rank())
+        best = min(allowed, key=self._seconds)
         return Candidate(best, self._seconds(best))
 
     def _seconds(self, choice: Choice) -> float:
@@ -109,6 +116,13 @@ class Candidates:
         if choice.predicted_secs is not None:
             return choice.predicted_secs
         task, target = choice.task, self.target
+        plain = [
+            r.seconds * r.threads / target.threads
+            for r in self._records("NCHW").get(task.workload.key, ())
+            if r.algorithm == task.algorithm_name
+        ]
+        if plain and channel_block(task.layout):
+            return min(plain) * _in_blocks(task.algorithm_name)
         operations = task.algorithm.additions(task.workload) / target.lanes / target.threads
         return operations / _OPERATIONS_A_SECOND
 
@@ -137,10 +151,14 @@ def _fills(w: ConvWorkload, layout: str) -> bool:
 
 def _moved(record: TuningRecord, layout: str) -> TuningRecord:
     """What a record of NCHW says of another layout."""
-    if record.algorithm in _OF_PIXELS:
+    if record.algorithm in (_DEPTHWISE, _POINTWISE):
         return replace(record, algorithm="")
-    secs = [s * _UNTRANSPOSED for s in record.run_secs]
+    secs = [s * _in_blocks(record.algorithm) for s in record.run_secs]
     return replace(record, layout=layout, run_secs=secs)
+
+
+def _in_blocks(algorithm: str) -> float:
+    return _IN_BLOCKS.get(algorithm, _IN_BLOCKS.get(algorithm.partition(":")[0], 1.0))
 
 
 def limits_of(workspace_limit: int | None, max_error: float | None) -> Limits:

@@ -15,6 +15,7 @@ from tvm import relax
 from convtvm.models.constants import array_of, op_name
 from convtvm.models.dataflow import Dataflow, shape_of
 from convtvm.models.epilogues import Epilogue, epilogue_of
+from convtvm.models.transposed import Spread, as_convolution
 from convtvm.problem.workload import ConvWorkload
 
 
@@ -34,17 +35,27 @@ class Convolution:
     data: relax.Expr
     epilogue: Epilogue
     is_dense: bool = False
+    spread: Spread | None = None
 
     @property
     def bias(self) -> np.ndarray:
+        """One value for each output channel of the kernel."""
         bias = self.epilogue.bias
-        return np.zeros(self.workload.oc, np.float32) if bias is None else bias
+        return np.zeros(self.workload.oc, np.float32) if bias is None else self._spread(bias)
+
+    @property
+    def vectors(self) -> list[np.ndarray]:
+        """The vectors of the epilogue, as long as the kernel has output channels."""
+        return [self._spread(vector) for vector in self.epilogue.vectors]
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        return values if self.spread is None else self.spread.of_channels(values)
 
     @property
     def label(self) -> str:
         """For the profile: the operator, its origin, output and kernel, and what follows."""
         w = self.workload
-        kind = "dense" if self.is_dense else "conv"
+        kind = "dense" if self.is_dense else "deconv" if self.spread else "conv"
         size = f"{w.n * w.ow}x{w.oc}" if self.is_dense else f"{w.oc}x{w.oh}x{w.ow} {w.kh}x{w.kw}"
         groups = f" g{w.groups}" if w.groups > 1 else ""
         stride = f" s{w.sh}" if w.sh == w.sw > 1 else f" s{w.sh}x{w.sw}" * (w.sh != w.sw)
@@ -65,14 +76,15 @@ def find(flow: Dataflow, origins: dict[str, str] | None = None) -> list[Convolut
         problem = _problem(value)
         if problem is None:
             continue
-        workload, weight = problem
+        workload, weight, spread = problem
         dense = op_name(value) == "relax.matmul"
-        shape = shape_of(flow.bindings[at].var) or ()
-        epilogue = epilogue_of(flow, at, len(shape) - 1 if dense else 1, taken)
+        axis = len(shape_of(flow.bindings[at].var)) - 1 if dense else 1
+        epilogue = epilogue_of(flow, at, axis, taken, max_tensors=0 if spread else 2)
         taken.update(epilogue.absorbed)
         var = flow.bindings[at].var.name
         name = (origins or {}).get(var, var)
-        found.append(Convolution(name, at, workload, weight, value.args[0], epilogue, dense))
+        layer = Convolution(name, at, workload, weight, value.args[0], epilogue, dense, spread)
+        found.append(layer)
     return found[::-1]
 
 
@@ -81,34 +93,45 @@ def counted(layers: list[Convolution]) -> list[tuple[ConvWorkload, int]]:
     times: dict[ConvWorkload, int] = {}
     for layer in layers:
         times[layer.workload] = times.get(layer.workload, 0) + 1
-    return [(replace_count(w, count), count) for w, count in times.items()]
+    return [(replace(w, multiplicity=count), count) for w, count in times.items()]
 
 
-def replace_count(w: ConvWorkload, count: int) -> ConvWorkload:
-    return replace(w, multiplicity=count)
+_Problem = tuple[ConvWorkload, np.ndarray, Spread | None]
+_CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d")
+_TRANSPOSED = ("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose")
 
 
-def _problem(call: relax.Call) -> tuple[ConvWorkload, np.ndarray] | None:
-    """The convolution that a call is, and its weight; None where no kernel computes it."""
-    if op_name(call) not in ("relax.nn.conv2d", "relax.nn.conv1d", "relax.matmul"):
+def _problem(call: relax.Call) -> _Problem | None:
+    """The convolution that a call is, its weight and what spreads its channels; None where no
+    kernel computes it."""
+    name = op_name(call)
+    if name not in (*_CONVOLUTIONS, *_TRANSPOSED, "relax.matmul"):
         return None
     weight, data, out = array_of(call.args[1]), shape_of(call.args[0]), shape_of(call)
     if weight is None or weight.dtype != np.float32 or data is None or out is None:
         return None
     if str(call.ty.dtype.dtype) != "float32" or 0 in (*data, *out):
         return None
-    if op_name(call) == "relax.matmul":
+    if name == "relax.matmul":
         return _dense(weight, data)
+    kernel_layout = ("IOHW", "IOW") if name in _TRANSPOSED else ("OIHW", "OIW")
     attrs = call.attrs
-    if str(attrs.data_layout) not in ("NCHW", "NCW") or str(attrs.kernel_layout)[0] != "O":
+    if str(attrs.data_layout) not in ("NCHW", "NCW"):
+        return None
+    if str(attrs.kernel_layout) not in kernel_layout:
         return None
     strides, padding, dilation = (
         [int(v) for v in values] for values in (attrs.strides, attrs.padding, attrs.dilation)
     )
-    if op_name(call) == "relax.nn.conv1d":
-        (left, right) = padding
-        strides, dilation, padding = [1, *strides], [1, *dilation], [0, left, 0, right]
-        data, weight = (*data[:2], 1, data[2]), weight[:, :, None]
+    if len(data) == 3:
+        strides, dilation, padding = [1, *strides], [1, *dilation], [0, padding[0], 0, padding[1]]
+        data, out, weight = (*data[:2], 1, data[2]), (*out[:2], 1, out[2]), weight[:, :, None]
+    if name in _TRANSPOSED:
+        reach = zip(padding, weight.shape[2:] * 2, strict=True)
+        if dilation != [1, 1] or any(width >= kernel for width, kernel in reach):
+            return None
+        ends = (padding[0], padding[1])
+        return as_convolution(data, weight, out, tuple(strides), ends, int(attrs.groups))
     n, ic, ih, iw = data
     workload = ConvWorkload.make(
         n=n,
@@ -123,12 +146,12 @@ def _problem(call: relax.Call) -> tuple[ConvWorkload, np.ndarray] | None:
         dilation=dilation,
         groups=int(attrs.groups),
     )
-    return workload, np.ascontiguousarray(weight)
+    return workload, np.ascontiguousarray(weight), None
 
 
-def _dense(weight: np.ndarray, data: tuple[int, ...]) -> tuple[ConvWorkload, np.ndarray] | None:
+def _dense(weight: np.ndarray, data: tuple[int, ...]) -> _Problem | None:
     if weight.ndim != 2 or len(data) < 2:
         return None
     rows, (ic, oc) = prod(data[:-1]), weight.shape
     workload = ConvWorkload.make(ic=ic, oc=oc, ih=1, iw=rows)
-    return workload, np.ascontiguousarray(weight.T[:, :, None, None])
+    return workload, np.ascontiguousarray(weight.T[:, :, None, None]), None

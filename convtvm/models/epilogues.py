@@ -78,10 +78,12 @@ class Epilogue:
     words: list[str] = field(default_factory=list)
 
 
-def epilogue_of(flow: Dataflow, start: int, axis: int, taken: set[int]) -> Epilogue:
+def epilogue_of(
+    flow: Dataflow, start: int, axis: int, taken: set[int], max_tensors: int = _MAX_TENSORS
+) -> Epilogue:
     """The longest epilogue of the layer at position `start` whose result has channels on `axis`;
     bindings at `taken` are others'."""
-    grown = _Region(flow, start, axis)
+    grown = _Region(flow, start, axis, max_tensors)
     found = grown.closed()
     for at in range(start + 1, flow.end):
         if len(grown.absorbed) > _MAX_OPERATORS or grown.is_read_beyond(at):
@@ -96,8 +98,8 @@ def epilogue_of(flow: Dataflow, start: int, axis: int, taken: set[int]) -> Epilo
 class _Region:
     """A layer and the elementwise operators after it, which grow in the order of bindings."""
 
-    def __init__(self, flow: Dataflow, start: int, axis: int) -> None:
-        self.flow, self.start, self.axis = flow, start, axis
+    def __init__(self, flow: Dataflow, start: int, axis: int, max_tensors: int) -> None:
+        self.flow, self.start, self.axis, self.max_tensors = flow, start, axis, max_tensors
         self.layer = flow.bindings[start].var
         self.shape = shape_of(self.layer)
         self.names: dict[relax.Var, str] = {self.layer: "x"}
@@ -175,7 +177,7 @@ class _Region:
         operands = [a for a in call.args if is_tensor(a)]
         names = [self._operand(call, arg) for arg in operands]
         text = _TEXTS[op_name(call)](call, *names) if None not in names else None
-        if text is None or len(self.tensors) > _MAX_TENSORS:
+        if text is None or len(self.tensors) > self.max_tensors:
             self.vectors, self.tensors = vectors, tensors
             return False
         self.names[var] = f"t{len(self.statements)}"

@@ -74,6 +74,9 @@ class _Rewriter:
         ]
         ty = relax.TensorType(out, "float32")
         made = self._emit(relax.call_dps_packed(f"layer.{index}", args, ty), var)
+        if layer.spread is not None:
+            spread = layer.spread.compute
+            made = self.builder.emit_te(spread, made, primfunc_name_hint="spread")
         return made if is_blocked else self._shaped(made, shape_of(var) or ())
 
     def _shaped(self, expr: relax.Expr, shape: Sequence[int]) -> relax.Expr:

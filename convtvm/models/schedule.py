@@ -32,8 +32,9 @@ def schedule(func: tirx.PrimFunc, target: CompileTarget) -> tirx.PrimFunc:
     sch = Schedule(func)
     _inline(sch)
     done: set[str] = set()
-    for block in reversed(_blocks(sch)):
-        if sch.get(block).name_hint not in done:
+    named = [(str(sch.get(block).name_hint), block) for block in _blocks(sch)]
+    for name, block in reversed(named):
+        if name not in done:
             done |= _nest(sch, block, target)
     return sch.mod["main"]
 
@@ -72,7 +73,10 @@ def _nest(sch: Schedule, block: SBlockRV, target: CompileTarget) -> set[str]:
     producers = [p for p in sch.get_producers(block) if _is_reduction(sch, p)]
     names = {str(sch.get(block).name_hint)}
     if _is_reduction(sch, block):
-        _reduce(sch, block, target)
+        if len(sch.get(block).writes) > 1:
+            _share_out_results(sch, block)
+        else:
+            _reduce(sch, block, target)
         return names
     partner = producers[0] if len(producers) == 1 else None
     if partner is not None and not _is_partner(sch, partner, block):
@@ -87,7 +91,7 @@ def _nest(sch: Schedule, block: SBlockRV, target: CompileTarget) -> set[str]:
 
 def _is_partner(sch: Schedule, reduction: SBlockRV, block: SBlockRV) -> bool:
     """Whether `block` alone reads the reduction, each element once in the same order."""
-    if len(sch.get_consumers(reduction)) != 1:
+    if len(sch.get_consumers(reduction)) != 1 or len(sch.get(reduction).writes) != 1:
         return False
     vars_ = [v.var for v in sch.get(block).iter_vars]
     buffer = sch.get(reduction).writes[0].source
@@ -149,6 +153,15 @@ def _reduce_into(
         sch.vectorize(lane)
         init = sch.decompose_reduction(reduction, steps[0])
         sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _share_out_results(sch: Schedule, block: SBlockRV) -> None:
+    """Several reductions in one: their results in parallel, each element by element."""
+    vars_, loops = sch.get(block).iter_vars, sch.get_loops(block)
+    spatial = [o for o, v in zip(loops, vars_, strict=True) if v.iter_type == IterVar.DataPar]
+    rest = [o for o, v in zip(loops, vars_, strict=True) if v.iter_type != IterVar.DataPar]
+    sch.reorder(*spatial, *rest)
+    _share_out(sch, spatial, prod(_extent(sch, o) for o in loops))
 
 
 def _is_smooth(sch: Schedule, block: SBlockRV) -> bool:

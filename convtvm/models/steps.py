@@ -87,7 +87,7 @@ class _Writer:
         task = replace(choice.task, epilogue=layer.epilogue.text)
         data, *tensors = self._values(call.args[1])
         numbers, wanted = [data, self._weight(layer, choice.task)], operands_of(task.epilogue)
-        vectors = layer.epilogue.vectors[: len(wanted.vectors)]
+        vectors = layer.vectors[: len(wanted.vectors)]
         numbers += [self._constant(v) for v in (layer.bias, *vectors)]
         decisions = tuple(sorted(choice.decisions.items()))
         key = (task, decisions)
