@@ -131,7 +131,7 @@ def _problem(call: relax.Call) -> _Problem | None:
         if dilation != [1, 1] or any(width >= kernel for width, kernel in reach):
             return None
         ends = (padding[0], padding[1])
-        return as_convolution(data, weight, out, tuple(strides), ends, int(attrs.groups))
+        return as_convolution(data, weight, out, (strides[0], strides[1]), ends, int(attrs.groups))
     n, ic, ih, iw = data
     workload = ConvWorkload.make(
         n=n,
