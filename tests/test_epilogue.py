@@ -70,6 +70,8 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "tanh(x)": lambda x, r, c: np.tanh(x),
     "max(0, x) + -0.1 * max(0, 0 - x)": lambda x, r, c: np.where(x > 0, x, 0.1 * x),
     "max(0, x) - c0 * max(0, 0 - x)": lambda x, r, c: np.where(x > 0, x, c * x),
+    "where(x > 0, x, c0 * x)": lambda x, r, c: np.where(x > 0, x, c * x),
+    "t = x < r0; where(t, x, r0)": lambda x, r, c: np.minimum(x, r),
     "(x + r0) * c0 + c1": lambda x, r, c: (x + r) * c + (c + 1),
     "x * tanh(log(1 + exp(x)))": lambda x, r, c: x * np.tanh(np.log1p(np.exp(x))),
 }
@@ -141,6 +143,7 @@ def plain(tensor: np.ndarray, w: ConvWorkload, layout: str) -> np.ndarray:
         "import os",
         "max(x, key=3)",
         "open(x)",
+        "0 < x < 1",
         "'a'",
         "",
     ],

@@ -163,7 +163,9 @@ ACTIVATIONS = [
     nn.Tanh(),
     nn.GELU(),
     nn.GELU("tanh"),
+    nn.LeakyReLU(0.2),
     nn.PReLU(8),
+    nn.Mish(),
 ]
 
 

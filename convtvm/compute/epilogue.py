@@ -11,7 +11,7 @@ expression of the sum `x` with its bias, such as `max(0, x + r0)`, or `t = x + 3
     x             the sum with its bias
     r0, r1 ...    tensors like `out`, arguments of each call
     c0, c1 ...    vectors [oc], arguments before the tensors
-    + - * /       numbers, names that were assigned before, and the functions of FUNCTIONS
+    + - * / < >   numbers, names that were assigned before, and the functions of FUNCTIONS
 
 A sum is float32 up to here, an output of another dtype is rounded at the end. An epilogue is put
 into the finished compute, in its block `out`, so that every algorithm has it and plain kernels pay
@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import tvm_ffi
 from tvm import tirx
@@ -56,6 +56,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh": tirx.tanh,
     "sigmoid": lambda x: 1.0 / (1.0 + tirx.exp(0.0 - x)),
     "erf": tirx.erf,
+    "where": tirx.Select,  # of a comparison, what is where it holds, and elsewhere
     "abs": lambda x: tirx.max(x, 0.0 - x),
 }
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
@@ -63,6 +64,8 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Lt: operator.lt,
+    ast.Gt: operator.gt,
 }
 _TENSOR, _VECTOR = re.compile(r"r\d+"), re.compile(r"c\d+")
 
@@ -152,6 +155,9 @@ class _Reader:
         elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
             self._check(node.left, known)
             self._check(node.right, known)
+        elif _is_comparison(node):
+            self._check(node.left, known)
+            self._check(node.comparators[0], known)
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             self._check(node.operand, known)
         elif isinstance(node, ast.Call) and not node.keywords:
@@ -168,6 +174,9 @@ class _Reader:
         if isinstance(node, ast.BinOp):
             sides = (self._evaluate(side, known) for side in (node.left, node.right))
             return _BINARY[type(node.op)](*sides)
+        if isinstance(node, ast.Compare):
+            sides = (self._evaluate(side, known) for side in (node.left, node.comparators[0]))
+            return _BINARY[type(node.ops[0])](*sides)
         if isinstance(node, ast.UnaryOp):
             if isinstance(node.operand, ast.Constant):
                 return tirx.const(-float(node.operand.value), "float32")  # type: ignore[arg-type]
@@ -183,6 +192,10 @@ class _Reader:
             f"epilogue {self.text!r}: found {found}; expected one of {', '.join(EPILOGUES)}, or an "
             f"expression of x, r0, c0, numbers and {', '.join(FUNCTIONS)}"
         )
+
+
+def _is_comparison(node: ast.expr) -> TypeGuard[ast.Compare]:
+    return isinstance(node, ast.Compare) and [type(op) for op in node.ops] in ([ast.Lt], [ast.Gt])
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ _TEXTS: dict[str, Callable[..., str | None]] = {
     "relax.divide": lambda call, a, b: f"{a} / {b}",
     "relax.maximum": lambda call, a, b: f"max({a}, {b})",
     "relax.minimum": lambda call, a, b: f"min({a}, {b})",
+    "relax.greater": lambda call, a, b: f"{a} > {b}",
+    "relax.less": lambda call, a, b: f"{a} < {b}",
+    "relax.where": lambda call, condition, a, b: f"where({condition}, {a}, {b})",
+    "relax.log": lambda call, x: f"log({x})",
     "relax.negative": lambda call, x: f"0 - {x}",
     "relax.abs": lambda call, x: f"abs({x})",
     "relax.exp": lambda call, x: f"exp({x})",
@@ -90,7 +94,7 @@ def epilogue_of(
             break
         if at in taken or not grown.reads(at) or not grown.take(at):
             continue
-        if grown.is_closed():
+        if grown.is_closed() and str(flow.bindings[at].var.ty.dtype.dtype) == "float32":
             found = grown.closed()
     return found
 
@@ -137,7 +141,9 @@ class _Region:
         call = binding.value
         if not isinstance(call, relax.Call) or shape_of(binding.var) != self.shape:
             return False
-        if binding.var.ty.dtype.dtype != "float32" or op_name(call) not in _TEXTS:
+        compared = op_name(call) in ("relax.greater", "relax.less")
+        dtype = "bool" if compared else "float32"
+        if str(binding.var.ty.dtype.dtype) != dtype or op_name(call) not in _TEXTS:
             return False
         if self._is_bias(call):
             self.bias = self._per_channel(call.args[1]).reshape(-1)

@@ -40,7 +40,7 @@ from schedules.cpu.registers import ALIAS_BYTES, TRANSPOSE_IN, TRANSPOSE_OUT
 _QUAD = 4  # pixels that are turned together
 # In what pieces so many pixels are stored: from where on, and how many.
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
-_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max)
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.LT, tirx.GT)
 _FUNCTIONS = {f"tirx.{f.__name__}": f for f in (tirx.exp, tirx.log, tirx.sqrt, tirx.tanh, tirx.erf)}
 # What the value of a store reads besides the tile.
 _OPERANDS = re.compile(r"bias|residual|[rc]\d+")
@@ -347,6 +347,8 @@ def _parts(expr: Expr) -> Sequence[Expr]:
     """What an arithmetic expression or a function is of."""
     if isinstance(expr, _ARITHMETIC):
         return expr.a, expr.b
+    if isinstance(expr, tirx.Select):
+        return expr.condition, expr.true_value, expr.false_value
     if getattr(getattr(expr, "op", None), "name", "") in _FUNCTIONS:
         return tuple(expr.args)
     raise Unexpected
@@ -354,7 +356,7 @@ def _parts(expr: Expr) -> Sequence[Expr]:
 
 def _of_parts(expr: Expr, parts: Sequence[Expr]) -> Expr:
     """The same of other parts."""
-    if isinstance(expr, _ARITHMETIC):
+    if isinstance(expr, (*_ARITHMETIC, tirx.Select)):
         return type(expr)(*parts)
     return _FUNCTIONS[expr.op.name](*parts)
 
