@@ -21,15 +21,10 @@ from convtvm.problem.workload import ENTRY_LAYOUTS, ConvWorkload, channel_block
 
 # Their vectors are pixels in NCHW: what they decide there says nothing of blocks.
 _DEPTHWISE, _POINTWISE = "direct:depthwise", "direct:pointwise"
-# Seconds in blocks of channels, where nothing is transposed, for one in NCHW: medians of layers of
-# ResNet-50 and MobileNetV2 (Zen 4, AVX2).
-_IN_BLOCKS = {
-    "direct": 0.75,
-    "direct:depthwise": 0.7,
-    "mec": 0.85,
-    "im2col": 0.85,
-    "winograd": 0.95,
-}
+# In blocks of channels nothing is transposed on the way out, at so many bytes a second (Zen 4,
+# AVX2); where pixels were vectors, and for columns of neighbouring pixels, it is a factor.
+_TRANSPOSED, _MOST_SAVED = 8e9, 0.3
+_IN_BLOCKS = {_DEPTHWISE: 0.7, "im2col": 1.5}
 _OPERATIONS_A_SECOND = 2.5e9  # of one thread in vectors, where nothing is known
 
 
@@ -82,20 +77,28 @@ class Candidates:
         """None where no kernel writes the layout. Raises NoCandidate if limits leave none out of
         those that do."""
         if (w, layout) not in self._best:
-            self._best[w, layout] = self._chosen(w, layout)
+            self.prepare([w], layout)
         return self._best[w, layout]
 
-    def _chosen(self, w: ConvWorkload, layout: str) -> Candidate | None:
-        block = channel_block(layout)
-        if block and not _fills(w, layout):
-            return None
-        records = self._records(layout)
-        known = {r.algorithm for r in records.get(w.key, ())}
-        names = [a.name for a in applicable(w) if not (block and a.name == _POINTWISE)]
-        tried = [n for n in names if not known or n in known or n == _DEPTHWISE]
-        tasks = [Task(w, n, self.target, layout) for n in tried]
-        near = [r for made in records.values() for r in made]
-        return self._fastest(w, choose(tasks, near))
+    def prepare(self, workloads: Sequence[ConvWorkload], layout: str) -> None:
+        """Find the best kernels of all of them at once, which learns from the records once."""
+        records, tasks = self._records(layout), []
+        for w in dict.fromkeys(workloads):
+            self._best[w, layout] = None
+            if channel_block(layout) == 0 or _fills(w, layout):
+                tasks += [Task(w, n, self.target, layout) for n in self._names(w, layout)]
+        found: dict[ConvWorkload, list[Choice]] = defaultdict(list)
+        for choice in choose(tasks, [r for made in records.values() for r in made]):
+            found[choice.task.workload].append(choice)
+        for w, choices in found.items():
+            self._best[w, layout] = self._fastest(w, choices)
+
+    def _names(self, w: ConvWorkload, layout: str) -> list[str]:
+        """The algorithms that were measured, or all where none was."""
+        known = {r.algorithm for r in self._records(layout).get(w.key, ())}
+        blocked = channel_block(layout) > 0
+        names = [a.name for a in applicable(w) if not (blocked and a.name == _POINTWISE)]
+        return [n for n in names if not known or n in known or n == _DEPTHWISE]
 
     def _fastest(self, w: ConvWorkload, choices: Sequence[Choice]) -> Candidate:
         refused = {c.task.algorithm_name: self.limits.objection(c) for c in choices}
@@ -122,7 +125,7 @@ class Candidates:
             if r.algorithm == task.algorithm_name
         ]
         if plain and channel_block(task.layout):
-            return min(plain) * _in_blocks(task.algorithm_name)
+            return _in_blocks(task.workload, task.algorithm_name, min(plain))
         operations = task.algorithm.additions(task.workload) / target.lanes / target.threads
         return operations / _OPERATIONS_A_SECOND
 
@@ -153,12 +156,16 @@ def _moved(record: TuningRecord, layout: str) -> TuningRecord:
     """What a record of NCHW says of another layout."""
     if record.algorithm in (_DEPTHWISE, _POINTWISE):
         return replace(record, algorithm="")
-    secs = [s * _in_blocks(record.algorithm) for s in record.run_secs]
+    w = ConvWorkload.parse(record.workload)
+    secs = [_in_blocks(w, record.algorithm, secs) for secs in record.run_secs]
     return replace(record, layout=layout, run_secs=secs)
 
 
-def _in_blocks(algorithm: str) -> float:
-    return _IN_BLOCKS.get(algorithm, _IN_BLOCKS.get(algorithm.partition(":")[0], 1.0))
+def _in_blocks(w: ConvWorkload, algorithm: str, secs: float) -> float:
+    """Seconds to expect in blocks of channels for those measured in NCHW."""
+    if algorithm in _IN_BLOCKS:
+        return secs * _IN_BLOCKS[algorithm]
+    return secs - min(w.out_bytes / _TRANSPOSED, _MOST_SAVED * secs)
 
 
 def limits_of(workspace_limit: int | None, max_error: float | None) -> Limits:

@@ -17,7 +17,7 @@ from convtvm.models.candidates import Candidate, Candidates
 from convtvm.models.convolutions import Convolution
 from convtvm.models.cut import Labels
 from convtvm.models.dataflow import Dataflow, shape_of, variables
-from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, channel_block
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkload, channel_block
 
 _CONVERTED = 3e9  # bytes that one thread changes from one layout to the other in a second
 _POOLED = 1.5e9  # bytes a second that an operator without vectors writes
@@ -71,13 +71,7 @@ class _Problem:
         self.absorbed = {at for layer in layers for at in (layer.start, *layer.epilogue.absorbed)}
         self.plain: dict[int, Candidate] = {}
         self.packed: dict[int, Candidate] = {}
-        for at, layer in self.layers.items():
-            best = candidates.best(layer.workload, "NHWC" if layer.is_dense else "NCHW")
-            assert best is not None  # every kernel writes plain layouts
-            self.plain[at] = best
-            blocks = self._best_in_blocks(layer, candidates)
-            if blocks is not None:
-                self.packed[at] = blocks
+        self._choose(candidates)
         self.rules = dict(self._rules()) if self.block else {}
 
     def solved(self) -> Assignment:
@@ -151,12 +145,22 @@ class _Problem:
             if rule is not None:
                 yield at, rule
 
-    def _best_in_blocks(self, layer: Convolution, candidates: Candidates) -> Candidate | None:
-        shape = shape_of(self.flow.bindings[layer.start].var)
-        if not self.layout or layer.is_dense or not fits(shape or (), self.block):
-            return None
-        layout = f"NCHW-{self.layout}" if self._is_entry(layer) else self.layout
-        return candidates.best(layer.workload, layout)
+    def _choose(self, candidates: Candidates) -> None:
+        """The best kernel of every layer in NCHW, and in blocks where it can have them."""
+        wanted: dict[str, dict[int, ConvWorkload]] = {}
+        for at, layer in self.layers.items():
+            plain = "NHWC" if layer.is_dense else "NCHW"
+            wanted.setdefault(plain, {})[at] = layer.workload
+            shape = shape_of(self.flow.bindings[layer.start].var)
+            if self.layout and not layer.is_dense and fits(shape, self.block):
+                layout = f"NCHW-{self.layout}" if self._is_entry(layer) else self.layout
+                wanted.setdefault(layout, {})[at] = layer.workload
+        for layout, workloads in wanted.items():
+            candidates.prepare(list(workloads.values()), layout)
+            for at, workload in workloads.items():
+                best = candidates.best(workload, layout)
+                if best is not None:
+                    (self.packed if channel_block(layout) else self.plain)[at] = best
 
     def _is_entry(self, layer: Convolution) -> bool:
         """Whether a layer cannot read blocks, as the first one cannot of three channels."""
