@@ -8,6 +8,7 @@ from support import run_task
 
 import convtvm
 from convtvm.errors import WorkloadError
+from convtvm.kernels import codegen
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.machine.targets import resolve
 from convtvm.measure.verify import EXACT_FAMILIES
@@ -88,3 +89,15 @@ def test_refusals() -> None:
         if TARGET.lanes < 16 or w.groups > 1:
             with pytest.raises(WorkloadError, match="choose smaller blocks"):
                 Task(w, "direct", TARGET, layout).compute()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workspace_of_depthwise_layers(threads: int) -> None:
+    """The formula against what lowered kernels allocate."""
+    target = resolve("native", threads)
+    for key in ("g16mb1ic16ih30oc16oh30kh3ph1", "g8mb1ic8ih57oc8oh29kh3sh2ph1"):
+        task = Task(ConvWorkload.parse(key), "direct:depthwise", target, "NCHW8c")
+        points = task.space.points
+        for d in (points[0], points[len(points) // 2], points[-1]):
+            needed = task.algorithm.workspace_bytes(task.workload, task.layout, task.device, d)
+            assert codegen.build(task.instantiate(d)["main"], "f", target).workspace == needed
