@@ -37,9 +37,10 @@ def make_program(
     """The model as a static list of steps for `target`, by the best kernels that `history` knows.
 
     `workspace_limit`, bytes, and `max_error`, relative to the largest output, hold for every
-    kernel. `block` is the number of channels of a block, by default as many as a vector has lanes;
-    with 0 everything is NCHW. Raises NoCandidate if a layer has no kernel within the limits,
-    BuildError for an operator without kernel.
+    kernel, the latter being candidates.MAX_ERROR where it is not given. `block` is the number of
+    channels of a block, by default as many as a vector has lanes; with 0 everything is NCHW. Raises
+    NoCandidate if a layer has no kernel within the limits, BuildError for an operator without
+    kernel.
     """
     flow = Dataflow(imported.module["main"])
     layers = find(flow, dict(imported.origins))

@@ -7,6 +7,7 @@ its own: the outer loops parallel, runs of neighbours in vectors, a reduction in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import tvm_ffi
@@ -21,6 +22,7 @@ from convtvm.machine.targets import CompileTarget
 
 _SMALL = 1 << 12  # elements below which threads do not pay
 _UNROLLED = 16  # steps of a reduction that are written out
+_LONG = 32  # steps of a reduction that waits for its additions
 _HEAVY = {f"tirx.{name}" for name in ("exp", "tanh", "erf", "sigmoid", "log", "pow", "sqrt")}
 
 
@@ -129,30 +131,82 @@ def _reduce_into(
 ) -> None:
     """A reduction in registers, a vector or an element at a time, stored by `block`."""
     loops = list(sch.get_loops(block))
-    outer, lane = loops, None
-    ragged: list[LoopRV] = []  # cut by the end of the axis
-    if loops and _extent(sch, loops[-1]) >= target.lanes and _is_smooth(sch, reduction):
-        whole = _extent(sch, loops[-1]) % target.lanes == 0
-        vectors, lane = sch.split(loops[-1], [None, target.lanes])
-        outer = [*loops[:-1], vectors] if whole else loops[:-1]
-        if not whole:
-            ragged = [vectors]
-            sch.annotate(vectors, "pragma_loop_partition_hint", 1)
     if not loops:
         return
-    sch.compute_at(reduction, [*outer, *ragged][-1], preserve_unit_loops=True)
-    inner = list(sch.get_loops(reduction))[len(outer) + len(ragged) :]
-    spatial, steps = inner[: len(loops)], inner[len(loops) :]
+    steps = _steps(sch, reduction)
+    if _extent(sch, loops[-1]) < target.lanes or not _is_smooth(sch, reduction):
+        sch.compute_at(reduction, loops[-1], preserve_unit_loops=True)
+        _unroll_short(sch, list(sch.get_loops(reduction))[-len(steps) :])
+        _share_out(sch, loops, prod(_extent(sch, o) for o in loops) * prod(steps))
+        return
+    tile = _Tile.of([_extent(sch, o) for o in loops], prod(steps), target.lanes)
+    *outer, line = loops
+    columns, vector, lane = sch.split(line, [None, tile.vectors, target.lanes])
+    inside = [vector]
+    if outer:
+        outer[-1], row = sch.split(outer[-1], [None, tile.rows])
+        inside = [row, vector]
+    sch.reorder(*outer, columns, *inside, lane)
+    sch.compute_at(reduction, columns, preserve_unit_loops=True)
+    if tile.is_ragged:
+        sch.annotate(columns, "pragma_loop_partition_hint", 1)
+    _accumulate(sch, reduction, len(loops), len(steps), target.lanes)
+    for loop in inside:
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    work = prod(_extent(sch, o) for o in (*outer, columns)) * prod(steps) * target.lanes
+    _share_out(sch, outer if tile.is_ragged else [*outer, columns], work)
+    init = sch.decompose_reduction(reduction, sch.get_loops(reduction)[-len(steps) - 3])
+    sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _accumulate(sch: Schedule, reduction: SBlockRV, axes: int, count: int, lanes: int) -> None:
+    """The loops of a tile: the reduction outside, rows and vectors inside."""
+    inner = list(sch.get_loops(reduction))[-axes - count :]
+    *before, line = inner[:axes]
+    vector, lane = sch.split(line, [None, lanes])
+    if before:
+        row = before.pop()
+    else:
+        row, vector = sch.split(vector, [1, None])
+    steps = inner[axes:]
+    sch.reorder(*before, *steps, row, vector, lane)
+    _unroll_short(sch, steps)
+    for loop in (row, vector):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows and vectors of columns whose sums are in registers at the same time."""
+
+    rows: int
+    vectors: int
+    is_ragged: bool
+
+    @classmethod
+    def of(cls, extents: Sequence[int], steps: int, lanes: int) -> _Tile:
+        """One vector for a short reduction, and where rows end within a vector; of a long one
+        several, since each addition waits for the one before."""
+        is_ragged = extents[-1] % lanes > 0
+        if is_ragged or steps < _LONG:
+            return cls(1, 1, is_ragged)
+        columns = extents[-1] // lanes
+        rows = next(r for r in (2, 1) if (len(extents) > 1 and extents[-2] % r == 0) or r == 1)
+        return cls(rows, next(v for v in (4, 2, 1) if columns % v == 0), False)
+
+
+def _steps(sch: Schedule, reduction: SBlockRV) -> list[int]:
+    """The extents of a reduction's own axes."""
+    vars_ = sch.get(reduction).iter_vars
+    return [int(v.dom.extent) for v in vars_ if v.iter_type == IterVar.CommReduce]
+
+
+def _unroll_short(sch: Schedule, steps: Sequence[LoopRV]) -> None:
     if prod(_extent(sch, step) for step in steps) <= _UNROLLED:
         for step in steps:
             sch.unroll(step)
-    _share_out(sch, outer, prod(_extent(sch, o) for o in (*loops[:-1], *steps)) * target.lanes)
-    if lane is not None:
-        sch.reorder(*steps, spatial[-1])
-        sch.vectorize(spatial[-1])
-        sch.vectorize(lane)
-        init = sch.decompose_reduction(reduction, steps[0])
-        sch.vectorize(sch.get_loops(init)[-1])
 
 
 def _share_out_results(sch: Schedule, block: SBlockRV) -> None:
