@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "tune": "convtvm.tuning.tuner",
-    "compile": "convtvm.library.build",
+    "compile": "convtvm.library.remembered",
     "load": "convtvm.dispatch",
     "load_model": "convtvm.dispatch",
     "Model": "convtvm.dispatch",

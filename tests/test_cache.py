@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import convtvm
 from convtvm.cli import main
 from convtvm.dispatch import KernelLibrary
 from convtvm.library import build, cache
@@ -46,6 +47,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
+def remembered(*workloads: ConvWorkload, **options: object) -> KernelLibrary:
+    settings = {"threads": 1, "logs": [], "algorithms": ["direct"], **options}
+    return convtvm.compile(list(workloads), **settings)
+
+
 def compiled(*workloads: ConvWorkload) -> KernelLibrary:
     return compile(workloads, threads=1, logs=[], algorithms=["direct"])
 
@@ -65,7 +71,7 @@ def test_a_second_compile_builds_nothing(folder: Path, calls: list[list[str]]) -
     assert [len(symbols) for symbols in calls] == [2] and len(entries(folder)) == 2
     again = compiled(W)
     assert len(calls) == 1  # the helper was not even started
-    assert again._content == first._content
+    assert again.content == first.content
     check(again)
     both = compiled(OTHER, W)  # in another place of another library
     assert len(calls) == 2 and not set(calls[0]) & set(calls[1])
@@ -87,6 +93,36 @@ def test_a_damaged_entry_is_none(folder: Path, calls: list[list[str]], damage: s
             path.write_bytes(bytes(cut))
     check(compiled(W))
     assert len(calls) == 2
+
+
+def test_a_whole_library_is_remembered(
+    folder: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_text("torn\n")
+    first = remembered(W, logs=[log])
+    monkeypatch.setattr(build, "compile", None)  # not called again
+    again = remembered(W, logs=iter([log]))
+    assert again.content == first.content and again.problems == first.problems != []
+    check(again)
+    with pytest.raises(TypeError):  # whatever it depends on has changed: None is called
+        remembered(OTHER, logs=[log])
+    for options in ({"keep": "all"}, {"threads": 2}, {"layout": "NHWC"}, {"epilogues": ["clip"]}):
+        with pytest.raises(TypeError):
+            remembered(W, logs=[log], **options)
+    log.write_text("torn otherwise\n")
+    with pytest.raises(TypeError):
+        remembered(W, logs=[log])
+
+
+def test_a_remembered_library_needs_no_compiler(folder: Path) -> None:
+    remembered(W)
+    code = (
+        "import convtvm, sys; from convtvm import ConvWorkload;"
+        f"lib = convtvm.compile([ConvWorkload.parse({W.key!r})], threads=1, logs=[],"
+        "algorithms=['direct']); lib.open(); assert 'tvm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_makes_other_code_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:

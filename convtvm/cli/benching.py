@@ -69,7 +69,7 @@ def bench(
     chosen = select_peers([name for name in peers.split(",") if name])
     workloads = read_workloads(source, batch)
     from convtvm.compare.bench import bench as run_bench
-    from convtvm.library.build import compile as build_library
+    from convtvm.library.remembered import compile as build_library
     from convtvm.machine.targets import resolve
     from convtvm.measure.peak import measure_peak
 

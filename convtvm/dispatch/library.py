@@ -73,6 +73,11 @@ class KernelLibrary:
             found = [k for k in manifest.kernels if k.workload == key]
             self._kernels[ConvWorkload.parse(f'{key}n"{name}"' if name else key)] = found
 
+    @property
+    def content(self) -> bytes:
+        """The library file."""
+        return self._content
+
     def open(self) -> None:
         """Load the code. Raises LibraryError if this machine cannot run it."""
         self._image  # noqa: B018

@@ -90,6 +90,12 @@ def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
         raise LibraryError(f"cannot read library {path}: {error.strerror}") from None
     except (TypeError, ValueError) as error:  # no path; a path with a zero byte
         raise LibraryError(f"library is {path!r}, expected the path of a file: {error}") from None
+    return parse(content, path)
+
+
+def parse(content: bytes, path: str | Path) -> tuple[bytes, list[Manifest]]:
+    """The content of a library's file and its manifests; `path` names it in errors. Raises
+    LibraryError."""
     found = container.trailer(content, container.LIBRARY, path)
     body = memoryview(content)[: found.start + len(found.text)]
     if hashlib.sha256(body).digest() != found.digest:

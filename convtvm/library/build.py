@@ -34,22 +34,7 @@ def compile(
     algorithms: str | Iterable[str] | None = None,
     epilogues: str | Iterable[str] = (),
 ) -> KernelLibrary:
-    """Compile every workload by its best recorded decisions, else by the default ones.
-
-    `workloads` are one or several, each a ConvWorkload, or text or a path as a SOURCE of the
-    command line. `target` is one or, for CPUs of one kind of machine, several such as
-    `avx2,avx512`: the library then has kernels of each, and the CPU decides when it is loaded.
-    `logs` are files of records;
-    without any, those that came with convtvm are used, and with an empty list none. `keep` says
-    which candidates go in: `best` (the fastest), `pareto` (those that some limit on workspace or
-    error could make the choice) or `all`. `epilogues` are compiled for every kernel besides the
-    plain one: `clip` (ReLU and other bounds), `add` (a residual, then bounds).
-
-    A task without records takes the decisions of the nearest one that has: of the same workload on
-    a target with as wide vectors and as many registers, or else of a similar workload; its time is
-    then a prediction. Raises LogError if the logs hold records for foreign targets only, BuildError
-    if a kernel does not compile.
-    """
+    """As `convtvm.compile`, which remembers what this makes."""
     workloads, algorithms = as_workloads(workloads), as_names(algorithms, "algorithms")
     epilogues = as_names(epilogues, "epilogues") or []
     if keep not in KEEP:

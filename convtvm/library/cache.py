@@ -30,7 +30,16 @@ _OFF = ("", "0", "off", "none")
 _LIMIT = 1 << 30  # bytes
 _KEPT = 0.8  # of the limit, once it is exceeded: not every sweep after that finds it so again
 _SUFFIX = ".entry"
-_CODE = ("convtvm/problem", "convtvm/machine", "convtvm/compute", "convtvm/kernels", "schedules")
+_CODE = (
+    "convtvm/problem",
+    "convtvm/machine",
+    "convtvm/dispatch",
+    "convtvm/compute",
+    "convtvm/kernels",
+    "convtvm/logs",
+    "convtvm/library",
+    "schedules",
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def key_of(**facts: Any) -> str:
 
 @cache
 def _code() -> str:
-    """A digest of all that turns a task into machine code: our sources, TVM's version."""
+    """A digest of all that turns records into libraries: our sources, TVM's version."""
     digest = hashlib.sha256(metadata.version("apache-tvm").encode())
     home = Path(__file__).parents[2]
     schedules = importlib.util.find_spec("schedules")

@@ -128,7 +128,7 @@ class Kernels:
 
     def _compile(self, needs: Sequence[Need]) -> None:
         """One library for needs of one device and layout."""
-        from convtvm.library.build import compile  # imports TVM
+        from convtvm.library.remembered import compile
 
         workloads = list(dict.fromkeys(w for need in needs for w in need.workloads))
         epilogues = {need.epilogue for need in needs} | {"none"}

@@ -1,0 +1,114 @@
+"""`convtvm.compile`: the library that the same call made before, in any process, or a new one.
+
+Imports no compiler: a library that is remembered is there in the time that it takes to read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convtvm.dispatch import KernelLibrary, manifest
+from convtvm.errors import LibraryError
+from convtvm.library.cache import key_of, open_cache
+from convtvm.machine.cpu import device_name, host_features, physical_cores
+from convtvm.problem.sources import Workloads, as_names, as_workloads
+from convtvm.problem.workload import ConvWorkload
+
+if TYPE_CHECKING:
+    from convtvm.machine.targets import CompileTarget
+
+_LENGTH = 8  # bytes of the number that says how long the text of problems is
+
+
+def compile(
+    workloads: Workloads,
+    target: str | CompileTarget | Sequence[str | CompileTarget] = "native",
+    threads: int | None = None,
+    logs: str | Path | Iterable[str | Path] | None = None,
+    layout: str = "NCHW",
+    keep: str = "pareto",
+    algorithms: str | Iterable[str] | None = None,
+    epilogues: str | Iterable[str] = (),
+) -> KernelLibrary:
+    """Compile every workload by its best recorded decisions, else by the default ones.
+
+    `workloads` are one or several, each a ConvWorkload, or text or a path as a SOURCE of the
+    command line. `target` is one or, for CPUs of one kind of machine, several such as
+    `avx2,avx512`: the library then has kernels of each, and the CPU decides when it is loaded.
+    `logs` are files of records; without any, those that came with convtvm are used, and with an
+    empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that
+    some limit on workspace or error could make the choice) or `all`. `epilogues` are compiled for
+    every kernel besides the plain one: `clip` (ReLU and other bounds), `add` (a residual, then
+    bounds).
+
+    A task without records takes the decisions of the nearest one that has: of the same workload on
+    a target with as wide vectors and as many registers, or else of a similar workload; its time is
+    then a prediction. What was compiled before comes from the cache (`convtvm info` shows it).
+    Raises LogError if the logs hold records for foreign targets only, BuildError if a kernel does
+    not compile.
+    """
+    chosen = as_workloads(workloads)
+    paths = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str) else logs
+    options: dict[str, Any] = {
+        "layout": layout,
+        "keep": keep,
+        "algorithms": as_names(algorithms, "algorithms"),
+        "epilogues": as_names(epilogues, "epilogues") or [],
+    }
+    cache = open_cache()
+    key = _key(chosen, target, threads, paths, options) if cache.folder else None
+    found = _read(cache.get(key)) if key else None
+    if found is not None:
+        return found
+    from convtvm.library import build  # imports TVM
+
+    made = build.compile(chosen, target, threads, paths, **options)
+    if key:
+        problems = json.dumps(made.problems).encode()
+        cache.put(key, len(problems).to_bytes(_LENGTH, "little") + problems + made.content)
+        cache.sweep()
+    return made
+
+
+def _read(entry: bytes | None) -> KernelLibrary | None:
+    """The library of an entry; None without one, or if its form is of another version."""
+    if entry is None:
+        return None
+    start = _LENGTH + int.from_bytes(entry[:_LENGTH], "little")
+    try:
+        library = KernelLibrary(*manifest.parse(entry[start:], "the cached library"))
+        library.problems = json.loads(entry[_LENGTH:start])
+    except (LibraryError, ValueError):
+        return None
+    return library
+
+
+def _key(
+    workloads: Sequence[ConvWorkload], target: Any, threads: Any, logs: Any, options: dict[str, Any]
+) -> str | None:
+    """What the library depends on; None for what is not remembered: a GPU's library, of which the
+    parts are, and whatever `build.compile` may have to refuse."""
+    if not isinstance(target, str) or target.strip().startswith(("cuda", "{")):
+        return None
+    paths = _shipped() if logs is None else [logs] if isinstance(logs, (str, Path)) else logs
+    try:
+        read = [(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in paths]
+    except (OSError, TypeError, ValueError):
+        return None
+    return key_of(
+        workloads=[(w.key, w.name) for w in workloads],
+        target=target,
+        host=(device_name(), sorted(host_features().items())),
+        threads=threads or physical_cores(),
+        logs=read if logs is not None else [digest for _, digest in read],
+        options=options,
+    )
+
+
+def _shipped() -> list[Path]:
+    return sorted(Path(str(resources.files("tuning_logs"))).rglob("*.jsonl"))
