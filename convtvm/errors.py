@@ -5,8 +5,10 @@ A message is one line: what was found, what was expected, and what to do about i
 
 from __future__ import annotations
 
+import errno
 import math
 import numbers
+import os
 from typing import Any
 
 
@@ -90,3 +92,32 @@ def check_number(
     expected = "a whole number" if whole else "a number"
     more = "" if math.isinf(least) else f" of {least:g} or more"
     raise kind(f"{name} is {value!r}, expected {expected}{more}")
+
+
+# What the system says when it is at fault, whoever asked.
+_LACKS = (
+    "failed to map segment",
+    "cannot open shared object file",
+    "the build helper died",
+    *map(
+        os.strerror,
+        (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.ENOMEM,
+            errno.EAGAIN,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.EROFS,
+            errno.EIO,
+        ),
+    ),
+)
+
+
+def blames_environment(message: str) -> bool:
+    """Whether the text of an error says that the machine lacked something: room, memory, files.
+
+    Not what a program asked for in vain under a limit of its own.
+    """
+    return message.startswith("killed by SIGKILL") or any(text in message for text in _LACKS)

@@ -74,6 +74,6 @@ def stub_measuring(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
         interrupt_after = math.inf
 
     monkeypatch.setattr(search, "Workbench", Bench)
-    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda farm: contextlib.nullcontext())
+    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr("convtvm.tuning.tuner.build_ahead", lambda benches, zygote: None)
     return Bench

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import sys
 import time
@@ -95,6 +97,11 @@ def _hang_deaf() -> None:
     time.sleep(1000)
 
 
+def _open_too_many() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    os.open(os.devnull, os.O_RDONLY)
+
+
 def _leave_a_child() -> None:
     if os.fork() == 0:
         time.sleep(1000)
@@ -113,6 +120,11 @@ DEEDS: dict[str, Callable[[], object]] = {
     "interrupt": lambda: _throw(KeyboardInterrupt()),
     "print": _print_garbage,
     "memory": _use_all_memory,
+    "too many files": _open_too_many,
+    "no room": lambda: _throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.o")),
+    "quota": lambda: _throw(RuntimeError(f"cannot write: {os.strerror(errno.EDQUOT)}")),
+    "noexec": lambda: _throw(RuntimeError("x.so: failed to map segment from shared object")),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "recurse": _recurse,
     "close all files": lambda: os.closerange(0, 256),
     "leave a child": _leave_a_child,

@@ -11,6 +11,7 @@ import pytest
 
 from convtvm.cli.events import Events
 from convtvm.errors import LogError
+from convtvm.logs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = "mb1ic8ih6oc8oh6kh3ph1"
@@ -61,6 +62,57 @@ def test_nothing_is_imported_from_the_current_folder(trap: Path, args: list[str]
     caught = trap / "caught"
     assert not caught.exists(), caught.read_text(encoding="utf8")
     assert done.returncode == 0, done.stderr
+
+
+# ---- memory file systems -------------------------------------------------------------------------
+
+DOCKER = "mount -t tmpfs -o nosuid,nodev,noexec,size=64m shm /dev/shm"
+SMALL = "mount -t tmpfs -o size=1m shm /dev/shm"
+
+
+def may_mount() -> bool:
+    """Whether this user may have a namespace with mounts of its own."""
+    try:
+        return subprocess.run(["unshare", "-rm", "sh", "-c", DOCKER], timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not may_mount(), reason="unshare -rm is not permitted here")
+
+
+def mounted(mounts: str, *command: str, cwd: Path, **env: str) -> Done:
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command],
+        cwd=cwd,
+        env={**ENV, "CONVTVM_CACHE": "off", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@needs_mounts
+@pytest.mark.parametrize("mounts", [DOCKER, SMALL], ids=["noexec", "1 MiB"])
+def test_where_shared_memory_is_not_fit(tmp_path: Path, mounts: str) -> None:
+    """As in a container: commands end well, and what they record are times."""
+    for args in ([*TUNE, "--log", "x.jsonl"], COMPILE, ["run", "x.so", "--check"]):
+        done = mounted(mounts, *CONVTVM, *args, cwd=tmp_path)
+        assert done.returncode == 0, done
+    found, problems = records.load([tmp_path / "x.jsonl"])
+    assert found and not problems and all(r.run_secs for r in found)
+
+
+@needs_mounts
+def test_where_no_place_is_fit() -> None:
+    """One line that says what is wrong with each; /tmp is hidden, so nothing of it is needed."""
+    noexec = "mount -t tmpfs -o noexec a"
+    mounts = f"{noexec} /tmp && {noexec} /var/tmp && mount -t tmpfs -o size=1m b /dev/shm"
+    env = {"TMPDIR": "/tmp", "XDG_CACHE_HOME": "/var/tmp"}
+    done = mounted(mounts, *CONVTVM, *TUNE, "--log", "/tmp/x.jsonl", cwd=Path("/"), **env)
+    said = one_line(done)
+    for part in ("/dev/shm: 1 MiB of room", "/tmp: no code can run there", "set TMPDIR"):
+        assert part in said, said
 
 
 # ---- standard output -----------------------------------------------------------------------------

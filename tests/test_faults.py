@@ -17,12 +17,14 @@ from faulty import CANDIDATES, Faulty
 from support import Planted
 from test_zygote import PATH, children, eventually
 
+from convtvm.errors import EnvironmentProblem
 from convtvm.kernels.task import Task
 from convtvm.logs import records
 from convtvm.logs.records import LogWriter, TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.measure import client
 from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import ENVIRONMENT, Limits, Outcome
 from convtvm.measure.workbench import Workbench
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import tuner
@@ -133,6 +135,41 @@ def test_a_whole_run_of_faults_ends_well(
     assert progress.best and progress.best.confirmed and progress.best.run_secs
     again = tuner.tune([task.workload], task.target, log=log)
     assert (again.measured, again.reused) == (0, len(CANDIDATES))
+
+
+def troubled(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the machine have no room during so many builds."""
+    left, call = [calls], Zygote.call
+
+    def planted(zygote: Zygote, kind: str, jobs: list[object], limits: Limits) -> object:
+        if kind == "build" and jobs and left[0] > 0:
+            left[0] -= 1
+            full = Outcome(None, ENVIRONMENT, "ld: final link failed: No space left on device")
+            return ((index, full) for index in range(len(jobs)))
+        return call(zygote, kind, jobs, limits)
+
+    monkeypatch.setattr(Zygote, "call", planted)
+
+
+def test_what_the_machine_lacks_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, and no trial says that a candidate has failed."""
+    troubled(monkeypatch, 2)
+    log = tmp_path / "x.jsonl"
+    summary = tuner.tune([TASK.workload], TASK.target, None, ["direct"], 4, log=log, confirm=False)
+    assert set(summary.failures) == {ENVIRONMENT} and summary.measured == 4
+    found, _ = records.load([log])
+    assert len(found) == 4 and all(r.run_secs for r in found)
+    assert found[0].decisions == TASK.space.default
+
+
+def test_what_the_machine_lacks_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    troubled(monkeypatch, 1000)
+    log = tmp_path / "x.jsonl"
+    with pytest.raises(EnvironmentProblem, match="No space left on device; what was measured bef"):
+        tuner.tune([TASK.workload], TASK.target, None, ["direct"], 4, log=log)
+    assert records.load([log]) == ([], [])
 
 
 # ---- logs ----------------------------------------------------------------------------------------

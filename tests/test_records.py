@@ -474,6 +474,34 @@ FOREIGN = {
 }
 
 
+SPOILT = [
+    "RuntimeError: /dev/shm/convtvm-x/3.so: failed to map segment from shared object",
+    "BuildError: ld failed: ld: final link failed: No space left on device",
+    "killed by SIGABRT: LLVM ERROR: IO failure on output stream: No space left on device",
+    "OSError: [Errno 122] Disk quota exceeded: 'x.o'",
+    "OSError: [Errno 24] Too many open files",
+    "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+    "the build helper died",
+    "killed by SIGKILL",
+]
+TRUE = [
+    "killed by SIGSEGV",
+    "MemoryError: no message",
+    "no library after 30 s",
+    "3 sessions with devices were lost: killed by SIGKILL",
+    "relative error 1.0e+00, at most 1e-05 is accepted",
+]
+
+
+def test_usable_leaves_out_failures_of_the_environment() -> None:
+    """A log that older versions wrote in a container does not count them."""
+    made = [
+        record(None, error={"kind": "crash", "message": text}, time=text)
+        for text in [*SPOILT, *TRUE]
+    ]
+    assert [r.time for r in records.usable(made, task())] == TRUE
+
+
 @pytest.mark.parametrize("made", FOREIGN.values(), ids=FOREIGN.keys())
 def test_usable_leaves_out_what_is_foreign(made: TuningRecord) -> None:
     own = [record(1.0), record(None), record(2.0, device="another CPU", versions={})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,12 @@ import pytest
 from support import Planted
 from tvm.s_tir.meta_schedule.runner import RunnerInput
 
-from convtvm.errors import BuildError
+from convtvm.errors import BuildError, EnvironmentProblem
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
-from convtvm.measure import client
+from convtvm.measure import client, places
 from convtvm.measure.client import Zygote
-from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
+from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.workbench import Workbench, write_problem
 from convtvm.problem.workload import ConvWorkload
 
@@ -348,7 +349,7 @@ def test_killed_zygote_is_replaced(own: Zygote) -> None:
     index, outcome = next(answers)
     assert (index, outcome.kind) == (0, "")
     os.kill(first, signal.SIGKILL)
-    died = Outcome(None, "crash", "the build helper died")
+    died = Outcome(None, ENVIRONMENT, "the build helper died")
     assert list(answers) == [(1, died), (2, died)]
     assert own._process.pid != first and kept.exists()
     assert [o.kind for o in build(own, "nothing")] == [""]
@@ -358,9 +359,61 @@ def test_zygote_killed_between_calls(own: Zygote) -> None:
     os.kill(own._process.pid, signal.SIGKILL)
     own._process.wait()
     (outcome,) = build(own, "nothing")
-    assert outcome.kind == "crash"
+    assert outcome.kind == ENVIRONMENT
     (outcome,) = build(own, "nothing")
     assert outcome.kind == ""
+
+
+LACKS = ["too many files", "no room", "quota", "noexec", "killed"]
+
+
+def test_what_the_machine_lacks_is_no_failure_of_the_candidate(own: Zygote) -> None:
+    assert [o.kind for o in build(own, *LACKS)] == [ENVIRONMENT] * len(LACKS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_no_failure_of_the_candidate(own: Zygote, tmp_path: Path) -> None:
+    (tmp_path / "x.o").symlink_to("/dev/full")
+    job = BuildJob(TASK, TASK.space.default, str(tmp_path / "x.o"))
+    ((_, outcome),) = own.call("build", [job], Limits())
+    assert outcome.kind == ENVIRONMENT and "No space left on device" in outcome.message
+
+
+def test_memory_that_a_limit_from_outside_denies(own: Zygote) -> None:
+    """The helper's own limit is the candidate's business."""
+    assert [o.kind for o in build(own, "memory")] == ["instantiate"]
+    assert own._process is not None
+    used = psutil.Process(own._process.pid).memory_info().vms
+    resource.prlimit(own._process.pid, resource.RLIMIT_AS, (used + (2 << 30),) * 2)
+    assert [o.kind for o in build(own, "memory", "nothing")] == [ENVIRONMENT, ""]
+
+
+def test_processes_that_cannot_be_had(own: Zygote) -> None:
+    assert own._process is not None
+    resource.prlimit(own._process.pid, resource.RLIMIT_NOFILE, (8, 8))
+    outcomes = build(own, *["nothing"] * 4)
+    assert {o.kind for o in outcomes} <= {ENVIRONMENT, ""} and outcomes[-1].kind == ENVIRONMENT
+    assert "Too many open files" in outcomes[-1].message
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that is fit; what is wrong with each where none is."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    monkeypatch.setattr(places, "_places", lambda: [tmp_path / "no", first, second])
+    found = places.workplace()
+    assert found.parent == first and list(found.iterdir()) == []
+    found.rmdir()
+    objections = {first: "no code can run there (noexec)", second: ""}
+    monkeypatch.setattr(places, "_objection", lambda folder, _: objections[folder.parent])
+    assert places.workplace().parent == second
+    objections[second] = "1 MiB of room, 32 needed"
+    with pytest.raises(EnvironmentProblem) as caught:
+        places.workplace()
+    for text in ("no: No such file", "first: no code can run there", "second: 1 MiB", "TMPDIR"):
+        assert text in str(caught.value)
+    assert list(first.iterdir()) == []
 
 
 def test_ctrl_c_is_the_parents_to_handle(own: Zygote) -> None:
@@ -370,7 +423,7 @@ def test_ctrl_c_is_the_parents_to_handle(own: Zygote) -> None:
 
 def test_helper_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    monkeypatch.setattr(client.tempfile, "mkdtemp", lambda **_: str(tmp_path / "folder"))
+    monkeypatch.setattr(client.places, "workplace", lambda _: tmp_path / "folder")
     (tmp_path / "folder").mkdir()
     with pytest.raises(BuildError, match="the build helper did not start"):
         Zygote()

@@ -20,7 +20,7 @@ from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
 from convtvm.cli.running import run
 from convtvm.cli.tuning import tune
-from convtvm.errors import ConvtvmError
+from convtvm.errors import ConvtvmError, blames_environment
 
 MISUSE = 2
 INTERRUPTED = 130
@@ -83,6 +83,10 @@ def _run(args: Sequence[str] | None) -> int:
         return _refuse(f"{message} (see `{help_of} --help`)")
     except ConvtvmError as error:
         return _refuse(str(error))
+    except OSError as error:
+        if not blames_environment(str(error)):
+            raise
+        return _refuse(": ".join(filter(None, (str(error.filename or ""), error.strerror))))
     except MemoryError as error:
         return _refuse(f"not enough memory: {error}".rstrip(": "))
     except ModuleNotFoundError as error:

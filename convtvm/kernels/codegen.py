@@ -5,6 +5,7 @@ Tuning and export use the same pipeline, so what was measured is what is shipped
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
-from convtvm.errors import BuildError
+from convtvm.errors import BuildError, blames_environment
 from convtvm.kernels.algorithms import STACK_BYTES
 from convtvm.kernels.cuda import device_code
 from convtvm.kernels.lowering import lower
@@ -125,10 +126,12 @@ def link_objects(objects: Sequence[str | Path], path: str | Path, target: Compil
         device_code.write_object(contents, objects[-1], target.host)
     program = linker(target.spec.get("mtriple", ""))
     command = [program, "-shared", "-o", str(path), *map(str, objects)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    english = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=english)
     if done.returncode:
-        first = (done.stderr or done.stdout).strip().splitlines()[:1]
-        raise BuildError(f"{program} failed: {first[0] if first else 'no message'}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        first = next(filter(blames_environment, said), said[0] if said else "no message")
+        raise BuildError(f"{program} failed: {first}")
 
 
 def merge(functions: Mapping[str, tirx.PrimFunc]) -> tvm.IRModule:

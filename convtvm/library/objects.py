@@ -21,7 +21,7 @@ from convtvm.library.cache import Cache, key_of, open_cache
 from convtvm.machine.cpu import physical_cores
 from convtvm.machine.targets import CompileTarget
 from convtvm.measure.client import BUILD_SECONDS, Zygote
-from convtvm.measure.jobs import BuildJob, FunctionJob, Limits
+from convtvm.measure.jobs import ENVIRONMENT, BuildJob, FunctionJob, Limits
 
 Job = BuildJob | FunctionJob
 _HEAD = struct.Struct("<qq")  # workspace in bytes, length of the object file
@@ -58,7 +58,8 @@ def compile_objects(
 ) -> dict[str, int]:
     """Make the object file of every job; workspace bytes by symbol.
 
-    `compiled` is called for each that is ready. Raises BuildError for the first failure.
+    `compiled` is called for each that is ready. Raises BuildError for the first failure,
+    EnvironmentProblem where the machine lacks something.
     """
     cache = open_cache()
     workspaces: dict[str, int] = {}
@@ -86,6 +87,10 @@ def _built(zygote: Zygote, missing: Sequence[tuple[Job, str]]) -> Iterator[tuple
     limits = Limits(workers=physical_cores(), timeout=4 * BUILD_SECONDS)
     for index, outcome in zygote.call("build", [job for job, _ in missing], limits):
         job, key = missing[index]
+        if outcome.kind == ENVIRONMENT:
+            raise EnvironmentProblem(
+                f"kernels cannot be built in {zygote.folder}: {outcome.message}"
+            )
         if outcome.kind:
             raise BuildError(f"{_about(job)} does not compile: {outcome.message}")
         yield job, key, outcome.value

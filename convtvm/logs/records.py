@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convtvm import errors
 from convtvm.errors import LogError
 from convtvm.logs.lines import check_appendable, numbered_lines
 
@@ -65,6 +66,12 @@ class TuningRecord:
         """What records have in common whose candidates compete: all of the task but the
         algorithm."""
         return (self.workload, self.target, self.threads, self.layout)
+
+    @property
+    def blames_environment(self) -> bool:
+        """Whether it is a failure that says nothing about the candidate, as older versions wrote
+        them: no room, no right to run code there."""
+        return errors.blames_environment(str(self.error.get("message", "")))
 
     @property
     def seconds(self) -> float:
@@ -285,10 +292,10 @@ class LogWriter:
 
 
 def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
-    """Records of `task` made by today's version of its template, with decisions it still
-    accepts."""
+    """Records of `task` made by today's version of its template, with decisions it still accepts,
+    but none that only says what the machine lacked."""
     found = [r for r in records if r.task_key == task.key and r.template == task.template_version]
-    return [r for r in found if task.space.contains(r.decisions)]
+    return [r for r in found if task.space.contains(r.decisions) and not r.blames_environment]
 
 
 def judged(records: Iterable[TuningRecord]) -> list[TuningRecord]:

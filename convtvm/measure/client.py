@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,8 @@ from typing import IO, Any, BinaryIO, cast
 from convtvm.errors import BuildError, EnvironmentProblem
 from convtvm.machine import interpreter
 from convtvm.machine.cpu import physical_cores
-from convtvm.measure.jobs import STOPPED, Limits, Outcome, receive, send
+from convtvm.measure import places
+from convtvm.measure.jobs import ENVIRONMENT, STOPPED, Limits, Outcome, receive, send
 from convtvm.measure.remote import Farm
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
@@ -33,14 +33,18 @@ class Zygote:
 
     What is not finished at `deadline`, a time of the monotonic clock, is given up. Candidates run
     on the devices of `farm`, here without one. Unless it starts `at_once`, which takes a second or
-    two, it does so when it is first called.
+    two, it does so when it is first called. Its folder has `room` bytes. Raises EnvironmentProblem.
     """
 
     def __init__(
-        self, deadline: float = math.inf, farm: Farm | None = None, at_once: bool = True
+        self,
+        deadline: float = math.inf,
+        farm: Farm | None = None,
+        at_once: bool = True,
+        room: int = places.ROOM,
     ) -> None:
         self.deadline, self.farm = deadline, farm
-        self.folder = Path(tempfile.mkdtemp(prefix="convtvm-", dir=shared_memory()))
+        self.folder = places.workplace(room)
         self._count = 0
         self._closed = self._stale = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +81,7 @@ class Zygote:
         if not jobs:
             return
         missing = set(range(len(jobs)))
-        lost = Outcome(None, "crash", "the build helper died")
+        lost = Outcome(None, ENVIRONMENT, "the build helper died")
         if self._process is None:
             self._start()
         elif self._is_needed():
@@ -169,12 +173,6 @@ class Zygote:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def shared_memory() -> Path | None:
-    """A folder that lives in memory, if this machine has one."""
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) else None
 
 
 def _pipe(stream: IO[bytes] | None) -> BinaryIO:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from convtvm.errors import blames_environment
+
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from convtvm.machine.targets import CompileTarget
 
 LENGTH = struct.Struct("<q")
+ENVIRONMENT = "environment"  # the kind of a failure that says nothing about the candidate
 STOPPED = "stopped"  # the kind of a job that was given up because its time was over
 
 
@@ -109,7 +112,12 @@ def failure(kind: str, error: BaseException) -> Outcome:
     """The outcome of an exception: its class and the first line of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else "no message"
-    return Outcome(kind=kind, message=f"{type(error).__name__}: {first}"[:400])
+    return failed(kind, f"{type(error).__name__}: {first}"[:400])
+
+
+def failed(kind: str, message: str) -> Outcome:
+    """The outcome of a failure; its kind is ENVIRONMENT if the message blames that."""
+    return Outcome(kind=ENVIRONMENT if blames_environment(message) else kind, message=message)
 
 
 def wrong_answer(error: float, tolerance: float) -> Outcome:

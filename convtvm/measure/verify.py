@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,8 @@ from convtvm.kernels import codegen, lowering
 from convtvm.kernels.lowering import borders, loops, pipeline, prefetch, transpose
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import CompileTarget
-from convtvm.measure.client import Zygote, shared_memory
+from convtvm.measure import places
+from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import Limits
 from convtvm.problem.reference import Array, conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
@@ -179,11 +180,19 @@ class _Packed:
 _packed = _Packed()
 
 
+@cache
+def _place() -> Path:
+    """The folder for folders of this process."""
+    folder = places.workplace()
+    folder.rmdir()
+    return folder.parent
+
+
 def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
     """The function as a library has it: compiled, linked, loaded."""
     chosen = Target({**target.options, "num-cores": 1, "opt-level": opt_level})
     lowered = lowering.lower(codegen.merge({"main": func}), chosen)
-    with TemporaryDirectory(dir=shared_memory()) as folder:
+    with TemporaryDirectory(dir=_place()) as folder:
         path = Path(folder, "kernel.so")
         codegen.write_object(codegen.compile_lowered(lowered, chosen), f"{folder}/kernel.o")
         codegen.link_objects([f"{folder}/kernel.o"], path, target)

@@ -4,8 +4,9 @@ on."""
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
+from convtvm.errors import EnvironmentProblem
 from convtvm.kernels.task import Scratch, Task, decisions_of
 from convtvm.measure.client import Zygote, build_limits, run_limits
-from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
+from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, RunJob
 from convtvm.problem.reference import conv2d_reference, random_inputs
 from convtvm.problem.workload import ConvWorkload
 
@@ -58,9 +60,24 @@ def write_problem(
         reference = conv2d_reference(workload, data, weight, bias, layout)
         folder.mkdir()
         arrays = {"data": data, "weight": weight, "bias": bias, "reference": reference}
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
+        try:
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array)
+        except OSError as error:
+            shutil.rmtree(folder)
+            reason = error.strerror or str(error)  # NumPy's says only how much was written
+            raise EnvironmentProblem(
+                f"cannot write the arrays of {workload} to {zygote.folder}: {reason}; set TMPDIR "
+                "to a folder with more room"
+            ) from None
     return folder
+
+
+def problem_bytes(workloads: Iterable[ConvWorkload]) -> int:
+    """Bytes of the folders that `write_problem` makes of these; the reference is float64."""
+    return sum(
+        w.data_bytes + w.weight_bytes + w.out_bytes * 8 // w.element_bytes for w in workloads
+    )
 
 
 @derived_object
@@ -77,7 +94,9 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
 
     def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob]:
         """What is left to build for candidates with these decisions; the packing function once."""
-        jobs = [] if self.pack in self.outcomes else [BuildJob(self.task, None, self.pack)]
+        packed = self.outcomes.get(self.pack)
+        again = packed is None or packed.kind == ENVIRONMENT
+        jobs = [BuildJob(self.task, None, self.pack)] if again else []
         for decisions in many:
             path = str(self.zygote.fresh_path(".so"))
             if self._ready.setdefault(_frozen(decisions), path) == path:

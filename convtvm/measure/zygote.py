@@ -25,6 +25,7 @@ from typing import Any
 
 from convtvm.machine import nvidia
 from convtvm.measure.jobs import (
+    ENVIRONMENT,
     LENGTH,
     STOPPED,
     BuildJob,
@@ -32,6 +33,7 @@ from convtvm.measure.jobs import (
     Limits,
     Outcome,
     RunJob,
+    failed,
     failure,
     receive,
     send,
@@ -69,12 +71,40 @@ def serve(folder: str) -> None:
         while True:
             kind, jobs, limits = receive(requests)
             serve_one = _run_fleet if kind == "run" and limits.tracker else _SERVES[kind]
-            for answer in serve_one(jobs, limits):
+            for answer in _each_answered(serve_one(jobs, limits), len(jobs)):
                 send(answers, answer)
     except (EOFError, BrokenPipeError):
         pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _each_answered(
+    outcomes: Iterator[tuple[int, Outcome]], count: int
+) -> Iterator[tuple[int, Outcome]]:
+    """The outcomes, and those of jobs for which no child could be had: no process, no pipe."""
+    missing = set(range(count))
+    try:
+        for index, outcome in outcomes:
+            missing.discard(index)
+            yield index, outcome
+    except OSError as error:
+        for index in sorted(missing):
+            yield index, failure(ENVIRONMENT, error)
+
+
+def _excused(outcome: Outcome) -> Outcome:
+    """A failure for want of memory is not the candidate's where the limit is not ours."""
+    if outcome.kind and "MemoryError" in outcome.message and _is_short_of_memory():
+        return Outcome(None, ENVIRONMENT, outcome.message)
+    return outcome
+
+
+def _crash(ending: str) -> Outcome:
+    """The outcome of a child that ended without a result."""
+    if _is_short_of_memory() and ("bad_alloc" in ending or "MemoryError" in ending):
+        return Outcome(None, ENVIRONMENT, ending)
+    return failed("crash", ending)
 
 
 def _leave(folder: str) -> None:
@@ -126,7 +156,7 @@ class _Child:
             end = LENGTH.size + LENGTH.unpack(self.buffer[: LENGTH.size])[0]
             if len(self.buffer) < end:
                 break
-            self.results.append(pickle.loads(self.buffer[LENGTH.size : end]))
+            self.results.append(_excused(pickle.loads(self.buffer[LENGTH.size : end])))
             self.buffer = self.buffer[end:]
             self.deadline = time.monotonic() + self.timeout
         return bool(data)
@@ -218,7 +248,7 @@ def _each_alone(
             if not child.read() or child.results:
                 del running[reader]
                 ending = child.finish(kill=False)
-                yield index, child.results[0] if child.results else Outcome(None, "crash", ending)
+                yield index, child.results[0] if child.results else _crash(ending)
         for reader, (index, child) in list(running.items()):
             if time.monotonic() > child.deadline:
                 del running[reader]
@@ -275,9 +305,19 @@ def _limit(which: int, most: int) -> None:
 
 
 def _limit_memory() -> None:
+    _limit(resource.RLIMIT_AS, _used_memory() + _MEMORY)
+
+
+def _used_memory() -> int:
+    """Bytes of address space."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    _limit(resource.RLIMIT_AS, used + _MEMORY)
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _is_short_of_memory() -> bool:
+    """Whether a limit from outside leaves less than children may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    return hard != resource.RLIM_INFINITY and hard < _used_memory() + _MEMORY
 
 
 def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -298,7 +338,7 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
                 child.finish(kill=True)
                 failure = Outcome(None, "run_timeout", f"no result after {limits.timeout:g} s")
             elif not child.read():
-                failure = Outcome(None, "crash", child.finish(kill=False))
+                failure = _crash(child.finish(kill=False))
             for outcome in child.results:
                 yield done, outcome
                 done += 1

@@ -28,7 +28,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchSt
 from convtvm.kernels.task import Task, annotate_knobs, carrier_module, decisions_of
 from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import Zygote
-from convtvm.measure.jobs import STOPPED
+from convtvm.measure.jobs import ENVIRONMENT, STOPPED
 from convtvm.measure.workbench import Trial, Workbench
 from convtvm.tuning.speed import WARM_UP, KnobCostModel, Outlook, SpeedModel, median_seconds
 from schedules.knobs import Space
@@ -199,6 +199,7 @@ class TaskSearch:
         self._scores: tuple[tuple[int, int], np.ndarray] | None = None  # for what was known then
         self.favourite: Mapping[str, int] | None = None
         self.given_up = ""  # why candidates were not measured
+        self.trouble = ""  # what the machine lacked for some of the last batch
         self.is_exhausted = all(self._point(d) in self.known for d in task.space.points)
 
     def _point(self, decisions: Mapping[str, int]) -> tuple[int, ...]:
@@ -268,6 +269,7 @@ class TaskSearch:
             fitting = [d for d in shared if self._point(d) not in self.known]
             proposed = [candidate(space, d) for d in fitting[:count]] or self._propose(count)
         fresh = {self._decided(c): c for c in proposed if self._decided(c) not in self.known}
+        self.trouble = ""
         yield from self._measure(list(fresh.values()))
 
     def _propose(self, count: int) -> list[MeasureCandidate]:
@@ -295,6 +297,9 @@ class TaskSearch:
         for measured, (result, trial) in zip(fresh, self.bench.measure(fresh), strict=True):
             if trial.kind == STOPPED:
                 self.given_up = trial.message
+                continue
+            if trial.kind == ENVIRONMENT:
+                self.trouble = trial.message
                 continue
             decisions = decisions_of(measured.sch.mod)
             self.known[self._point(decisions)] = trial.seconds

@@ -18,6 +18,7 @@ from convtvm import __version__
 from convtvm.errors import (
     BuildError,
     ConvtvmError,
+    EnvironmentProblem,
     LogError,
     TargetError,
     WorkloadError,
@@ -30,9 +31,10 @@ from convtvm.logs.records import LogWriter, TuningRecord
 from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure import remote
 from convtvm.measure.client import Zygote
-from convtvm.measure.jobs import STOPPED
+from convtvm.measure.jobs import ENVIRONMENT, STOPPED
+from convtvm.measure.places import ROOM
 from convtvm.measure.remote import Farm
-from convtvm.measure.workbench import Trial, build_ahead
+from convtvm.measure.workbench import Trial, build_ahead, problem_bytes
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
@@ -42,6 +44,7 @@ from convtvm.tuning.search import TaskSearch
 from convtvm.tuning.speed import SpeedModel
 from convtvm.tuning.transfer import Neighbours
 
+_PATIENCE = 3  # batches in a row for which the machine may lack something
 _BUILT_AHEAD = 16  # tasks whose first candidates are built together
 _LAST = (4, 0.0, 0.0)  # the rank of what is known to fail
 
@@ -193,7 +196,7 @@ class _Session:
     ) -> None:
         self.farm = farm
         self.summary, self.writer, self.listener = summary, writer, listener
-        self.budget = budget
+        self.budget, self._troubles = budget, 0
         self.device = summary.tasks[0].task.target.device_name() if summary.tasks else ""
         self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
         history = [*old, *records.load(records.shipped_logs())[0]]
@@ -263,7 +266,8 @@ class _Session:
         if idle and not (confirmed and confirm.doubtful(self.summary.tasks)):
             return
         with self._timed("start"):
-            zygote = Zygote(self.budget.deadline, self.farm)
+            room = ROOM + problem_bytes({p.task.workload for p in self.summary.tasks})
+            zygote = Zygote(self.budget.deadline, self.farm, room=room)
         with zygote:
             if self.farm is not None:
                 with self._timed("preflight"):
@@ -332,19 +336,35 @@ class _Session:
             if time.monotonic() >= deadline:
                 break
         progress.seconds += time.monotonic() - started
+        self._note_trouble(search.trouble)
         if progress.best:
             self.neighbours.note(progress.best)
         if search.given_up and time.monotonic() < deadline:
             self.summary.stopped = search.given_up
         return not self.summary.stopped
 
+    def _note_trouble(self, message: str) -> None:
+        """Count batches in a row for which the machine lacked something: what was not measured for
+        that may be tried again. Raises EnvironmentProblem when it does not get better."""
+        self._troubles = self._troubles + 1 if message else 0
+        if message:
+            self.summary.failures[ENVIRONMENT] += 1
+            self.summary.first_failures.setdefault(ENVIRONMENT, message)
+        if self._troubles >= _PATIENCE:
+            raise EnvironmentProblem(
+                f"candidates cannot be built or run on this machine now: {message}; what was "
+                f"measured before is in {self.summary.log}"
+            )
+
     def _confirm(self, zygote: Zygote) -> None:
         """Measure the best again in a library, as far as there is time."""
         try:
             for (progress, record), trial in confirm.confirm(self.summary.tasks, zygote):
-                if trial.kind != STOPPED:
+                if trial.kind == ENVIRONMENT:
+                    self._note_trouble(trial.message)
+                elif trial.kind != STOPPED:
                     self._record(progress, record.decisions, trial, confirmed=True)
-        except BuildError as error:
+        except (BuildError, EnvironmentProblem) as error:
             if time.monotonic() < zygote.deadline:
                 self.summary.failures["confirm"] += 1
                 self.summary.first_failures.setdefault("confirm", str(error))
