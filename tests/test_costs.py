@@ -128,9 +128,23 @@ def test_strided_winograd(m: int, kernel: tuple[int, int], stride: tuple[int, in
     assert_counted(m, kernel, stride)
 
 
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("sizes", [((3, 3), (1, 1), 4), ((3, 1), (1, 1), 6), ((3, 3), (2, 2), 3)])
+def test_dilated_winograd(m: int, sizes: tuple[tuple[int, int], tuple[int, int], int]) -> None:
+    """Phases that differ in size: the larger ones end with a tile, the outputs are those of all."""
+    kernel, stride, dilation = sizes
+    reach = ((k - 1) * dilation + 1 for k in kernel)
+    outputs = (m * dilation + 1 if k > 1 else 4 for k in kernel)
+    extents = [(o - 1) * s + r for o, s, r in zip(outputs, stride, reach, strict=True)]
+    check_counts(m, make(16, 8, *extents, *kernel, stride=stride, dilation=dilation))
+
+
 def assert_counted(m: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
     high, wide = ((2 * m - 1) * s + k for s, k in zip(stride, kernel, strict=True))
-    w = make(16, 8, high, wide, *kernel, n=2, stride=stride)
+    check_counts(m, make(16, 8, high, wide, *kernel, n=2, stride=stride))
+
+
+def check_counts(m: int, w: ConvWorkload) -> None:
     for layout in LAYOUTS:
         task = Task(w, f"winograd:{m}", resolve("avx2", 1), layout)
         count = executed(task, whole_tiles(task))

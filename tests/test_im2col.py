@@ -134,6 +134,7 @@ def test_pointwise_needs_no_columns(w: ConvWorkload, copied: bool) -> None:
 WORKSPACES = {
     "3x3": make(64, 64, 28, kh=3, padding=1),
     "asymmetric padding, batch 2": make(17, 70, 13, 9, 3, padding=(0, 1, 2, 1), n=2),
+    "dilation 2": make(24, 40, 30, 17, 3, dilation=2, padding=2),
     "5x5, batch 3": make(3, 19, 40, kh=5, n=3),
     "pointwise": make(16, 16, 9, n=2),
     "stride 2, groups": make(6, 8, 30, kh=3, stride=2, groups=2, n=2),

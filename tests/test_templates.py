@@ -66,6 +66,14 @@ WINOGRAD = {
     "stride 3 of 5": make(5, 3, 17, 11, 5, 4, stride=(3, 2), padding=(2, 1)),
     "strided rows": make(16, 5, 7, 13, 1, 3, stride=(2, 1), padding=(0, 1)),
     "stem": make(3, 16, 17, kh=7, stride=2, padding=3),
+    "dilation 2": make(16, 17, 13, kh=3, dilation=2, padding=2),
+    "dilations differ, batch 2": make(5, 17, 13, 11, 3, n=2, dilation=(3, 2), padding=(1, 3)),
+    "dilated rows": make(5, 9, 14, 7, 3, dilation=(2, 1), padding=(2, 0, 1, 0)),
+    "dilated 1-D": make(5, 9, 1, 30, 1, 3, dilation=(7, 4), padding=(0, 4)),
+    "dilation as large as the image": make(4, 8, 9, kh=3, dilation=9, padding=9),
+    "dilation 3, stride 2": make(5, 9, 20, kh=3, stride=2, dilation=3, padding=3),
+    "dilation 2, stride 2": make(5, 9, 19, kh=3, stride=2, dilation=2, padding=2),
+    "dilation 6, stride 4": make(5, 9, 40, 19, 5, 3, stride=(4, 1), dilation=(6, 1), padding=2),
 }
 POINTWISE = {
     "one of everything": make(1, 1, 1),
@@ -286,7 +294,12 @@ def test_space_without_valid_points_says_so() -> None:
         (make(8, 8, 9, kh=3, stride=3), "winograd:4", "kernel is 3x3 with stride 3x3"),
         (make(8, 8, 9, kh=3, kw=2, stride=(1, 3)), "winograd:2", "stride is 1x3"),
         (make(8, 8, 9, kh=3, stride=2), "winograd:5", "5 outputs of stride 2x2 take 11 > 9 pixels"),
-        (make(8, 8, 9, kh=3, dilation=(2, 1)), "winograd:2", "dilation is 2x1"),
+        (make(8, 8, 9, stride=3, dilation=2), "winograd:2", "kernel is 1x1"),
+        (
+            make(8, 8, 19, kh=3, stride=6, dilation=4),
+            "winograd:2",
+            "kernel is 3x3 with stride 3x3 of phases",
+        ),
         (make(8, 8, 9, kh=3, groups=2), "winograd:2", "groups is 2"),
         (make(8, 8, 9, kh=7), "winograd:4", "F(4, 7) has tiles of 10 > 8"),
     ],

@@ -210,7 +210,8 @@ class _Finish:
 
     def block(self, block: SBlock) -> SBlock:
         """The block with the epilogue of its one store's value."""
-        store, region = block.body, block.writes[0].region
+        test = block.body if isinstance(block.body, tirx.IfThenElse) else None
+        store, region = test.then_case if test else block.body, block.writes[0].region
         value = store.value.value if isinstance(store.value, tirx.Cast) else store.value
         channel = self._channel(value) if self.vectors else None
         names = {
@@ -222,12 +223,13 @@ class _Finish:
         finished = _Reader(self.epilogue).value(names).astype(str(store.buffer.dtype))
         reads = [tirx.BufferRegion(t, region) for t in self.tensors.values()]
         whole = [tirx.BufferRegion(v, [Range(0, v.ty.shape[0])]) for v in self.vectors.values()]
+        body = tirx.BufferStore(store.buffer, finished, store.indices)
         return SBlock(
             block.iter_vars,
             [*block.reads, *reads, *whole],
             block.writes,
             block.name_hint,
-            tirx.BufferStore(store.buffer, finished, store.indices),
+            tirx.IfThenElse(test.condition, body, None) if test else body,
             block.init,
             block.alloc_buffers,
             block.match_buffers,

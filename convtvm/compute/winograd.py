@@ -6,13 +6,15 @@
 
 U = G g G^T is computed when the weight is packed, in float64. Kernels need not be square: each axis
 has its own matrices, and an axis of extent one the trivial F(1, 1), which makes 1 x r and r x 1 the
-one-dimensional F(m, r). Tiles that hang over the edge read zeros and their surplus outputs are
-cropped. A panel is `panel_h` x `panel_w` neighbouring tiles; the number of tiles is rounded up to
-whole panels, so that every panel does the same work.
+one-dimensional F(m, r). With a dilation, the images are its phases (`convtvm.compute.phases`).
+Tiles that hang over the edge read zeros and their surplus outputs are cropped. A panel is `panel_h`
+x `panel_w` neighbouring tiles; the number of tiles is rounded up to whole panels, so that every
+panel does the same work.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +22,7 @@ from fractions import Fraction
 from tvm import te, tirx
 
 from convtvm.compute import stages
+from convtvm.compute.phases import Phases
 from convtvm.compute.winograd_matrices import WinogradMatrices, even_odd_pairs, matrices
 from convtvm.problem.workload import ConvWorkload
 
@@ -37,17 +40,25 @@ class Tiling:
 
     @classmethod
     def of(cls, w: ConvWorkload, m: int) -> Tiling:
+        part = Phases.of(w).part
         return cls(
-            matrices(m if w.kh > 1 else 1, w.kh, w.sh), matrices(m if w.kw > 1 else 1, w.kw, w.sw)
+            matrices(m if w.kh > 1 else 1, w.kh, part.sh),
+            matrices(m if w.kw > 1 else 1, w.kw, part.sw),
         )
 
     def grid(self, w: ConvWorkload, panel_h: int = 1, panel_w: int = 1) -> tuple[int, int]:
-        """Tiles per image (rows, columns), each rounded up to whole panels."""
-        high, wide = stages.ceil_div(w.oh, self.rows.m), stages.ceil_div(w.ow, self.cols.m)
+        """Tiles per image of the phases' convolution (rows, columns), each rounded up to whole
+        panels."""
+        part = Phases.of(w).part
+        high, wide = stages.ceil_div(part.oh, self.rows.m), stages.ceil_div(part.ow, self.cols.m)
         return (
             stages.ceil_div(high, panel_h) * panel_h,
             stages.ceil_div(wide, panel_w) * panel_w,
         )
+
+    def count(self, w: ConvWorkload) -> int:
+        """Tiles of all images, panels of one tile."""
+        return Phases.of(w).part.n * math.prod(self.grid(w))
 
     def padded(self, grid_h: int, grid_w: int) -> tuple[int, int]:
         """Rows and columns of the padded input that a grid of tiles reads."""
@@ -149,13 +160,15 @@ def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
 
 
 def _packed_input(
-    w: ConvWorkload, data: te.Tensor, layout: str, rows: int, cols: int, block: int
+    phases: Phases, data: te.Tensor, layout: str, rows: int, cols: int, block: int
 ) -> te.Tensor:
-    """`data_pad` [n, ic_chunk, rows, cols, block]: zero-padded, channels blocked by vectors."""
-    order = stages.LAYOUTS[layout]
+    """`data_pad` [images of the part, ic_chunk, rows, cols, block]: zero-padded, channels blocked
+    by vectors."""
+    order, w = stages.LAYOUTS[layout], phases.w
 
-    def element(n, io, y, x, ii):
+    def element(n, io, i, j, ii):
         c = io * block + ii
+        y, x = phases.source(n, i, j)
         inside = tirx.all(
             y >= w.ph,
             y < w.ih + w.ph,
@@ -163,11 +176,11 @@ def _packed_input(
             x < w.iw + w.pw,
             *([c < w.ic] if w.ic % block else []),
         )
-        value = data[order(n, c, y - w.ph, x - w.pw)]
+        value = data[order(phases.image(n), c, y - w.ph, x - w.pw)]
         return te.if_then_else(inside, value, tirx.const(0, w.dtype))
 
-    chunks = stages.ceil_div(w.ic, block)
-    return te.compute((w.n, chunks, rows, cols, block), element, name="data_pad")
+    shape = (phases.part.n, stages.ceil_div(w.ic, block), rows, cols, block)
+    return te.compute(shape, element, name="data_pad")
 
 
 def conv2d(
@@ -175,18 +188,21 @@ def conv2d(
 ) -> tirx.PrimFunc:
     """(data, U, bias [oc], out) in `layout`.
 
-    Blocks data_pad, input_rows, data_transform, bgemm, inverse_rows, inverse, out.
+    Blocks data_pad, input_rows, data_transform, bgemm, inverse_rows, inverse, out, all over the
+    images of the phases' convolution. The attribute `columns_apart` counts the columns between the
+    neighbours of a phase.
     """
-    tiling = Tiling.of(w, m)
+    tiling, phases = Tiling.of(w, m), Phases.of(w)
+    part = phases.part
     m_h, m_w, dtype = tiling.rows.m, tiling.cols.m, w.dtype
     grid_h, grid_w = tiling.grid(w, panel_h, panel_w)
-    step_h, step_w = m_h * w.sh, m_w * w.sw
-    tiles = w.n * grid_h * grid_w
+    step_h, step_w = m_h * part.sh, m_w * part.sw
+    tiles = part.n * grid_h * grid_w
     data, bias = stages.placeholders(w, layout)
     shape = packed_weight_shape(w, m, lanes)
     alpha_h, alpha_w, oc_chunks, ic_chunks, block, _ = shape
     weight = te.placeholder(shape, dtype, name="weight")
-    pad = _packed_input(w, data, layout, *tiling.padded(grid_h, grid_w), block)
+    pad = _packed_input(phases, data, layout, *tiling.padded(grid_h, grid_w), block)
 
     def input_rows(io, p, e, x, ii):
         image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
@@ -217,7 +233,7 @@ def conv2d(
         column = lambda f: half[c // lanes, p, y % m_h, f, c % lanes]  # noqa: E731
         return transform(tiling.cols.A_T, x % m_w, column, dtype)
 
-    y = te.compute((w.n, oc_chunks * lanes, grid_h * m_h, grid_w * m_w), inverse, name="inverse")
-    out = stages.output(w, layout, lambda n, c, h, x: y[n, c, h, x], bias)
-    func = stages.prim_func([data, weight, bias, out], layout)
-    return func.with_attr("tile_h", m_h).with_attr("tile_w", m_w)
+    y = te.compute((part.n, oc_chunks * lanes, grid_h * m_h, grid_w * m_w), inverse, name="inverse")
+    out = stages.output(part, layout, lambda n, c, h, x: y[n, c, h, x], bias)
+    func = phases.interleave(stages.prim_func([data, weight, bias, out], layout), layout)
+    return func.with_attrs({"tile_h": m_h, "tile_w": m_w, "columns_apart": phases.step_w})

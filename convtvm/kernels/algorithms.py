@@ -16,6 +16,7 @@ from typing import Any
 from tvm import tirx
 
 from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, winograd
+from convtvm.compute.phases import Phases
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
 from convtvm.problem.workload import ConvWorkload, channel_block
@@ -190,20 +191,20 @@ def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
 
 
 def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
-    taps = max(stages.ceil_div(w.kh, w.sh), stages.ceil_div(w.kw, w.sw))  # of a phase
+    part = Phases.of(w).part  # without dilation
+    stride = f"stride {part.sh}x{part.sw}" + (" of phases" if part is not w else "")
+    taps = max(stages.ceil_div(w.kh, part.sh), stages.ceil_div(w.kw, part.sw))  # of a phase
     if taps == 1:
-        stride = "" if (w.sh, w.sw) == (1, 1) else f" with stride {w.sh}x{w.sw}"
-        return f"kernel is {w.kh}x{w.kw}{stride}, Winograd saves nothing"
-    if 1 < w.kh < w.sh or 1 < w.kw < w.sw:
-        return f"stride is {w.sh}x{w.sw}, Winograd needs no more than the kernel's {w.kh}x{w.kw}"
+        strided = "" if (part.sh, part.sw) == (1, 1) else f" with {stride}"
+        return f"kernel is {w.kh}x{w.kw}{strided}, Winograd saves nothing"
+    if 1 < w.kh < part.sh or 1 < w.kw < part.sw:
+        return f"{stride}: Winograd needs no more than the kernel's {w.kh}x{w.kw}"
     if m + taps - 1 > MAX_ALPHA:
         alpha = m + taps - 1
         return f"F({m}, {taps}) has tiles of {alpha} > {MAX_ALPHA}, which lose too much accuracy"
-    side = max((m - 1) * s + r for r, s in ((w.kh, w.sh), (w.kw, w.sw)) if r > 1)
+    side = max((m - 1) * s + r for r, s in ((w.kh, part.sh), (w.kw, part.sw)) if r > 1)
     if side > winograd.MAX_TILE:
-        return f"{m} outputs of stride {w.sh}x{w.sw} take {side} > {winograd.MAX_TILE} pixels"
-    if (w.dh, w.dw) != (1, 1):
-        return f"dilation is {w.dh}x{w.dw}, Winograd needs 1"
+        return f"{m} outputs of {stride} take {side} > {winograd.MAX_TILE} pixels"
     if w.groups != 1:
         return f"groups is {w.groups}, Winograd needs 1"
     return None
@@ -216,16 +217,14 @@ def _additions(w: ConvWorkload) -> int:
 
 def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
     tiling = winograd.Tiling.of(w, m)
-    grid_h, grid_w = tiling.grid(w)
-    return w.n * grid_h * grid_w * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
+    return tiling.count(w) * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
 
 
 def _winograd_additions(w: ConvWorkload, m: int) -> int:
     """Those of the products, of both transforms of each tile, and one for each bias."""
     tiling = winograd.Tiling.of(w, m)
-    grid_h, grid_w = tiling.grid(w)
     data, out = tiling.transform_additions()
-    transforms = w.n * grid_h * grid_w * (w.ic * data + w.oc * out)
+    transforms = tiling.count(w) * (w.ic * data + w.oc * out)
     return _winograd_multiplications(w, m) + transforms + w.n * w.oc * w.oh * w.ow
 
 
@@ -236,10 +235,11 @@ def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decision
     alpha_h, alpha_w, oc_chunks, ic_chunks, *blocks = winograd.packed_weight_shape(w, m, cpu.lanes)
     ic_vector, oc_vector = (4 * block for block in blocks)
     rows, cols = tiling.padded(grid_h, grid_w)
-    tiles, panel = w.n * grid_h * grid_w, d["images"] * d["panel_h"] * d["panel_w"]
+    images = Phases.of(w).part.n
+    tiles, panel = images * grid_h * grid_w, d["images"] * d["panel_h"] * d["panel_w"]
 
     elements = alpha_h * alpha_w
-    pad = w.n * ic_chunks * rows * cols * ic_vector
+    pad = images * ic_chunks * rows * cols * ic_vector
     v = elements * ic_chunks * ic_vector * (tiles if d["input_first"] else panel)
     gemm = elements * oc_vector * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
 

@@ -256,5 +256,7 @@ def _copy_packed_input(sch: Schedule) -> None:
     sch.parallel(sch.fuse(n, io, y))
     if layout(sch) == "NHWC":
         sch.vectorize(ii)
-    else:
+    elif int(sch.mod["main"].attrs["columns_apart"]) == 1:
         sch.annotate(x, TRANSPOSE_IN, 1)
+    else:
+        sch.unroll(ii)  # neighbours of a phase are none in memory: an element at a time

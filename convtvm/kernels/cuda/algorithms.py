@@ -17,6 +17,7 @@ from tvm import tirx
 from convtvm.compute.cuda import depthwise, direct, gemm, im2col, mec, winograd
 from convtvm.compute.im2col import has_columns
 from convtvm.compute.mec import lowered_bytes
+from convtvm.compute.phases import Phases
 from convtvm.kernels.algorithms import ALGORITHMS, Algorithm
 from convtvm.problem.workload import ConvWorkload
 from schedules.cuda import depthwise as cuda_depthwise
@@ -90,6 +91,8 @@ def _winograd(m: int) -> Algorithm:
         # A thread keeps a tile in registers, and a strided one has too many pixels.
         if (w.sh, w.sw) != (1, 1):
             return f"stride is {w.sh}x{w.sw}, Winograd on a GPU needs 1"
+        if not Phases.of(w).alone:
+            return f"dilation is {w.dh}x{w.dw}, Winograd on a GPU needs 1"
         return cpu.inapplicable(w)
 
     return replace(

@@ -1,0 +1,112 @@
+"""Phases: a dilated convolution as convolutions without dilation, which know nothing of each other.
+
+Along an axis with stride s and dilation d, output y reads y*s + k*d. With g = gcd(s, d), outputs
+y = j*(d/g) + p of one phase p < d/g read p*s + d*(j*(s/g) + k): every d-th pixel from p*s on, with
+stride s/g and dilation 1. The phases of all images count as images of one convolution,
+`Phases.part`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Range
+from tvm.s_tir.stmt import SBlock
+
+from convtvm.compute import stages
+from convtvm.problem.workload import ConvWorkload
+
+
+@dataclass(frozen=True)
+class Phases:
+    """`high` x `wide` phases of each image, whose neighbouring pixels are `step_h` rows and
+    `step_w` columns apart in the padded input. `part` is the convolution of all of them, without
+    padding, its output rounded up to that of the largest phase."""
+
+    w: ConvWorkload
+    high: int
+    wide: int
+    step_h: int
+    step_w: int
+    part: ConvWorkload
+
+    @classmethod
+    def of(cls, w: ConvWorkload) -> Phases:
+        """Those of `w`: one, with `w` itself as `part`, if it is not dilated."""
+        step_h, step_w = (d if k > 1 else 1 for k, d in ((w.kh, w.dh), (w.kw, w.dw)))
+        if (step_h, step_w) == (1, 1):
+            return cls(w, 1, 1, 1, 1, w)
+        common_h, common_w = math.gcd(w.sh, step_h), math.gcd(w.sw, step_w)
+        high, wide = step_h // common_h, step_w // common_w
+        sh, sw = w.sh // common_h, w.sw // common_w
+        part = ConvWorkload.make(
+            w.ic,
+            w.oc,
+            (stages.ceil_div(w.oh, high) - 1) * sh + w.kh,
+            (stages.ceil_div(w.ow, wide) - 1) * sw + w.kw,
+            w.kh,
+            w.kw,
+            n=w.n * high * wide,
+            stride=(sh, sw),
+            groups=w.groups,
+            dtype=w.dtype,
+        )
+        return cls(w, high, wide, step_h, step_w, part)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is a single phase, every pixel of which counts."""
+        return self.part is self.w
+
+    def image(self, n: tirx.PrimExpr) -> tirx.PrimExpr:
+        """The image of image `n` of the part."""
+        return n if self.alone else n // (self.high * self.wide)
+
+    def source(self, n, y, x) -> tuple[tirx.PrimExpr, tirx.PrimExpr]:
+        """Row and column of the padded input that are row y, column x of image `n` of the part."""
+        if self.alone:
+            return y, x
+        row, column = n // self.wide % self.high, n % self.wide
+        return row * self.w.sh + y * self.step_h, column * self.w.sw + x * self.step_w
+
+    def interleave(self, func: tirx.PrimFunc, layout: str) -> tirx.PrimFunc:
+        """`func` of the part (data, packed weight, bias, out, ..) in `layout`, not yet scheduled,
+        with the output of `w`: the block `out` stores where pixels belong, as far as they exist."""
+        if self.alone:
+            return func
+        w, inner = self.w, func.params[3]
+        out = tirx.decl_buffer(w.out_shape(layout), w.dtype, "out")
+        at = 1 if layout == "NHWC" else 2
+
+        def on_block(block: SBlock) -> SBlock:
+            return stored(block) if str(block.name_hint) == "out" else block
+
+        def stored(block: SBlock) -> SBlock:
+            n, *_ = indices = list(block.body.indices)
+            indices[0] = self.image(n)
+            indices[at] = indices[at] * self.high + n // self.wide % self.high
+            indices[at + 1] = indices[at + 1] * self.wide + n % self.wide
+            exists = [
+                indices[at + axis] < extent
+                for axis, (extent, phases) in enumerate(((w.oh, self.high), (w.ow, self.wide)))
+                if extent % phases
+            ]
+            store = tirx.BufferStore(out, block.body.value, indices)
+            return SBlock(
+                block.iter_vars,
+                block.reads,
+                [tirx.BufferRegion(out, [Range.from_min_extent(i, 1) for i in indices])],
+                block.name_hint,
+                tirx.IfThenElse(tirx.all(*exists), store, None) if exists else store,
+                block.init,
+                block.alloc_buffers,
+                block.match_buffers,
+                block.annotations,
+            )
+
+        body = tvm_ffi.structural_map(func.body, [(SBlock, on_block)], order="post")
+        params = [out if p.same_as(inner) else p for p in func.params]
+        return tirx.PrimFunc(params, body, func.ret_type, func.attrs)
