@@ -192,19 +192,19 @@ def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
 
 def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
     part = Phases.of(w).part  # without dilation
-    stride = f"stride {part.sh}x{part.sw}" + (" of phases" if part is not w else "")
+    stride = f"{part.sh}x{part.sw}" + (" of phases" if part is not w else "")
     taps = max(stages.ceil_div(w.kh, part.sh), stages.ceil_div(w.kw, part.sw))  # of a phase
     if taps == 1:
-        strided = "" if (part.sh, part.sw) == (1, 1) else f" with {stride}"
+        strided = "" if (part.sh, part.sw) == (1, 1) else f" with stride {stride}"
         return f"kernel is {w.kh}x{w.kw}{strided}, Winograd saves nothing"
     if 1 < w.kh < part.sh or 1 < w.kw < part.sw:
-        return f"{stride}: Winograd needs no more than the kernel's {w.kh}x{w.kw}"
+        return f"stride is {stride}, Winograd needs no more than the kernel's {w.kh}x{w.kw}"
     if m + taps - 1 > MAX_ALPHA:
         alpha = m + taps - 1
         return f"F({m}, {taps}) has tiles of {alpha} > {MAX_ALPHA}, which lose too much accuracy"
     side = max((m - 1) * s + r for r, s in ((w.kh, part.sh), (w.kw, part.sw)) if r > 1)
     if side > winograd.MAX_TILE:
-        return f"{m} outputs of {stride} take {side} > {winograd.MAX_TILE} pixels"
+        return f"{m} outputs of stride {stride} take {side} > {winograd.MAX_TILE} pixels"
     if w.groups != 1:
         return f"groups is {w.groups}, Winograd needs 1"
     return None
