@@ -25,9 +25,9 @@ _DEPTHWISE, _POINTWISE = "direct:depthwise", "direct:pointwise"
 # AVX2); where pixels were vectors, and for columns of neighbouring pixels, it is a factor.
 _TRANSPOSED, _MOST_SAVED = 8e9, 0.3
 _IN_BLOCKS = {_DEPTHWISE: 0.7, "im2col": 1.5}
-# Of a kernel where nobody says otherwise: F(5) and F(6) of Winograd have more, and in a network of
-# few layers without averages behind them that is the error of its outputs.
-MAX_ERROR = 8e-6
+# Of a kernel where nobody says otherwise: averages and dense layers at the end of a network make
+# its outputs better than its layers; where outputs are images, errors of several layers add up.
+MAX_ERROR, MAX_ERROR_OF_IMAGES = 8e-6, 3e-6
 _OPERATIONS_A_SECOND = 2.5e9  # of one thread in vectors, where nothing is known
 
 
@@ -48,8 +48,8 @@ class Limits:
             )
             if needed > self.workspace:
                 return f"{task.algorithm_name} needs {needed} B of workspace"
-        # The bounds are about ten times what large layers show.
-        error = choice.max_error if choice.max_error is not None else task.tolerance / 10
+        # The bounds are ten to twenty times what large layers show.
+        error = choice.max_error if choice.max_error is not None else task.tolerance / 20
         if error > self.max_error:
             return f"{task.algorithm_name} has an error of {error:.1e}"
         return None
@@ -172,10 +172,15 @@ def _in_blocks(w: ConvWorkload, algorithm: str, secs: float) -> float:
     return secs - min(w.out_bytes / _TRANSPOSED, _MOST_SAVED * secs)
 
 
-def limits_of(workspace_limit: int | None, max_error: float | None) -> Limits:
-    """Raises ConvtvmError for limits that nothing could keep."""
+def limits_of(workspace_limit: int | None, max_error: float | None, images: bool) -> Limits:
+    """The limits asked for, or else the usual ones of a model whose outputs are `images` or not.
+
+    Raises ConvtvmError for limits that nothing could keep.
+    """
     if workspace_limit is not None and workspace_limit < 0:
         raise ConvtvmError(f"workspace limit is {workspace_limit}, expected 0 or more bytes")
-    if max_error is not None and not max_error > 0:
+    if max_error is None:
+        max_error = MAX_ERROR_OF_IMAGES if images else MAX_ERROR
+    if not max_error > 0:
         raise ConvtvmError(f"max error is {max_error}, expected a number above 0")
-    return Limits(workspace_limit, MAX_ERROR if max_error is None else max_error)
+    return Limits(workspace_limit, max_error)

@@ -37,14 +37,16 @@ def make_program(
     """The model as a static list of steps for `target`, by the best kernels that `history` knows.
 
     `workspace_limit`, bytes, and `max_error`, relative to the largest output, hold for every
-    kernel, the latter being candidates.MAX_ERROR where it is not given. `block` is the number of
-    channels of a block, by default as many as a vector has lanes; with 0 everything is NCHW. Raises
-    NoCandidate if a layer has no kernel within the limits, BuildError for an operator without
-    kernel.
+    kernel; without `max_error` it is what `candidates` has for the kind of outputs. `block` is the
+    number of channels of a block, by default as many as a vector has lanes; with 0 everything is
+    NCHW. Raises NoCandidate if a layer has no kernel within the limits, BuildError for an operator
+    without kernel.
     """
     flow = Dataflow(imported.module["main"])
     layers = find(flow, dict(imported.origins))
-    candidates = Candidates(target, history, limits_of(workspace_limit, max_error))
+    images = any(len(port.shape) > 2 for port in imported.outputs)
+    limits = limits_of(workspace_limit, max_error, images)
+    candidates = Candidates(target, history, limits)
     chosen = assign(flow, layers, candidates, block)
     module = _fused(rewritten(flow, layers, chosen), target)
     return program_of(module, imported, layers, chosen, target)
