@@ -27,7 +27,10 @@ PUBLISHED = {
     "winograd:4": 3.29e-7,
     "winograd:6": 8.79e-7,
 }
-LAYERS = "mb1ic64ih56oc64oh56kh3ph1 mb1ic128ih28oc128oh28kh3ph1 mb1ic256ih14oc256oh14kh3ph1"
+LAYERS = (
+    "mb1ic64ih56oc64oh56kh3ph1 mb1ic128ih28oc128oh28kh3ph1 mb1ic256ih14oc256oh14kh3ph1 "
+    "mb1ic256ih33oc256oh33kh3ph2dh1"
+)
 
 
 def main() -> None:
@@ -49,7 +52,8 @@ def main() -> None:
     table.add_column("algorithm")
     table.add_column("published, one convolution", justify="right")
     for w in workloads:
-        table.add_column(f"{w.ic}x{w.ih}² → {w.oc}", justify="right")
+        dilated = f", dilation {w.dh}" if w.dh > 1 else ""
+        table.add_column(f"{w.ic}x{w.ih}²{dilated} → {w.oc}", justify="right")
     for name in sorted(errors):
         published = f"{PUBLISHED[name]:.1e}" if name in PUBLISHED else "-"
         table.add_row(name, published, *(f"{e:.1e}" for e in errors[name]))
