@@ -16,6 +16,7 @@ import numpy as np
 
 from convtvm.dispatch import gpu, runtime, selection, suitability
 from convtvm.dispatch import manifest as manifests
+from convtvm.dispatch.copies import Shared
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.dispatch.plan import ACTIVATIONS, Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
@@ -50,7 +51,7 @@ def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
     return library
 
 
-class KernelLibrary:
+class KernelLibrary(Shared):
     """Compiled kernels of several workloads in one file, for one target or several.
 
     `manifests` are those of the targets, the best first; `manifest` is the first that this machine
@@ -77,6 +78,10 @@ class KernelLibrary:
     def content(self) -> bytes:
         """The library file."""
         return self._content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The file's content, nothing that was loaded; the other process checks it as `load` does.
+        return _unpickled, (self._content, self.manifests, self.threads, self.problems)
 
     def open(self) -> None:
         """Load the code. Raises LibraryError if this machine cannot run it."""
@@ -236,6 +241,14 @@ class KernelLibrary:
         nearest = selection.nearest(workload, self._kernels)
         hint = f"; the nearest it has is {nearest}" if nearest else ""
         return UnknownWorkload(f"the library has no kernel for {workload}{hint}")
+
+
+def _unpickled(
+    content: bytes, targets: Sequence[Manifest], threads: int, problems: list[str]
+) -> KernelLibrary:
+    library = KernelLibrary(content, targets, threads)
+    library.problems = problems
+    return library
 
 
 def _bounds(activation: str | tuple[float, float] | None) -> tuple[float, float]:

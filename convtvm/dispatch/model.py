@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from convtvm.dispatch import model_file, runtime, suitability, tensors
+from convtvm.dispatch.copies import Shared
 from convtvm.dispatch.execution import Execution, Fixed
 from convtvm.dispatch.model_file import ModelContent
 from convtvm.dispatch.model_manifest import ModelManifest
@@ -50,7 +51,7 @@ class StepTime:
     share: float
 
 
-class Model:
+class Model(Shared):
     """A compiled network; call it with tensors, from any number of threads.
 
     `inputs` and `outputs` are its ports by name, with shape and dtype. A call takes numpy, torch or
@@ -70,6 +71,9 @@ class Model:
         self._signature = Signature(self.inputs, self.outputs, self.manifest.batch)
         self._idle: list[Execution] = []
         self._number = next(runtime.numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, (self.content, self.threads)  # nothing that was loaded
 
     # ---- what it is ------------------------------------------------------------------------------
 

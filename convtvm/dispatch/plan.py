@@ -11,6 +11,7 @@ import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch import tensors
+from convtvm.dispatch.copies import Local
 from convtvm.dispatch.runtime import numbers, pool
 from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
@@ -31,13 +32,15 @@ class Code:
     threads: int
 
 
-class Plan:
+class Plan(Local):
     """A chosen kernel with its packed weight; call it with data, from any number of threads.
 
     `bounds` are what the output is clipped to, `adds` says whether a residual is added before that.
     Both happen inside the kernel if the library has it with that epilogue, else in one pass over
     the output.
     """
+
+    _elsewhere = "pickle its library, or load that there, and make the plan anew by `lib.plan(...)`"
 
     def __init__(
         self,
@@ -152,8 +155,10 @@ def operands(port: type[Port], workload: ConvWorkload, layout: str, adds: bool) 
     )
 
 
-class SlicedPlan:
+class SlicedPlan(Local):
     """A batch that the library has no kernel for, run in slices by plans for smaller batches."""
+
+    _elsewhere = "pickle its library, or load that there, and make the plan anew by `lib.plan(...)`"
 
     def __init__(self, workload: ConvWorkload, parts: Sequence[Plan]) -> None:
         self.workload, self.parts = workload, list(parts)

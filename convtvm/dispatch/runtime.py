@@ -14,6 +14,7 @@ from typing import Any
 
 import tvm_ffi
 
+from convtvm.dispatch.copies import Local
 from convtvm.errors import EnvironmentProblem, LibraryError, NoMemory
 
 # TVM reads this when the first pool of the process starts. Its own 300,000 keep each worker's core
@@ -55,12 +56,15 @@ def start(threads: int) -> None:
     _load_runtime()
 
 
-class Image:
+class Image(Local):
     """A shared object loaded from a private copy in memory: its file may be replaced meanwhile, and
     the dynamic loader would answer a second load of the same path with the old code.
 
     Raises LibraryError if the loader refuses it.
     """
+
+    _elsewhere = "load the file there"
+    _memory = -1
 
     def __init__(self, content: bytes) -> None:
         self._memory = os.memfd_create("convtvm-library")
@@ -76,7 +80,8 @@ class Image:
     def __del__(self) -> None:
         if hasattr(self, "_module"):
             del self._module
-        os.close(self._memory)
+        if self._memory >= 0:
+            os.close(self._memory)
 
     def __getitem__(self, function: str) -> Any:
         return self._module[function]
