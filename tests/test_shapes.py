@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.kernels import codegen, lowering
+from convtvm.kernels.algorithms import ALGORITHMS, Algorithm, applicable
+from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
@@ -138,3 +140,50 @@ def test_refusals_say_why() -> None:
     w = ConvWorkload.parse("g2mb1ic4ih9oc4oh9kh3ph1")
     assert "groups is 2" in (ALGORITHMS["winograd:2"].inapplicable(w) or "")
     assert "1x1" in (ALGORITHMS["winograd:2"].inapplicable(ConvWorkload.make(4, 4, 9)) or "")
+
+
+# ---- sizes beyond 32 bits ------------------------------------------------------------------------
+
+# Workload -> algorithms whose own buffer has more than 2^31 - 1 elements.
+BEYOND = {
+    "mb1ic32ih2800oc12kh3ph1": ("im2col",),
+    "mb16ic64ih224oc64kh7ph3": ("im2col",),
+    "mb2ic700ih724oc1400kh3ph1": ("im2col", "mec:b"),
+    "mb1ic64ih5800oc64kh3ph1": ("im2col", "mec:b", "winograd:2", "winograd:4", "winograd:6"),
+    "mb1ic1ih15447oc1kh3ph1": ("im2col",),  # 9 * 15447^2 = 2^31 + 4,633
+}
+
+
+@pytest.mark.parametrize("table", [ALGORITHMS, CUDA_ALGORITHMS], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("text", BEYOND)
+def test_what_does_not_fit_32_bits_is_not_applicable(
+    text: str, table: Mapping[str, Algorithm]
+) -> None:
+    """The reason has the numbers; the others serve the workload."""
+    w = ConvWorkload.parse(text)
+    for name in BEYOND[text]:
+        if name in table:
+            reason = table[name].inapplicable(w) or ""
+            assert "elements, more than 2,147,483,647" in reason, (name, reason)
+    left = [a.name for a in applicable(w, table=table)]
+    assert "direct" in left and not set(left) & set(BEYOND[text])
+
+
+@pytest.mark.parametrize("text", ["mb1ic1ih15446oc1kh3ph1", "mb1ic64ih5700oc64kh1"])
+def test_what_just_fits_is_applicable(text: str) -> None:
+    assert ALGORITHMS["im2col"].inapplicable(ConvWorkload.parse(text)) is None
+
+
+WIDE = ["mb1ic1ih50000oc2kh3sh5000dh10", "mb2ic3ih30000oc4kh1"]
+
+
+@pytest.mark.parametrize("text", [*BEYOND, *WIDE])
+def test_everything_applicable_compiles(text: str) -> None:
+    """Lowered to LLVM; a literal that exceeds 32 bits, or none for a wide tensor, shows here."""
+    w = ConvWorkload.parse(text)
+    target = resolve("avx2", 1)
+    wide = max(w.data_bytes, w.out_bytes) > 4 * (2**31 - 1)
+    for task in tasks_of([w], target):
+        func = task.instantiate(task.space.default)["main"]
+        lowered = lowering.lower(codegen.merge({"main": func}), target.tvm)
+        assert not wide or "int64" in lowered.script(), task

@@ -7,7 +7,8 @@ template: the block `out` counts n, y, x, c, and only its indices into memory ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
@@ -162,10 +163,22 @@ def output(
     return te.compute(w.out_shape(layout), element, name="out")
 
 
+# Elements of a tensor up to which indices have 32 bits: LLVM makes better code of those.
+MOST_ELEMENTS = 2**31 - 1
+
+
+def _is_wide(tensors: Iterable[te.Tensor]) -> bool:
+    """Whether one of the tensors, or what they are computed from, has more."""
+    return any(
+        math.prod(map(int, t.shape)) > MOST_ELEMENTS or _is_wide(t.op.input_tensors)
+        for t in tensors
+    )
+
+
 def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
     """The function over `args` (data, packed weight, bias, out), with its layout as an
     attribute."""
-    func = te.create_prim_func(args)
+    func = te.create_prim_func(args, "int64" if _is_wide(args) else None)
     block = channel_block(layout)
     if not block:
         return func.with_attr("layout", layout)

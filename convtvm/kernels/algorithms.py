@@ -19,6 +19,8 @@ from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, w
 from convtvm.compute.phases import Phases
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
+from convtvm.kernels import sizes
+from convtvm.kernels.sizes import Applicability
 from convtvm.problem.workload import ConvWorkload, channel_block
 from schedules.cpu import depthwise as cpu_depthwise
 from schedules.cpu import direct as cpu_direct
@@ -38,7 +40,8 @@ _MOST_LANES = 16  # of float32 in a vector of any CPU
 class Algorithm:
     """One way to compute a convolution.
 
-    `inapplicable(w)` gives the reason why the algorithm cannot compute `w`, or None if it can;
+    `inapplicable(w)` gives the reason why the algorithm cannot compute `w`, or None if it can; its
+    own buffer, of at least `buffer(w)` elements, has to fit too;
     `compute(w, layout, lanes, **compute_knobs)` is a function over (data, packed weight, bias,
     out); `pack(w, lanes, layout)` maps a weight [oc, ic/groups, kh, kw] to the packed weight;
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
@@ -59,6 +62,12 @@ class Algorithm:
     workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
     tolerance: float
     opt_in: bool = False
+    buffer: Callable[[ConvWorkload], int] = lambda w: 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inapplicable, Applicability):
+            checked = Applicability(self.name, self.inapplicable, self.buffer)
+            object.__setattr__(self, "inapplicable", checked)
 
     @property
     def family(self) -> str:
@@ -265,6 +274,7 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         additions=partial(_winograd_additions, m=m),
         workspace_bytes=partial(_winograd_workspace, m=m),
         tolerance=tolerance,
+        buffer=partial(sizes.padded_to_tiles, m=m),
     )
 
 
@@ -301,6 +311,7 @@ _TABLE = (
         additions=_additions,
         workspace_bytes=_depthwise_workspace,
         tolerance=1e-5,
+        buffer=sizes.padded,
     ),
     Algorithm(
         name="direct:depthwise:inplace",
@@ -334,6 +345,7 @@ _TABLE = (
         additions=_additions,
         workspace_bytes=_im2col_workspace,
         tolerance=1e-5,
+        buffer=sizes.columns,
     ),
     Algorithm(
         name="mec:a",
@@ -345,6 +357,7 @@ _TABLE = (
         additions=_additions,
         workspace_bytes=_mec_workspace,
         tolerance=1e-5,
+        buffer=sizes.lowered,
     ),
     Algorithm(
         name="mec:b",
@@ -356,6 +369,7 @@ _TABLE = (
         additions=_additions,
         workspace_bytes=_mec_workspace,
         tolerance=1e-5,
+        buffer=sizes.lowered,
     ),
     # Errors grow with the tile: each bound is about ten times what large layers show.
     _winograd(2, 1e-5),

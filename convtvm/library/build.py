@@ -13,7 +13,8 @@ from convtvm.dispatch import KernelLibrary, manifest
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.kernels import codegen
-from convtvm.kernels.task import Task, tasks_of
+from convtvm.kernels.algorithms import select
+from convtvm.kernels.task import TABLES, Task, tasks_of
 from convtvm.library.choices import KEEP, Choice, check_targets, choose, keep_some, stale
 from convtvm.library.objects import compile_objects, kernel_symbol, pack_symbol
 from convtvm.logs import records
@@ -58,11 +59,14 @@ def compile(
         choices = choose(tasks_of(ordered, one, layout, algorithms, recorded), history)
         problems += stale(history, choices)
         wanted += keep_some(choices, keep)
-    without = [w for w in ordered if all(c.task.workload != w for c in wanted)]
-    if without:
-        raise WorkloadError(
-            f"none of the algorithms {', '.join(algorithms or ())} can compute {without[0]}"
-        )
+    for w in ordered:
+        if all(c.task.workload != w for c in wanted):
+            table = TABLES[targets[0].kind]
+            reasons = dict.fromkeys(str(a.inapplicable(w)) for a in select(algorithms, table))
+            named = ", ".join(algorithms or ())
+            raise WorkloadError(
+                f"none of the algorithms {named} can compute {w}: {'; '.join(reasons)}"
+            )
     with Zygote(at_once=False) as zygote:
         content, made = assemble(wanted, {w: names[w] for w in ordered}, zygote, epilogues)
     library = KernelLibrary(content, made)
