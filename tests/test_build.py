@@ -259,6 +259,16 @@ def changed_log(path: Path, **changes: Any) -> Path:
     return path
 
 
+def test_epilogues_of_each_workload(stub: StubZygote) -> None:
+    library = stub_compile(FIRST, SECOND, epilogues={FIRST: ["none", "clip"]}, keep="best")
+    assert [list(k.epilogues) for w in (FIRST, SECOND) for k in kernels(library, w)] == [
+        ["clip"],
+        [],
+    ]
+    with pytest.raises(ConvtvmError, match="epilogue is 'tanh', expected one of"):
+        stub_compile(epilogues={FIRST: ["tanh"]})
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import torch_models as models  # noqa: E402
 from torch import nn  # noqa: E402
 
 import convtvm  # noqa: E402
@@ -188,18 +189,18 @@ def test_copies_are_the_model_alone(library: Path, example: Any) -> None:
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv, self.point = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)
 
     def forward(self, x: Any, y: Any, scale: float = 1.0) -> dict[str, Any]:
-        return {"sum": self.conv(x) * scale + y, "other": self.conv(y[:, :3])}
+        return {"sum": self.conv(x) * scale + y, "other": self.point(y)}
 
 
-def test_several_inputs_and_outputs() -> None:
-    net, x, y = Two().eval(), torch.randn(1, 3, 9, 8), torch.randn(1, 4, 9, 8)
-    expected = net(x, y, 2.0)
-    for given in ((x, y, 2.0), {"x": x, "y": y, "scale": 2.0}):
-        with optimize(net, given, threads=1, logs=[], rest="eager") as handle, torch.no_grad():
-            found = net(x, y, scale=2.0)
+def test_several_inputs_and_outputs(library: Path, example: Any) -> None:
+    net, y = Two().eval(), torch.randn(1, 8, 9, 7)
+    expected = net(example, y, 2.0)
+    for given in ((example, y, 2.0), {"x": example, "y": y, "scale": 2.0}):
+        with optimize(net, given, library, rest="eager") as handle, torch.no_grad():
+            found = net(example, y, scale=2.0)
             assert len(handle.sites) >= 2 and all(s.plan for s in handle.sites)
         assert found.keys() == expected.keys()
         for name in found:
@@ -207,7 +208,7 @@ def test_several_inputs_and_outputs() -> None:
 
 
 def test_one_graph_for_every_batch() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval()
     options = Options.of(EAGER)
     backend = Backend(options, Kernels(options))
     compiled = torch.compile(net, backend=backend, dynamic=None)
@@ -299,9 +300,9 @@ class Branch(nn.Module):
         return self.b(y) if y.sum() > 1e9 else self.b(-y)
 
 
-def test_what_cannot_be_captured_runs_as_it_is(example: Any) -> None:
+def test_what_cannot_be_captured_runs_as_it_is(library: Path, example: Any) -> None:
     net = Branch().eval()
-    with optimize(net, example, threads=1, logs=[], rest="eager") as handle, torch.no_grad():
+    with optimize(net, example, library, rest="eager") as handle, torch.no_grad():
         found = net(example)
     close(found, net(example).detach())
     assert [s.name for s in handle.sites] == ["a", "b"] and all(s.plan for s in handle.sites)
@@ -338,13 +339,13 @@ class Random(nn.Module):
         return self.conv(x) * random.random()
 
 
-def test_a_random_result_cannot_be_compared(example: Any) -> None:
+def test_a_random_result_cannot_be_compared(library: Path, example: Any) -> None:
     with pytest.warns(UserWarning, match="another result at every call"):
-        handle = optimize(Random().eval(), example, **EAGER)
+        handle = optimize(Random().eval(), example, library, rest="eager")
     assert handle.sites[0].plan is not None
 
 
-def test_the_example_and_the_buffers_stay_as_they_are(example: Any) -> None:
+def test_the_example_and_the_buffers_stay_as_they_are(library: Path, example: Any) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -360,9 +361,37 @@ def test_the_example_and_the_buffers_stay_as_they_are(example: Any) -> None:
     net = Counting().eval()
     net.norm.train()
     before, kept = copy.deepcopy(net.state_dict()), example.clone()
-    with optimize(net, example, **EAGER), torch.no_grad():
+    with optimize(net, example, library, rest="eager"), torch.no_grad():
         assert torch.equal(example, kept)
         assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
         twin = copy.deepcopy(net)
         close(net(kept.clone()), twin(kept.clone()))
         assert net.calls == 1 and torch.allclose(net.norm.running_mean, twin.norm.running_mean)
+
+
+FAMILIES = {
+    "resnet": lambda: models.resnet((1, 1), False),
+    "bottleneck": lambda: models.resnet((1,), True),
+    "mobilenet": lambda: models.inverted([(1, 16, 1, 1), (6, 16, 2, 2)], nn.ReLU6, False),
+    "efficientnet": lambda: models.inverted([(6, 24, 2, 2, 5)], nn.SiLU, True),
+    "convnext": lambda: models.convnext((1, 1), 16),
+    "unet": lambda: models.UNet(8, 2),
+    "densenet": lambda: models.densenet((2, 1), 8),
+}
+
+
+@pytest.mark.slow
+def test_families_of_networks() -> None:
+    """Small ones of each; `scripts/figures/compare_torch_models.py` has those of full size."""
+    options = Options.of(EAGER)
+    kernels, x = Kernels(options), torch.randn(1, 3, 32, 32)
+    for name, make in FAMILIES.items():
+        torch._dynamo.reset()
+        net, backend = models.with_statistics(make), Backend(options, kernels)
+        with torch.no_grad():
+            found, expected = torch.compile(net, backend=backend)(x), net(x)
+        assert found.sub(expected).abs().max() <= 1e-4 * expected.abs().max(), name
+        left = [s.why_not for s in backend.sites if s.plan is None]
+        assert left == ["it is transposed"] * (2 if name == "unet" else 0), name
+        convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        assert len(backend.sites) - len(left) == len(convolutions), name

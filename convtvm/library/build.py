@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from convtvm import __version__
@@ -24,6 +25,9 @@ from convtvm.measure.jobs import BuildJob
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 
+# For all workloads, or for each.
+Epilogues = Sequence[str] | Mapping[ConvWorkload, Sequence[str]]
+
 
 def compile(
     workloads: Workloads,
@@ -33,14 +37,16 @@ def compile(
     layout: str = "NCHW",
     keep: str = "pareto",
     algorithms: str | Iterable[str] | None = None,
-    epilogues: str | Iterable[str] = (),
+    epilogues: str | Iterable[str] | Mapping[ConvWorkload, Sequence[str]] = (),
 ) -> KernelLibrary:
     """As `convtvm.compile`, which remembers what this makes."""
     workloads, algorithms = as_workloads(workloads), as_names(algorithms, "algorithms")
-    epilogues = as_names(epilogues, "epilogues") or []
+    if not isinstance(epilogues, Mapping):
+        epilogues = as_names(epilogues, "epilogues") or []
     if keep not in KEEP:
         raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
-    unknown = [e for e in epilogues if e not in EPILOGUES]
+    listed = chain(*epilogues.values()) if isinstance(epilogues, Mapping) else epilogues
+    unknown = [e for e in listed if e not in EPILOGUES]
     if unknown:
         raise ConvtvmError(f"epilogue is {unknown[0]!r}, expected one of {', '.join(EPILOGUES)}")
     if not workloads:
@@ -78,7 +84,7 @@ def assemble(
     choices: Sequence[Choice],
     names: Mapping[ConvWorkload, str],
     zygote: Zygote,
-    epilogues: Sequence[str] = (),
+    epilogues: Epilogues = (),
 ) -> tuple[bytes, list[Manifest]]:
     """The content of a library of these choices, all of one layout, and a manifest for each target.
 
@@ -108,7 +114,7 @@ def _is_untuned(made: Manifest) -> bool:
 
 
 def _link(
-    choices: Sequence[Choice], zygote: Zygote, epilogues: Sequence[str]
+    choices: Sequence[Choice], zygote: Zygote, epilogues: Epilogues
 ) -> tuple[bytes, list[tuple[Choice, Kernel]]]:
     """The linked image and its kernels, best first within each workload."""
     kernels, jobs = [], []
@@ -125,7 +131,8 @@ def _link(
             add(task, None, pack)
         function = kernel_symbol(task, choice.decisions)
         add(task, choice.decisions, function)
-        fused = {e: f"{function}_{e}" for e in epilogues if e != "none"}
+        each = epilogues.get(task.workload, ()) if isinstance(epilogues, Mapping) else epilogues
+        fused = {e: f"{function}_{e}" for e in each if e != "none"}
         for epilogue, symbol in fused.items():
             add(replace(task, epilogue=epilogue), choice.decisions, symbol)
         kernels.append((choice, _kernel(choice, function, pack, fused)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def compile(
     layout: str = "NCHW",
     keep: str = "pareto",
     algorithms: str | Iterable[str] | None = None,
-    epilogues: str | Iterable[str] = (),
+    epilogues: str | Iterable[str] | Mapping[ConvWorkload, Sequence[str]] = (),
 ) -> KernelLibrary:
     """Compile every workload by its best recorded decisions, else by the default ones.
 
@@ -44,7 +44,7 @@ def compile(
     empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that
     some limit on workspace or error could make the choice) or `all`. `epilogues` are compiled for
     every kernel besides the plain one: `clip` (ReLU and other bounds), `add` (a residual, then
-    bounds).
+    bounds); a mapping says which for each workload.
 
     A task without records takes the decisions of the nearest one that has: of the same workload on
     a target with as wide vectors and as many registers, or else of a similar workload; its time is
@@ -53,12 +53,13 @@ def compile(
     not compile.
     """
     chosen = as_workloads(workloads)
+    fused = epilogues if isinstance(epilogues, Mapping) else as_names(epilogues, "epilogues")
     paths = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str) else logs
     options: dict[str, Any] = {
         "layout": layout,
         "keep": keep,
         "algorithms": as_names(algorithms, "algorithms"),
-        "epilogues": as_names(epilogues, "epilogues") or [],
+        "epilogues": fused or [],
     }
     cache = open_cache()
     key = _key(chosen, target, threads, paths, options) if cache.folder else None
@@ -96,6 +97,9 @@ def _key(
     if not isinstance(target, str) or target.strip().startswith(("cuda", "{")):
         return None
     paths = _shipped() if logs is None else [logs] if isinstance(logs, (str, Path)) else logs
+    fused = options["epilogues"]
+    if isinstance(fused, Mapping):
+        fused = {workload.key: list(names) for workload, names in fused.items()}
     try:
         read = [(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in paths]
     except (OSError, TypeError, ValueError):
@@ -106,7 +110,7 @@ def _key(
         host=(device_name(), sorted(host_features().items())),
         threads=threads or physical_cores(),
         logs=read if logs is not None else [digest for _, digest in read],
-        options=options,
+        options={**options, "epilogues": fused},
     )
 
 

@@ -130,8 +130,11 @@ class Kernels:
         """One library for needs of one device and layout."""
         from convtvm.library.remembered import compile
 
-        workloads = list(dict.fromkeys(w for need in needs for w in need.workloads))
-        epilogues = {need.epilogue for need in needs} | {"none"}
+        epilogues: dict[ConvWorkload, set[str]] = {}
+        for need in needs:
+            for w in need.workloads:
+                epilogues.setdefault(w, {"none"}).add(need.epilogue)
+        workloads = list(epilogues)
         options, layout = self.options, needs[0].layout
         target = "cuda" if needs[0].device == "cuda" else "native"
         tuned = options.tune_seconds > 0
@@ -142,11 +145,11 @@ class Kernels:
             logs=self._tuned(workloads, target, layout) if tuned else options.logs,
             layout=layout,
             keep=options.keep,
-            epilogues=sorted(epilogues),
+            epilogues={w: sorted(names) for w, names in epilogues.items()},
         )
         self.libraries.append(library)
         for w in workloads:
-            self._epilogues[library, w] = epilogues
+            self._epilogues[library, w] = epilogues[w]
 
     @property
     def _threads(self) -> int:
@@ -171,14 +174,10 @@ class Kernels:
 
 
 def _own_log() -> str:
-    """The log of what was tuned for PyTorch's graphs, in the user's cache folder."""
-    import os
-    from pathlib import Path
+    """The log of what was tuned for PyTorch's graphs."""
+    import platformdirs
 
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "convtvm"
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder / "torch.jsonl")
+    return str(platformdirs.user_data_path("convtvm", ensure_exists=True) / "torch.jsonl")
 
 
 _shared: dict[Options, Kernels] = {}
