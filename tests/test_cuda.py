@@ -215,6 +215,19 @@ def test_deployment(tmp_path: Path) -> None:
     assert second == "out has shape (2, 8, 9, 8), expected (2, 8, 9, 9)"
 
 
+@pytest.mark.emulated
+def test_the_operator_of_pytorch() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "emulator.operate"],
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.skipif(bool(gpu.devices()), reason="this machine has a GPU")
 def test_a_library_without_its_gpu_is_one_clear_error(tmp_path: Path) -> None:
     made = Manifest("cuda -arch=sm_90", (), 1, "NCHW", {}, [])

@@ -25,7 +25,9 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels) -> Convolution:
     if site.norm is not None:
         gamma, beta, mean, variance = site.norm.args[1:5]
         norm = [mean, variance, *([gamma, beta] if gamma is not None else [])]
-    args = (x, weight, bias, norm, site.residual, site.sources, name)
+    direct = {n for n in (weight, bias, *norm) if n is not None}
+    watched = [] if set(site.sources) == direct else site.sources
+    args = (x, weight, bias, norm, site.residual, watched, name)
     with graph.inserting_before(site.last):
         node = graph.call_function(conv, args)
     node.meta = dict(site.last.meta)

@@ -1,0 +1,36 @@
+"""PyTorch's operator with kernels for a GPU, up to the launch: for a process with the emulator.
+
+PyTorch has no emulated GPU, so its tensors lie on the host and travel there and back.
+
+python -m emulator.operate
+"""
+
+from __future__ import annotations
+
+import torch
+
+import convtvm
+from convtvm.dispatch.gpu import GpuPlan
+from convtvm.torch.kernels import Kernels, Need
+from convtvm.torch.operator import Recipe, conv, register
+from convtvm.torch.options import Options
+
+w = convtvm.ConvWorkload.parse("mb2ic5ih9oc8oh9kh3ph1")
+options = {"target": "cuda:sm_90", "logs": [], "algorithms": ["direct"], "epilogues": ["add"]}
+library = convtvm.compile([w], layout="NHWC", **options)
+need = Need(w, "NHWC", "cuda", "relu", adds=True)
+recipe = Recipe(need, eps=1e-5, wide=True)
+name, made = register(recipe, Kernels(Options(), library))
+x, weight, bias, residual = (
+    torch.randint(-3, 4, shape).float()
+    for shape in ((2, 5, 9, 9), (8, 5, 3, 3), (8,), (2, 8, 9, 9))
+)
+norm = [torch.randn(8), torch.rand(8) + 1, torch.rand(8), torch.randn(8)]
+for _ in range(2):
+    out = conv(x, weight, bias, norm, residual, [weight, bias, *norm], name)
+    plain = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    normed = torch.nn.functional.batch_norm(plain, norm[0], norm[1], norm[2], norm[3])
+    torch.testing.assert_close(out, torch.relu(normed + residual), rtol=1e-5, atol=1e-4)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    weight.mul_(2)  # packed again, on the GPU too
+assert isinstance(made.latest, GpuPlan)
