@@ -7,11 +7,13 @@
 3. tuning: SOURCE's layers for at most S seconds, every algorithm; float16 in NHWC
 4. libraries from the log, loaded and run
 5. each layer side by side with cuDNN through PyTorch in fp32, TF32 and fp16
+6. graphs of PyTorch through the backend: results, a stream and a CUDA graph of one's own, times
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -63,12 +65,14 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     report = {"emulated": emulated, "facts": facts(), "numerics": numerics(arguments.shapes)}
     report |= tune_and_run(arguments, emulated)
+    report["graphs"] = graphs(arguments.folder / "tuning.jsonl")
     path = arguments.folder / "report.json"
     path.write_text(json.dumps(report, indent=1), encoding="utf8")
     print(f"\n{arguments.folder}: log, library, report.json")
     if emulated:
         print("emulated: what ran is proved right; no time above means anything")
-    sys.exit(any(row["wrong"] for row in report["numerics"].values()))
+    wrong = [row["wrong"] for row in (*report["numerics"].values(), *report["graphs"].values())]
+    sys.exit(any(wrong))
 
 
 def facts() -> dict[str, str]:
@@ -183,6 +187,71 @@ def compare(library: Any, w: ConvWorkload, precision: str) -> dict[str, Any]:
         row |= timed({"convtvm": lambda: plan(x, out=out), **rivals})
         row["times cuDNN"] = min(row[name] for name in rivals) / row["convtvm"]
     print("  ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    return row
+
+
+def graphs(log: Path) -> dict[str, dict[str, Any]]:
+    """6. Two residual blocks in each precision; nothing without a GPU that PyTorch has."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    return {p: graph(p, log) for p in PRECISIONS} if torch.cuda.is_available() else {}
+
+
+def graph(precision: str, log: Path) -> dict[str, Any]:
+    """One precision of 6.: how far results are from float64's, and milliseconds of a call."""
+    import torch
+    from torch_models import resnet, with_statistics
+
+    from convtvm.torch.backend import Backend
+    from convtvm.torch.kernels import Kernels
+    from convtvm.torch.options import Options
+
+    torch._dynamo.reset()
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    order = torch.channels_last if precision == "fp16" else torch.contiguous_format
+    model = with_statistics(lambda: resnet((1, 1), False)).cuda()
+    x = torch.randn(1, 3, 224, 224, device="cuda", dtype=dtype)
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(x.double())
+    model, x = (t.to(dtype=dtype, memory_format=order) for t in (model, x))
+    options = Options.of({"logs": [log]})
+    backend = Backend(options, Kernels(options))
+    ours, theirs = torch.compile(model, backend=backend), torch.compile(copy.deepcopy(model))
+
+    def error(y: Any) -> float:
+        return float((y.double() - exact).abs().max() / exact.abs().max())
+
+    errors = {}
+    with torch.no_grad():
+        errors["first call"] = error(ours(x))
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                y = ours(x)
+        torch.cuda.current_stream().wait_stream(side)
+        errors["another stream"] = error(y)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured, stream=side):
+            y = ours(x)
+        x.mul_(1)
+        captured.replay()
+        errors["CUDA graph"] = error(y)
+        times = timed(
+            {
+                "convtvm": lambda: ours(x),
+                "convtvm, CUDA graph": captured.replay,
+                "torch.compile": lambda: theirs(x),
+            }
+        )
+    limit = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}[precision]
+    wrong = {name: value for name, value in errors.items() if not value <= limit}
+    sites = [str(site) for site in backend.sites if site.plan is None]
+    row = {"errors": errors, "wrong": wrong, "PyTorch's": sites, "ms": times}
+    print(f"graph in {precision}: {row}")
     return row
 
 

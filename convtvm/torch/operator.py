@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convtvm.dispatch import SlicedPlan
 from convtvm.torch.kernels import AnyPlan, Kernels, Need
 
 _WHOLE_BYTES = 8192  # of a watched tensor, up to which all of it is compared at every call
@@ -58,7 +59,7 @@ class Watched:
 
     def __init__(self, tensors: Sequence[Tensor], forget: Any) -> None:
         samples = [_sample(t) for t in tensors]
-        self._seen = [
+        self._seen: list[tuple[Any, ...]] = [
             (
                 weakref.ref(tensor, forget),
                 tensor.data_ptr(),
@@ -149,10 +150,11 @@ class Convolution:
 
     def _run(self, plan: AnyPlan, layout: str, x: Tensor, residual: Tensor | None) -> Tensor:
         recipe, last = self.recipe, layout == "NHWC"
-        out = plan(
-            _entering(x, recipe.flat, last),
-            residual=None if residual is None else _entering(residual, recipe.flat, last),
-        )
+        data = _entering(x, recipe.flat, last)
+        added = None if residual is None else _entering(residual, recipe.flat, last)
+        on_gpu = recipe.need.device == "cuda"
+        sliced = on_gpu and isinstance(plan, SlicedPlan)
+        out = _in_slices(plan, data, added) if sliced else plan(data, residual=added)
         if last:
             out = out.permute(0, 3, 1, 2)
         wanted = torch.channels_last if recipe.wide else torch.contiguous_format
@@ -175,6 +177,15 @@ def _entering(x: Tensor, flat: bool, last: bool) -> Tensor:
     x = x.detach() if x.requires_grad else x
     x = x.unsqueeze(2) if flat else x
     return x.permute(0, 2, 3, 1) if last else x
+
+
+def _in_slices(plan: AnyPlan, data: Tensor, residual: Tensor | None) -> Tensor:
+    """A plan of slices over tensors on a GPU; its own call takes the host's."""
+    assert isinstance(plan, SlicedPlan)
+    sizes = [part.workload.n for part in plan.parts]
+    added = [None] * len(sizes) if residual is None else residual.split(sizes)
+    taken = zip(plan.parts, data.split(sizes), added, strict=True)
+    return torch.cat([part(rows, residual=more) for part, rows, more in taken])
 
 
 def _fold(

@@ -18,7 +18,7 @@ from convtvm.torch.options import Options
 w = convtvm.ConvWorkload.parse("mb2ic5ih9oc8oh9kh3ph1")
 options = {"target": "cuda:sm_90", "logs": [], "algorithms": ["direct"], "epilogues": ["add"]}
 library = convtvm.compile([w], layout="NHWC", **options)
-need = Need(w, "NHWC", "cuda", "relu", adds=True)
+need = Need(w, "NHWC", "cuda", "relu", adds=True, dynamic=True)
 recipe = Recipe(need, eps=1e-5, wide=True)
 name, made = register(recipe, Kernels(Options(), library))
 x, weight, bias, residual = (
@@ -27,10 +27,13 @@ x, weight, bias, residual = (
 )
 norm = [torch.randn(8), torch.rand(8) + 1, torch.rand(8), torch.randn(8)]
 for _ in range(2):
-    out = conv(x, weight, bias, norm, residual, [weight, bias, *norm], name)
+    out = conv(x, weight, bias, norm, residual, [], name)
     plain = torch.nn.functional.conv2d(x, weight, bias, padding=1)
     normed = torch.nn.functional.batch_norm(plain, norm[0], norm[1], norm[2], norm[3])
     torch.testing.assert_close(out, torch.relu(normed + residual), rtol=1e-5, atol=1e-4)
     assert out.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(made.latest, GpuPlan)
+    both = torch.cat([residual, residual])  # a batch that the library lacks runs in slices
+    twice = conv(torch.cat([x, x]), weight, bias, norm, both, [], name)
+    torch.testing.assert_close(twice, torch.cat([out, out]), rtol=0, atol=0)
     weight.mul_(2)  # packed again, on the GPU too
-assert isinstance(made.latest, GpuPlan)
