@@ -535,37 +535,6 @@ def test_one_plan_in_many_threads(library: KernelLibrary, numbers: Problem) -> N
     assert problems == []
 
 
-THREADS = """
-import sys
-import threading
-import numpy as np
-import tvm_ffi
-from convtvm.dispatch import load
-
-def count(threads):
-    library = load(sys.argv[1], threads)
-    w = library.workloads[0]
-    plan = library.plan(w, np.zeros(w.weight_shape, np.float32))
-    def run():
-        plan(np.zeros(w.data_shape(), np.float32))
-        print(tvm_ffi.get_global_func("runtime.NumThreads")(), end=" ")
-    run()
-    other = threading.Thread(target=run)
-    other.start()
-    other.join()
-
-for threads in (1, 2, 1, 2):
-    count(threads)
-"""
-
-
-@pytest.mark.skipif(cpu.physical_cores() < 2, reason="needs two cores")
-def test_each_library_has_its_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the process's first thread and in any other."""
-    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
-    assert separate(path, THREADS) == "1 1 2 2 1 1 2 2"
-
-
 @pytest.mark.parametrize(
     "threads",
     [-1, 0, 1.5],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +73,6 @@ def bench(
     from convtvm.measure.peak import measure_peak
 
     resolved = resolve(target, threads)
-    # Before the first parallel kernel: the pool starts with this many threads.
-    os.environ["TVM_NUM_THREADS"] = str(resolved.threads)
     lib = build_library(workloads, resolved, logs=list(logs) or None, layout=layout, keep="all")
     for problem in lib.problems:
         warn(problem)

@@ -7,7 +7,9 @@ Needs apache-tvm-ffi and libtvm_runtime.so only; imports no compiler, compute, s
     selection  candidates, and the choice among them with its reasons
     plan       a chosen kernel with its packed weight and epilogue: y = plan(x)
     tensors    numpy and DLPack arrays in and out
-    runtime    libtvm_runtime.so, code in memory, threads
+    runtime    libtvm_runtime.so, code in memory
+    threads    what parallel loops run on
+    ending     the end of the interpreter while threads compute
 """
 
 from __future__ import annotations

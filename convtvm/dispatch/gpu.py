@@ -122,6 +122,7 @@ class GpuPlan(Plan):
         self, source: Any, target: Any, added: Sequence[Any], index: int, stream: int
     ) -> None:
         """Run the kernel on tensors of one GPU."""
+        self._prepare()
         device = tvm_ffi.device("cuda", index)
         bounds = () if self._epilogue == "none" else self._bounds
         with tvm_ffi.use_raw_stream(device, stream):

@@ -36,7 +36,8 @@ _MEASURED = 4  # candidates that policy `measure` times
 
 
 def load(path: str | Path, threads: int | None = None) -> KernelLibrary:
-    """Open the library at `path`; `threads` defaults to the number it was compiled for.
+    """Open the library at `path`; its kernels run on at most `threads` threads, by default the
+    number it was compiled for. One compiled for a single thread stays on that.
 
     Of several targets the first that this machine can run counts. Raises LibraryError for a file
     that is not an intact library or needs CPU features that this machine lacks, before any of its
@@ -66,7 +67,7 @@ class KernelLibrary(Shared):
         self.manifest = manifest = next(
             (m for m in targets if not suitability.objection(m)), targets[0]
         )
-        self.threads = threads or manifest.threads
+        self.threads = 1 if manifest.threads == 1 else threads or manifest.threads
         self.problems: list[str] = []
         self._measured: dict[str, float] = {}  # function -> seconds, by policy `measure`
         self._kernels: dict[ConvWorkload, list[Kernel]] = {}
@@ -90,14 +91,15 @@ class KernelLibrary(Shared):
     @cached_property
     def _image(self) -> runtime.Image:
         suitability.check(self.manifests, "the library")
-        runtime.start(self.threads)
+        runtime.start()
         if self.manifest.on_gpu:
             gpu.start()
-        return runtime.Image(self._content)
+        return runtime.Image(self._content, self.threads)
 
     def _make_plan(self, workload: ConvWorkload, choice: Choice, *arguments: Any) -> Plan:
         kind = gpu.GpuPlan if self.manifest.on_gpu else Plan
-        return kind(Code(self.function, self.layout, self.threads), workload, choice, *arguments)
+        code = Code(self.function, self.layout, self._image.prepare)
+        return kind(code, workload, choice, *arguments)
 
     @property
     def layout(self) -> str:

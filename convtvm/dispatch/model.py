@@ -19,6 +19,7 @@ from convtvm.dispatch.model_file import ModelContent
 from convtvm.dispatch.model_manifest import ModelManifest
 from convtvm.dispatch.signature import Signature
 from convtvm.dispatch.tensors import Port
+from convtvm.dispatch.threads import numbers, pool
 from convtvm.errors import LibraryError
 from convtvm.problem.reference import Array, aligned_empty
 
@@ -64,13 +65,14 @@ class Model(Shared):
         self.content = content
         fitting = (m for m in content.targets if not suitability.objection(m))
         self.manifest: ModelManifest = next(fitting, content.targets[0])
-        self.threads = threads or self.manifest.threads
+        made_for = self.manifest.threads
+        self.threads = 1 if made_for == 1 else threads or made_for
         self.problems: list[str] = []
         self.inputs = _ports(self.manifest, self.manifest.inputs)
         self.outputs = _ports(self.manifest, self.manifest.outputs)
         self._signature = Signature(self.inputs, self.outputs, self.manifest.batch)
         self._idle: list[Execution] = []
-        self._number = next(runtime.numbers)
+        self._number = next(numbers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Model, (self.content, self.threads)  # nothing that was loaded
@@ -124,14 +126,14 @@ class Model(Shared):
     @cached_property
     def _functions(self) -> dict[str, Callable[..., Any]]:
         suitability.check(self.content.targets, "the model")
-        runtime.start(self.threads)
-        self._image = runtime.Image(self.content.image)
+        runtime.start()
+        self._image = runtime.Image(self.content.image, self.threads)
         return {name: self._image[name] for name in self.manifest.functions}
 
     @cached_property
     def _fixed(self) -> Fixed:
         functions = self._functions
-        runtime.pool.use(self.threads)
+        self._image.prepare()
         return Fixed(self.manifest, self.content.weights, functions)
 
     def __call__(self, *args: Any, out: Any = None, **named: Any) -> Any:
@@ -159,15 +161,14 @@ class Model(Shared):
 
     @contextmanager
     def _execution(self) -> Iterator[Execution]:
-        """One that nobody else uses meanwhile, on this thread's pool."""
+        """One that nobody else uses meanwhile."""
         try:
             execution = self._idle.pop()  # atomic
         except IndexError:
             execution = Execution(self.manifest, self._fixed, self._functions)
-        if runtime.pool.threads != self.threads:
-            runtime.pool.use(self.threads)
-        if self._number not in runtime.pool.served:
-            runtime.pool.serve(self._number, self.manifest.workspace_bytes)
+        self._image.prepare()
+        if self._number not in pool.served:
+            pool.serve(self._number, self.manifest.workspace_bytes)
         try:
             yield execution
         finally:

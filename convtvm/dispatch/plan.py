@@ -12,9 +12,9 @@ import tvm_ffi
 
 from convtvm.dispatch import tensors
 from convtvm.dispatch.copies import Local
-from convtvm.dispatch.runtime import numbers, pool
 from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
+from convtvm.dispatch.threads import numbers, pool
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
 
@@ -25,11 +25,11 @@ ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 @dataclass(frozen=True)
 class Code:
     """What a plan needs of its library: functions by name, how its kernels lay out data and output,
-    and how many threads they were compiled for."""
+    and what to do before each call."""
 
     function: Callable[[str], Any]
     layout: str
-    threads: int
+    prepare: Callable[[], None]
 
 
 class Plan(Local):
@@ -55,7 +55,7 @@ class Plan(Local):
         self.code, self.workload, self.choice = code, workload, choice
         self._number = next(numbers)
         self._operands = operands(Port, workload, code.layout, adds)
-        self._bounds, self.adds, self._threads = bounds, adds, code.threads
+        self._bounds, self.adds, self._prepare = bounds, adds, code.prepare
         self._choose_epilogue()
         self._pack(weight, bias)
 
@@ -72,7 +72,7 @@ class Plan(Local):
         weights = tensors.as_array(weight, w.weight_shape, "weight", w.dtype)
         self._packed_array = aligned_empty(kernel.packed_shape, w.dtype)
         self._packed = tvm_ffi.from_dlpack(self._packed_array)
-        pool.use(self._threads)
+        self._prepare()
         self.code.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
         given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias", w.dtype).copy()
         self._bias_array = np.zeros(w.oc, w.dtype) if given is None else given
@@ -128,8 +128,7 @@ class Plan(Local):
     def compute(self, source: Any, target: Any, added: Sequence[Any]) -> None:
         """Run the kernel on tvm_ffi tensors that fit it and lie apart; `added` holds the residual
         of a plan that adds one."""
-        if pool.threads != self._threads:
-            pool.use(self._threads)
+        self._prepare()
         if self._number not in pool.served:
             pool.serve(self._number, self.workspace_bytes)
         if self._epilogue == "none":

@@ -1,13 +1,10 @@
-"""The TVM run time: libtvm_runtime.so, images loaded from memory, a pool of workers a thread."""
+"""The TVM run time: libtvm_runtime.so, and images loaded from memory."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import itertools
-import mmap
 import os
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +12,9 @@ from typing import Any
 import tvm_ffi
 
 from convtvm.dispatch.copies import Local
-from convtvm.errors import EnvironmentProblem, LibraryError, NoMemory
-
-# TVM reads this when the first pool of the process starts. Its own 300,000 keep each worker's core
-# busy for 0.1 s after a call, at the cost of whatever else the process does; the layers of a
-# network follow each other sooner than these 10 ms.
-os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "25000")
-
-
-_MARGIN = 1 << 20  # bytes: what the allocator adds to the buffers of a workspace
+from convtvm.dispatch.ending import ending
+from convtvm.dispatch.threads import connect, pool
+from convtvm.errors import EnvironmentProblem, LibraryError
 
 
 @cache
@@ -43,39 +34,35 @@ def folder() -> Path:
 
 
 @cache
-def _load_runtime() -> None:
+def start() -> None:
     """Make libtvm_runtime.so's symbols visible; kernels bind to them when they load."""
     ctypes.CDLL(str(folder() / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
-
-
-def start(threads: int) -> None:
-    """Load the run time such that its pools can grow to `threads` threads."""
-    # TVM reads this when a pool starts, and a pool never grows past the number it started with.
-    wanted = max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", "0") or 0))
-    os.environ["TVM_NUM_THREADS"] = str(wanted)
-    _load_runtime()
 
 
 class Image(Local):
     """A shared object loaded from a private copy in memory: its file may be replaced meanwhile, and
     the dynamic loader would answer a second load of the same path with the old code.
 
-    Raises LibraryError if the loader refuses it.
+    Its parallel loops run on at most `threads` threads. Raises LibraryError if the loader refuses
+    it.
     """
 
     _elsewhere = "load the file there"
     _memory = -1
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, threads: int) -> None:
         self._memory = os.memfd_create("convtvm-library")
         with os.fdopen(os.dup(self._memory), "wb") as file:
             file.write(content)
         loader = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
+        path = f"/proc/self/fd/{self._memory}"
         try:
-            self._module = loader(f"/proc/self/fd/{self._memory}", "so")
+            self._module = loader(path, "so")
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1:]
             raise LibraryError(f"the library cannot be loaded: {''.join(reason)}") from None
+        # How many threads of TVM's pool its loops run on, if it is of an earlier version; 0 if not.
+        self.pool_threads = 0 if connect(path, self, threads) else threads
 
     def __del__(self) -> None:
         if hasattr(self, "_module"):
@@ -83,41 +70,13 @@ class Image(Local):
         if self._memory >= 0:
             os.close(self._memory)
 
+    def prepare(self) -> None:
+        """Before a function is called: threads for those that need TVM's, and the end of the
+        interpreter seen to."""
+        if ending.begun:
+            ending.hold()
+        if self.pool_threads:
+            pool.use(self.pool_threads)
+
     def __getitem__(self, function: str) -> Any:
         return self._module[function]
-
-
-class _Pool(threading.local):
-    """The calling thread's pool of workers: TVM keeps one for every thread that runs kernels."""
-
-    def __init__(self) -> None:
-        self.threads = 0
-        self.served: set[int] = set()  # plans whose workspace this thread's pools have held
-
-    def use(self, threads: int) -> None:
-        """Let parallel kernels of this thread run on `threads` threads."""
-        if threads != self.threads:
-            all_cores = 0  # TVM's affinity mode that prefers big cores
-            tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
-            self.threads = threads
-
-    def serve(self, plan: int, workspace: int) -> None:
-        """Before the first call of a plan in this thread: see that its workspace can be had.
-
-        A kernel allocates it through C code, which no exception may pass: where there is none, the
-        process ends. TVM's pool keeps it for the calls that follow. Raises NoMemory.
-        """
-        try:
-            if workspace:
-                private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-                mmap.mmap(-1, workspace + _MARGIN, flags=private).close()
-        except (OSError, OverflowError):
-            raise NoMemory(
-                f"no memory for a workspace of {workspace:,} bytes; plan(..., workspace_limit="
-                "BYTES) chooses a kernel that needs less"
-            ) from None
-        self.served.add(plan)
-
-
-pool = _Pool()
-numbers = itertools.count()  # of plans and models, as `serve` knows them

@@ -25,6 +25,7 @@ from tvm.tirx.build import tir_to_runtime
 from tvm.tirx.stmt import AllocBuffer
 
 from convtvm.errors import BuildError, blames_environment
+from convtvm.kernels import launcher
 from convtvm.kernels.algorithms import STACK_BYTES
 from convtvm.kernels.cuda import device_code
 from convtvm.kernels.lowering import lower
@@ -77,7 +78,10 @@ def accept_unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def compile_lowered(lowered: tvm.IRModule, target: Target) -> tvm.runtime.Module:
-    """Machine code for the result of `lower`, for a CPU."""
+    """Machine code for the result of `lower`, for a CPU: with parallel loops where the target has
+    several cores (`num-cores`), else without any, so that it needs no threads of a run time."""
+    if int(target.attrs.get("num-cores", 1)) == 1:
+        lowered = _serial(lowered)
     finished = s_tir_pipeline.finalize_host_passes()(_keep_tiles_on_stack(lowered))
     return tir_to_runtime(finished, {}, target)
 
@@ -115,8 +119,14 @@ def linker(triple: str) -> str:
     raise BuildError(f"no linker for {machine}: {' or '.join(names)} not found; install {package}")
 
 
+def launcher_of(target: CompileTarget) -> bytes:
+    """The object file that runs the parallel loops of `target`; compiled by the first call."""
+    return launcher.object_code(target.spec["mtriple"], target.threads)
+
+
 def link_objects(objects: Sequence[str | Path], path: str | Path, target: CompileTarget) -> None:
-    """Link object files, and the code for a GPU beside them, to the shared library `path`.
+    """Link object files, and the code for a GPU beside them, to the shared library `path`; for
+    several threads with the launcher of their parallel loops.
 
     Raises BuildError with the first complaint.
     """
@@ -124,6 +134,9 @@ def link_objects(objects: Sequence[str | Path], path: str | Path, target: Compil
     if contents:
         objects = [*objects, f"{path}.imports.o"]
         device_code.write_object(contents, objects[-1], target.host)
+    if target.threads > 1:
+        objects = [*objects, f"{path}.launcher.o"]
+        Path(objects[-1]).write_bytes(launcher_of(target))
     program = linker(target.spec.get("mtriple", ""))
     command = [program, "-shared", "-o", str(path), *map(str, objects)]
     english = {**os.environ, "LC_ALL": "C"}
@@ -161,6 +174,16 @@ def constant_bytes(buffer: Var) -> int | None:
         elements *= int(extent)
     dtype = tvm.DataType(str(buffer.dtype))
     return elements * ((dtype.bits * dtype.lanes + 7) // 8)
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="convtvm.Serial")
+def _serial(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    def on_for(loop: For) -> For:
+        if loop.kind != ForKind.PARALLEL:
+            return loop
+        return For(loop.loop_var, loop.min, loop.extent, ForKind.SERIAL, loop.body)
+
+    return tvm_ffi.structural_map(func, [(For, on_for)], order="post")
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.KeepTilesOnStack")

@@ -136,7 +136,7 @@ def _code() -> str:
     assert schedules is not None and schedules.origin is not None
     for name in _CODE:
         folder = Path(schedules.origin).parent if name == "schedules" else home / name
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.ll")]):
             digest.update(f"{name}/{path.relative_to(folder)}".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "aarch64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
 }
 _SPEC_KEYS = ("kind", "mtriple", "mcpu", "mattr")
+MOST_THREADS = 1024  # as the launcher of parallel loops has workers for
 _ARCHITECTURES = ("x86_64", "aarch64")
 _X86_TRIPLE = "x86_64-linux-gnu"
 
@@ -142,6 +143,8 @@ def resolve(text: str = "native", threads: int | None = None) -> CompileTarget:
     """
     threads = physical_cores() if threads is None else threads
     threads = check_number("threads", threads, least=1, whole=True, kind=TargetError)
+    if threads > MOST_THREADS:
+        raise TargetError(f"threads is {threads}, expected 1 to {MOST_THREADS}")
     if not isinstance(text, str):
         raise TargetError(f"target is {text!r}, expected text such as native or avx2")
     arches = _cuda_arches(text.strip())

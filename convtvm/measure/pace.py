@@ -11,7 +11,10 @@ import mmap
 import struct
 import time
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
+from convtvm.dispatch import runtime
 from convtvm.kernels import codegen, lowering
 from convtvm.machine.targets import CompileTarget, resolve
 
@@ -32,10 +36,20 @@ _MOST_THREADS = 256
 _best = mmap.mmap(-1, 8 * _MOST_THREADS)
 
 
-def products(target: CompileTarget, repeats: int) -> tuple[tvm.runtime.Module, list[Any], float]:
+@dataclass(frozen=True)
+class Products:
+    """Known work: what does it, the floating-point operations of a call, and the code, which has
+    to stay loaded."""
+
+    image: runtime.Image
+    run: Callable[[], Any]
+    flops: float
+
+
+def products(target: CompileTarget, repeats: int) -> Products:
     """Every thread multiplies, `repeats` times, two matrices that stay in L1, all in registers.
 
-    The module with `main`, its arguments, and the floating-point operations of a call.
+    Compiled, linked and loaded as kernels are, and run by the same workers.
     """
     # As many accumulators as fit with their operands: 6 x 2 of 16 registers, 14 x 2 of 32.
     rows, vectors = (14, 2) if target.registers >= 32 else (6, 2)
@@ -60,10 +74,16 @@ def products(target: CompileTarget, repeats: int) -> tuple[tvm.runtime.Module, l
     sch.vectorize(init[-1])
     sch.unroll(init[-2])
     sch.unroll(init[-3])
-    module = codegen.compile_lowered(lowering.lower(sch.mod, target.tvm), target.tvm)
+    compiled = codegen.compile_lowered(lowering.lower(sch.mod, target.tvm), target.tvm)
+    with TemporaryDirectory() as folder:
+        code = Path(folder, "products.o"), Path(folder, "products.so")
+        codegen.write_object(compiled, code[0])
+        codegen.link_objects([code[0]], code[1], target)
+        image = runtime.Image(code[1].read_bytes(), target.threads)
     args = [tvm.runtime.tensor(np.ones((DEPTH, n), np.float32)) for n in (rows, columns)]
     args.append(tvm.runtime.empty(shape, "float32"))
-    return module, args, 2.0 * target.threads * repeats * rows * columns * DEPTH
+    flops = 2.0 * target.threads * repeats * rows * columns * DEPTH
+    return Products(image, partial(image["main"], *args), flops)
 
 
 class Pace:
@@ -102,12 +122,10 @@ class Pace:
 @cache
 def pace(threads: int) -> Pace:
     """The pace of `threads` cores, found by the first call in a process."""
-    return Pace(known_work(threads), threads)
+    return Pace(known_work(threads).run, threads)
 
 
 @cache
-def known_work(threads: int) -> Callable[[], None]:
+def known_work(threads: int) -> Products:
     """The work on `threads` cores of this machine; compiles, but runs nothing by itself."""
-    module, args, _ = products(resolve("native", threads), _PRODUCTS)
-    run = module["main"]
-    return lambda: run(*args)
+    return products(resolve("native", threads), _PRODUCTS)

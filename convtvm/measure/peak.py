@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tvm
-
 from convtvm.machine.targets import CompileTarget
 from convtvm.measure.pace import products
+from convtvm.measure.timing import mean_seconds
 
 _REPEATS = 64  # products per thread and call, to outweigh the launch
 _SECONDS = 0.2  # cores that were idle need 10 ms and more to reach their full speed
@@ -13,8 +12,7 @@ _SECONDS = 0.2  # cores that were idle need 10 ms and more to reach their full s
 
 def measure_peak(target: CompileTarget, samples: int = 30) -> float:
     """FLOP/s of `target.threads` cores on this machine; the fastest of `samples` timings."""
-    module, args, flops = products(target, _REPEATS)
-    once = module.time_evaluator("main", tvm.cpu(), number=10)(*args).mean
-    number = max(1, int(_SECONDS / samples / once))
-    timer = module.time_evaluator("main", tvm.cpu(), number=number, repeat=samples)
-    return flops / min(float(s) for s in timer(*args).results)
+    work = products(target, _REPEATS)
+    work.run()
+    number = max(1, int(_SECONDS / samples / mean_seconds(work.run, 10)))
+    return work.flops / min(mean_seconds(work.run, number) for _ in range(samples))

@@ -168,7 +168,6 @@ def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], No
 
     session = _session(limits)
     report(Outcome(None, CONNECTED))
-    session.get_function("runtime.config_threadpool")(0, limits.threads)
     key, arrays = ("", ""), {}
     for job in jobs:
         try:

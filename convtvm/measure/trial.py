@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convtvm.dispatch import threads
 from convtvm.measure import race
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, RunJob, failure, wrong_answer
 from convtvm.measure.timing import mean_seconds, time_gpu, timed
@@ -22,8 +22,6 @@ def run_batch(
 
     The outcome of a callable is what it returns.
     """
-    # Read at the first parallel launch; the zygote itself never launches one.
-    os.environ["TVM_NUM_THREADS"] = str(limits.threads)
     key, arrays = ("", ""), {}
     for job in jobs:
         try:
@@ -63,6 +61,8 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     import tvm
 
     module = tvm.runtime.load_module(job.path)
+    if job.device == "cpu":
+        threads.connect(job.path, module)  # all candidates run on the same workers
     args, reference = arrays["args"], arrays["reference"]
     # An unwritten element shows.
     args[3].copyfrom(np.full(reference.shape, np.nan, str(args[3].dtype)))

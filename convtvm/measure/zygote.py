@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convtvm.machine import nvidia
 from convtvm.measure.jobs import (
@@ -38,6 +38,9 @@ from convtvm.measure.jobs import (
     receive,
     send,
 )
+
+if TYPE_CHECKING:
+    from convtvm.machine.targets import CompileTarget
 
 _SHARE = 8  # candidates that a device gets at once
 _TRIES = 3  # devices that a candidate may lose before it is given up
@@ -217,8 +220,18 @@ def _run_child(
 
 def _build_all(jobs: list[BuildJob | FunctionJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Build every job, up to `limits.workers` at a time."""
+    from convtvm.kernels import codegen
+
     late = Outcome(None, "build_timeout", f"no library after {limits.timeout:g} s")
+    for target in _linked_for(jobs):
+        codegen.launcher_of(target)  # compiled once, for all children
     return _each_alone([partial(_report_build, job) for job in jobs], limits, late)
+
+
+def _linked_for(jobs: Sequence[BuildJob | FunctionJob]) -> set[CompileTarget]:
+    """The targets of those that become libraries with parallel loops."""
+    linked = (j for j in jobs if isinstance(j, BuildJob) and not j.path.endswith(".o"))
+    return {j.task.target for j in linked if j.task.target.threads > 1}
 
 
 def _probe_all(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]]:

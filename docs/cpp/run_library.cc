@@ -117,12 +117,12 @@ int main(int argc, char** argv) try {
   if (argc != 8) throw std::runtime_error("expected FOLDER LIB.so WORKLOAD and four files");
   const std::string folder = argv[1];
 
-  // Kernels find the thread pool and the workspaces through symbols of the run time, so it has to
-  // be there, and visible, before the library is loaded.
+  // Kernels find workspaces through symbols of the run time, so it has to be there, and visible,
+  // before the library is loaded. Threads the library starts itself, as many as it was compiled for
+  // and the caller has CPUs.
   const std::string runtime = folder + "/lib/libtvm_runtime.so";
   if (!dlopen(runtime.c_str(), RTLD_NOW | RTLD_GLOBAL)) throw std::runtime_error(dlerror());
   Row kernel = FindKernel(folder + "/kernels.tsv", argv[3]);
-  setenv("TVM_NUM_THREADS", kernel.at("threads").c_str(), 1);
   ffi::Module library = ffi::Module::LoadFromFile(folder + "/" + argv[2]);
   ffi::Function run = library->GetFunction(kernel.at("function")).value();
   ffi::Function pack = library->GetFunction(kernel.at("pack")).value();

@@ -13,7 +13,6 @@ Quoted by README.md and docs/algorithms.md.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -135,7 +134,6 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     if arguments.run:
-        os.environ["TVM_NUM_THREADS"] = "1"
         if arguments.library:
             library = load(arguments.library, threads=1)
         else:

@@ -11,7 +11,6 @@ Quoted by docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -42,8 +41,6 @@ def main() -> None:
     options = parser.parse_args()
     w = convtvm.ConvWorkload.parse(options.workload)
     peers = select_peers([name for name in options.peers.split(",") if name])
-    # Before the first parallel kernel: the pool starts with this many threads.
-    os.environ["TVM_NUM_THREADS"] = str(options.threads)
     library = convtvm.compile([w], threads=options.threads, keep="best")
     data, weight, bias = random_inputs(w, seed=0)
     plan, out = library.plan(w, weight, bias), np.empty(w.out_shape(), np.float32)

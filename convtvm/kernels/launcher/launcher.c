@@ -1,0 +1,247 @@
+/* Runs the tasks of a kernel's parallel loop on a few threads that all callers of a process share.
+
+   Linked into every library for several threads, where it takes the place of TVM's own launcher,
+   whose threads belong to the caller: they outlive it, do not survive a fork, and are bound to CPUs
+   that the caller may not use.
+
+   A launch has no more tasks than the caller has CPUs in its affinity mask, and the workers get that
+   mask. One launch at a time has the workers; a caller that meets another one computes alone, which
+   is what it would get of the CPUs anyway. So does one that cannot start a thread.
+
+   `scripts/make_launcher` makes launcher.ll of this file, since whoever compiles a library has LLVM
+   but perhaps no C compiler. The same launcher.ll serves all of Linux on 64 bits: nothing here may
+   depend on the machine. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST_WORKERS = 1023, MASK_WORDS = 64, CHECKS = 32, LAUNCHES_BEFORE_RETRY = 1000 };
+
+/* What a worker is doing. Only the caller that holds the pool posts and takes back. */
+enum { IDLE, ASLEEP, POSTED, RUNNING, AWAITED };
+
+/* TVM's calling convention of a parallel loop: the body is a task that knows its number. */
+typedef struct {
+  void *sync_handle;  // for barriers, which no kernel has
+  int32_t num_task;
+} ParallelGroup;
+typedef int (*Task)(int number, ParallelGroup *group, void *data);
+typedef int Launch(Task task, void *data, int tasks);
+typedef int LaunchShared(int threads, Task task, void *data);
+
+typedef struct {
+  _Alignas(128) _Atomic int state;
+  int number, failed;
+  void *error;
+  struct Pool *pool;
+  pthread_t thread;
+  sem_t wake;
+} Worker;
+
+/* All zeros is a pool without threads, so a fork, which wipes the memory, leaves one. */
+typedef struct Pool {
+  _Alignas(128) _Atomic int busy;
+  int workers, cpus, refused;
+  pid_t process;  // 0 where the memory is wiped
+  int64_t spin;   // nanoseconds
+  unsigned long mask[MASK_WORDS];
+  Task task;
+  void *data;
+  ParallelGroup group;
+  sem_t done;
+  Worker worker[MOST_WORKERS];
+} Pool;
+
+extern const int32_t convtvm_threads;  // the number that the library is compiled for
+extern void convtvm_relax(void);       // tells the CPU that this thread only waits
+
+/* tvm_ffi's error of the calling thread, taken and set. */
+extern void TVMFFIErrorMoveFromRaised(void **error) __attribute__((weak));
+extern void TVMFFIErrorSetRaised(void *error) __attribute__((weak));
+
+static _Atomic(Pool *) current;
+
+static int64_t nanoseconds(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/* Wait until `state` leaves `from`, at most `spin` nanoseconds; whether it has. */
+static int left(_Atomic int *state, int from, int64_t spin) {
+  int64_t end = 0;
+  for (;;) {
+    for (int i = 0; i < CHECKS; ++i) {
+      if (atomic_load_explicit(state, memory_order_acquire) != from) return 1;
+      convtvm_relax();
+    }
+    int64_t now = nanoseconds();
+    if (!end) end = now + spin;
+    if (now >= end) return 0;
+  }
+}
+
+static int is(_Atomic int *state, int expected, int next) {
+  return atomic_compare_exchange_strong(state, &expected, next);
+}
+
+static void *work(void *argument) {
+  Worker *self = argument;
+  Pool *pool = self->pool;
+  for (;;) {
+    if (!left(&self->state, IDLE, pool->spin) && is(&self->state, IDLE, ASLEEP)) {
+      while (atomic_load(&self->state) == ASLEEP) sem_wait(&self->wake);
+    }
+    if (!is(&self->state, POSTED, RUNNING)) continue;
+    self->failed = pool->task(self->number, &pool->group, pool->data);
+    if (self->failed && TVMFFIErrorMoveFromRaised) TVMFFIErrorMoveFromRaised(&self->error);
+    if (atomic_exchange(&self->state, IDLE) == AWAITED) sem_post(&pool->done);
+  }
+  return NULL;
+}
+
+static Pool *make(Pool *old) {
+  Pool *pool = mmap(NULL, sizeof *pool, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pool == MAP_FAILED) return NULL;
+  if (madvise(pool, sizeof *pool, MADV_WIPEONFORK)) pool->process = getpid();
+  if (atomic_compare_exchange_strong(&current, &old, pool)) return pool;
+  munmap(pool, sizeof *pool);
+  return old;
+}
+
+static Pool *find(void) {
+  Pool *pool = atomic_load_explicit(&current, memory_order_acquire);
+  if (pool && (!pool->process || pool->process == getpid())) return pool;
+  return make(pool);
+}
+
+/* Keep this code loaded: threads are about to run it. */
+static int stays(void) {
+  Dl_info here;
+  if (!dladdr((void *)stays, &here)) return 0;
+  return dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE) != NULL;
+}
+
+static int64_t spin_time(void) {
+  const char *text = getenv("CONVTVM_SPIN_US");
+  long long us = text && *text ? atoll(text) : 200;
+  return 1000 * (us < 0 ? 0 : us > 1000000 ? 1000000 : us);
+}
+
+/* One more worker, with the caller's affinity mask and no signals; whether there is one. */
+static int start(Pool *pool) {
+  if (!pool->workers) {
+    if (!stays() || sem_init(&pool->done, 0, 0)) return 0;
+    pool->spin = spin_time();
+  }
+  Worker *worker = &pool->worker[pool->workers];
+  memset(worker, 0, sizeof *worker);
+  worker->pool = pool;
+  worker->number = pool->workers + 1;
+  if (sem_init(&worker->wake, 0, 0)) return 0;
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int refused = pthread_create(&worker->thread, NULL, work, worker);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (refused) return 0;
+  pthread_setname_np(worker->thread, "convtvm");
+  pthread_detach(worker->thread);
+  ++pool->workers;
+  return 1;
+}
+
+/* Give the workers the caller's mask. */
+static void bind(Pool *pool, const unsigned long *mask) {
+  memcpy(pool->mask, mask, sizeof pool->mask);
+  pool->cpus = 0;
+  for (int i = 0; i < MASK_WORDS; ++i) pool->cpus += __builtin_popcountl(mask[i]);
+  for (int i = 0; i < pool->workers; ++i) {
+    pthread_setaffinity_np(pool->worker[i].thread, sizeof pool->mask, (const cpu_set_t *)mask);
+  }
+}
+
+/* The tasks that a loop for so many threads gets: the caller's and those of ready workers. */
+static int ready(Pool *pool, int threads) {
+  unsigned long mask[MASK_WORDS];
+  if (sched_getaffinity(0, sizeof mask, (cpu_set_t *)mask)) return 1;
+  if (memcmp(mask, pool->mask, sizeof mask)) bind(pool, mask);
+  if (threads > pool->cpus) threads = pool->cpus;
+  if (threads > MOST_WORKERS + 1) threads = MOST_WORKERS + 1;
+  while (pool->workers + 1 < threads) {
+    if (pool->refused) {
+      --pool->refused;
+      break;
+    }
+    if (!start(pool)) pool->refused = LAUNCHES_BEFORE_RETRY;
+  }
+  return threads > pool->workers + 1 ? pool->workers + 1 : threads;
+}
+
+/* Wait for a worker that has begun; whether its task failed. */
+static int finished(Pool *pool, Worker *worker) {
+  if (!left(&worker->state, RUNNING, pool->spin) && is(&worker->state, RUNNING, AWAITED)) {
+    while (sem_wait(&pool->done)) {
+    }
+  }
+  if (!worker->failed) return 0;
+  if (worker->error && TVMFFIErrorSetRaised) TVMFFIErrorSetRaised(worker->error);
+  worker->error = NULL;
+  return worker->failed;
+}
+
+static int run(Pool *pool, int tasks, Task task, void *data) {
+  Worker *workers = pool->worker;
+  pool->task = task;
+  pool->data = data;
+  pool->group.num_task = tasks;
+  for (int i = 0; i < tasks - 1; ++i) {
+    workers[i].failed = 0;
+    if (atomic_exchange(&workers[i].state, POSTED) == ASLEEP) sem_post(&workers[i].wake);
+  }
+  int failed = task(0, &pool->group, data);
+  /* What nobody has begun is done here: a core may be busy, a thread slow to wake. */
+  for (int i = tasks - 2; i >= 0; --i) {
+    if (is(&workers[i].state, POSTED, IDLE)) failed |= task(i + 1, &pool->group, data);
+  }
+  for (int i = 0; i < tasks - 1; ++i) failed |= finished(pool, &workers[i]);
+  return failed;
+}
+
+static int launch_shared(int threads, Task task, void *data) {
+  Pool *pool = threads > 1 ? find() : NULL;
+  int failed = 0, tasks = 1;
+  if (pool && !atomic_load_explicit(&pool->busy, memory_order_relaxed) &&
+      !atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) {
+    tasks = ready(pool, threads);
+    if (tasks > 1) failed = run(pool, tasks, task, data);
+    atomic_store_explicit(&pool->busy, 0, memory_order_release);
+  }
+  if (tasks > 1) return failed;
+  ParallelGroup alone = {NULL, 1};
+  return task(0, &alone, data);
+}
+
+/* The run time may let several libraries use the launcher of one, and change the threads. */
+struct {
+  LaunchShared *launch;
+  int32_t threads;
+} convtvm_launcher = {launch_shared, 0};
+
+static int launch(Task task, void *data, int tasks) {
+  int32_t threads = convtvm_launcher.threads ? convtvm_launcher.threads : convtvm_threads;
+  return convtvm_launcher.launch(tasks > 0 ? tasks : threads, task, data);
+}
+
+/* Kernels call what is here. It is hidden, so TVM does not find it and put its own launcher in. */
+__attribute__((visibility("hidden"))) Launch *__TVMBackendParallelLaunch = launch;
