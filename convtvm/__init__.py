@@ -42,6 +42,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "tune": "convtvm.tuning.tuner",
     "compile": "convtvm.library.remembered",
+    "compile_model": "convtvm.models.compiling",
     "load": "convtvm.dispatch",
     "load_model": "convtvm.dispatch",
     "Model": "convtvm.dispatch",
@@ -74,6 +75,7 @@ __all__ = [
     "UnknownWorkload",
     "__version__",
     "compile",
+    "compile_model",
     "load",
     "load_model",
     "tune",

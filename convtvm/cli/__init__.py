@@ -29,7 +29,8 @@ INTERRUPTED = 130
 _PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "xgboost": "xgboost-cpu"}
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 _EPILOG = (
-    "SOURCE is a network (resnet18, resnet50, vgg16, mobilenet_v2, cv1_12), a file of workloads"
+    "SOURCE is a network (resnet18, resnet50, vgg16, mobilenet_v2, cv1_12), a model (.onnx, "
+    ".pt2), a file of workloads"
 )
 
 

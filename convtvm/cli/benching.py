@@ -15,6 +15,8 @@ from convtvm.cli.options import (
     layout_option,
     logs_option,
     read_workloads,
+    refuse_options,
+    shape_option,
     target_options,
 )
 from convtvm.cli.output import (
@@ -27,6 +29,7 @@ from convtvm.cli.output import (
     text_of,
     warn,
 )
+from convtvm.problem.sources import is_model
 
 if TYPE_CHECKING:
     from convtvm.compare.bench import BenchRow
@@ -44,8 +47,12 @@ if TYPE_CHECKING:
 )
 @layout_option
 @click.option("--repeat", type=click.IntRange(min=3), default=25, help="Timed calls of each.")
+@shape_option
 @json_option
+@click.pass_context
 def bench(
+    ctx: click.Context,
+    /,
     source: str,
     target: str,
     threads: int | None,
@@ -55,8 +62,10 @@ def bench(
     layout: str,
     repeat: int,
     as_json: bool,
+    shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Time every algorithm of a SOURCE's convolutions, and other libraries beside them.
+    """Time every algorithm of a SOURCE's convolutions, or a whole model, and other libraries
+    beside it.
 
     All contestants of a layer run in turn in this process, NCHW in and out, fp32, weights packed
     beforehand; the figures are medians. A library with several memory formats counts by its
@@ -66,6 +75,13 @@ def bench(
     from convtvm.compare.peers import select_peers
 
     chosen = select_peers([name for name in peers.split(",") if name])
+    if is_model(source):
+        refuse_options(ctx, "models", "layout", "batch")
+        from convtvm.cli.model_benching import bench_source
+
+        bench_source(source, list(chosen), target, threads, logs, shapes, repeat, as_json=as_json)
+        return
+    refuse_options(ctx, "layers", "shapes")
     workloads = read_workloads(source, batch)
     from convtvm.compare.bench import bench as run_bench
     from convtvm.library.remembered import compile as build_library

@@ -17,7 +17,9 @@ from convtvm.cli.options import (
     json_option,
     layout_option,
     logs_option,
+    model_options,
     read_workloads,
+    refuse_options,
     target_options,
 )
 from convtvm.cli.output import (
@@ -31,6 +33,7 @@ from convtvm.cli.output import (
     warn,
     without_torch,
 )
+from convtvm.problem.sources import is_model
 
 if TYPE_CHECKING:
     from convtvm.dispatch import KernelLibrary
@@ -68,27 +71,66 @@ if TYPE_CHECKING:
     help="Endings to compile into kernels besides the plain ones: clip (ReLU and other bounds), "
     "add (a residual, then bounds).  [default: none; a plan then applies them afterwards]",
 )
+@model_options
 @json_option
+@click.pass_context
 @without_torch()
 def compile_(
+    ctx: click.Context,
+    /,
     source: str,
     out: Path,
     target: str,
     threads: int | None,
     logs: Sequence[Path],
+    as_json: bool,
+    shapes: dict[str, tuple[int, ...]],
+    workspace_limit: int | None,
+    max_error: float | None,
+    batched: bool,
+    **layers: Any,
+) -> None:
+    """Compile the convolutions of a SOURCE into one library, or a model into one that runs it.
+
+    What the logs hold no records of takes the decisions of its nearest like, or the default ones.
+    --target avx2,avx512 makes one library with kernels of both; the CPU that loads it decides.
+    """
+    if not is_model(source):
+        refuse_options(ctx, "layers", "shapes", "workspace_limit", "max_error", "batched")
+        _compile_layers(source, out, target, threads, logs, as_json, **layers)
+        return
+    refuse_options(ctx, "models", *layers)
+    from convtvm.cli.models import compile_to
+
+    compile_to(
+        out,
+        source,
+        as_json,
+        shapes=shapes,
+        target=target,
+        threads=threads,
+        logs=list(logs) or None,
+        workspace_limit=workspace_limit,
+        max_error=max_error,
+        batched=batched,
+    )
+
+
+def _compile_layers(
+    source: str,
+    out: Path,
+    target: str,
+    threads: int | None,
+    logs: Sequence[Path],
+    as_json: bool,
+    *,
     layout: str,
     batch: int | None,
     dtype: str | None,
     algorithms: list[str] | None,
     keep: str,
     epilogues: str,
-    as_json: bool,
 ) -> None:
-    """Compile the convolutions of a SOURCE into one library.
-
-    What the logs hold no records of takes the decisions of its nearest like, or the default ones.
-    --target avx2,avx512 makes one library with kernels of both; the CPU that loads it decides.
-    """
     workloads = read_workloads(source, batch, dtype)
     check_writable(out)
     from convtvm.library.remembered import compile as build_library

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,23 @@ from convtvm.problem.sources import merge_duplicates, read_source
 from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+class Bytes(click.ParamType):
+    """A number of bytes: 4096, 512k, 1.5M, 2GiB; k, M and G are powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kmg]?)(?:i?b)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no size, expected bytes such as 65536, 64k, 1.5M or 2G")
+        return int(float(match[1]) * _UNITS[match[2]])
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
@@ -63,6 +81,71 @@ def target_options(command: F) -> F:
 def algorithms_option(help: str) -> Callable[[F], F]:
     """Add --algorithms A,B: a list of names, or None."""
     return click.option("--algorithms", callback=_names, metavar="A,B", help=help)
+
+
+def _shapes(
+    ctx: click.Context, option: click.Parameter, values: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of texts such as x=1x3x224x224; a name may hold = itself."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in values:
+        match = re.fullmatch(r"(.+)=([1-9]\d{0,8}(?:x[1-9]\d{0,8})*|scalar)", text)
+        if match is None:
+            raise click.BadParameter(f"{text!r} is no shape, expected NAME=1x3x224x224")
+        if match[1] in shapes:
+            raise click.BadParameter(f"{match[1]!r} has two shapes")
+        sizes = [] if match[2] == "scalar" else match[2].split("x")
+        shapes[match[1]] = tuple(map(int, sizes))
+    return shapes
+
+
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=_shapes,
+    metavar="NAME=1x3x224x224",
+    help="Shape of a model's input that its file leaves open; may be repeated.",
+)
+
+
+_model_options = (
+    shape_option,
+    click.option(
+        "--workspace-limit",
+        type=Bytes(),
+        metavar="BYTES",
+        help="Of a model: kernels need at most this much scratch memory; k, M, G: powers of 1024.",
+    ),
+    click.option(
+        "--max-error",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="E",
+        help="Of a model: kernels and outputs have at most this error, relative to the largest "
+        "element.",
+    ),
+    click.option(
+        "--batched",
+        is_flag=True,
+        help="Let calls of a model bring any multiple of its batch, the first axis of all inputs "
+        "and outputs.",
+    ),
+)
+
+
+def model_options(command: F) -> F:
+    """Add the options of `compile` that are for whole models."""
+    for option in reversed(_model_options):
+        command = option(command)
+    return command
+
+
+def refuse_options(ctx: click.Context, what: str, *names: str) -> None:
+    """Raise UsageError if one of these parameters was given, which `what` has no use for."""
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "")
+        if param.name in names and given is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{param.opts[0]} is not for {what}")
 
 
 def read_workloads(source: str, batch: int | None, dtype: str | None = None) -> list[ConvWorkload]:

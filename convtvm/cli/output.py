@@ -37,8 +37,21 @@ def without_torch() -> Iterator[None]:
     try:
         yield
     finally:
-        if absent:
+        if absent and sys.modules.get("torch", True) is None:
             del sys.modules["torch"]
+
+
+@contextlib.contextmanager
+def torch_allowed() -> Iterator[None]:
+    """Let imports find PyTorch again within `without_torch`."""
+    hidden = sys.modules.get("torch", False) is None
+    if hidden:
+        del sys.modules["torch"]
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

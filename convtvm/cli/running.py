@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from convtvm.cli.options import json_option
+from convtvm.cli.arrays import load_arrays, save_arrays
+from convtvm.cli.options import Bytes, json_option, refuse_options, shape_option
 from convtvm.cli.output import (
     check_writable,
     gflops,
@@ -27,9 +24,10 @@ from convtvm.cli.output import (
     print_table,
     text_of,
     without_torch,
-    write_whole,
 )
+from convtvm.dispatch import container
 from convtvm.errors import ArrayError
+from convtvm.problem.sources import is_model
 from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
@@ -42,21 +40,6 @@ WRONG = 1e-3
 _REPEAT = 20
 _WARM_UP = 3
 _FAILED = 1
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-
-
-class _Bytes(click.ParamType):
-    """A number of bytes: 4096, 512k, 1.5M, 2GiB; k, M and G are powers of 1024."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kmg]?)(?:i?b)?", str(value).strip().lower())
-        if match is None:
-            self.fail(f"{value!r} is no size, expected bytes such as 65536, 64k, 1.5M or 2G")
-        return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _number(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -82,6 +65,7 @@ class _Result:
 
 @click.command()
 @click.argument("library", type=click.Path(path_type=Path), metavar="LIB.so")
+@shape_option
 @click.option(
     "--workload",
     "wanted",
@@ -104,7 +88,7 @@ class _Result:
 @click.option("--algorithm", metavar="A", help="Only this algorithm.  [default: the fastest]")
 @click.option(
     "--workspace-limit",
-    type=_Bytes(),
+    type=Bytes(),
     metavar="BYTES",
     help="Only kernels that need at most this much scratch memory; k, M, G: powers of 1024.",
 )
@@ -134,49 +118,57 @@ class _Result:
     is_flag=True,
     help=f"Compare with the answer in float64; exit status 1 if an error exceeds {WRONG:g}.",
 )
+@click.option(
+    "--original",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="With --check, the .onnx or .pt2 file that a model library was compiled from.",
+)
+@click.option("--profile", is_flag=True, help="List a model's operators by time.")
 @json_option
 @click.pass_context
 @without_torch()
 def run(
     ctx: click.Context,
+    /,
     library: Path,
-    wanted: str | None,
     inputs: Path | None,
     outputs: Path | None,
-    algorithm: str | None,
-    workspace_limit: int | None,
-    max_error: float | None,
-    policy: str,
     print_time: bool,
     repeat: int | None,
     check: bool,
     as_json: bool,
+    original: Path | None,
+    profile: bool,
+    shapes: dict[str, tuple[int, ...]],
+    **choice: Any,
 ) -> None:
-    """Run the convolutions of a library made by `convtvm compile`."""
+    """Run the convolutions, or the model, of a library made by `convtvm compile`.
+
+    LIB.so may also be a model's file, which is compiled first.
+    """
     if outputs is not None:
         check_writable(outputs)
-    from convtvm.dispatch import load
-
-    lib = load(library)
-    workloads = _chosen(lib, wanted)
-    if inputs is not None and len(workloads) > 1:
-        raise click.UsageError(
-            f"--inputs holds one workload's arrays, but {library} has {len(workloads)} workloads; "
-            "choose one with --workload."
-        )
     timed = repeat or (_REPEAT if print_time else 0)
-    results = []
-    for w in workloads:
-        data, weight, bias = _inputs(w, lib.layout, inputs)
-        plan = lib.plan(w, weight, bias, algorithm, workspace_limit, max_error, policy=policy)
-        out, secs = _run(plan, data, w.out_shape(lib.layout), timed)
-        error = _error(w, (data, weight, bias), lib.layout, out) if check else None
-        facts = (plan.algorithm, plan.workspace_bytes, plan.run_secs, plan.decisions)
-        kept = out if outputs else None
-        results.append(_Result(w, *facts, plan.explain(), kept, secs, error))
-    if outputs is not None:
-        _save(outputs, [r.out for r in results if r.out is not None])
-    (_print_json if as_json else _print)(lib, library, results)
+    if is_model(str(library)) or container.is_model_file(library):
+        refuse_options(ctx, "models", *choice)
+        from convtvm.cli.model_running import run_model
+
+        ctx.exit(
+            run_model(
+                library,
+                inputs,
+                outputs,
+                timed,
+                profile=profile,
+                check=check,
+                original=original,
+                shapes=shapes,
+                as_json=as_json,
+            )
+        )
+    refuse_options(ctx, "a kernel library", "original", "profile", "shapes")
+    results = _run_library(library, inputs, outputs, timed, check, as_json, **choice)
     wrong = [r for r in results if r.error is not None and not r.error <= WRONG]
     if wrong:
         first = f"{wrong[0].workload} by {wrong[0].algorithm}"
@@ -186,6 +178,42 @@ def run(
             err=True,
         )
         ctx.exit(_FAILED)
+
+
+def _run_library(
+    library: Path,
+    inputs: Path | None,
+    outputs: Path | None,
+    timed: int,
+    check: bool,
+    as_json: bool,
+    *,
+    wanted: str | None,
+    **choice: Any,
+) -> list[_Result]:
+    """Run the workloads of a kernel library that are wanted, and print what came of it."""
+    from convtvm.dispatch import load
+
+    lib = load(library)
+    workloads = _chosen(lib, wanted)
+    if inputs is not None and len(workloads) > 1:
+        raise click.UsageError(
+            f"--inputs holds one workload's arrays, but {library} has {len(workloads)} workloads; "
+            "choose one with --workload."
+        )
+    results = []
+    for w in workloads:
+        data, weight, bias = _inputs(w, lib.layout, inputs)
+        plan = lib.plan(w, weight, bias, **choice)
+        out, secs = _run(plan, data, w.out_shape(lib.layout), timed)
+        error = _error(w, (data, weight, bias), lib.layout, out) if check else None
+        facts = (plan.algorithm, plan.workspace_bytes, plan.run_secs, plan.decisions)
+        kept = out if outputs else None
+        results.append(_Result(w, *facts, plan.explain(), kept, secs, error))
+    if outputs is not None:
+        _save(outputs, [r.out for r in results if r.out is not None])
+    (_print_json if as_json else _print)(lib, library, results)
+    return results
 
 
 def _chosen(lib: KernelLibrary, wanted: str | None) -> list[ConvWorkload]:
@@ -209,7 +237,7 @@ def _inputs(w: ConvWorkload, layout: str, path: Path | None) -> tuple[Array, Arr
 
     if path is None:
         return random_inputs(w, 0, layout)
-    arrays = _load(path)
+    arrays = load_arrays(path)
     shapes = {"data": w.data_shape(layout), "weight": w.weight_shape, "bias": (w.oc,)}
     missing = [name for name in ("data", "weight") if name not in arrays]
     if missing:
@@ -226,30 +254,6 @@ def _inputs(w: ConvWorkload, layout: str, path: Path | None) -> tuple[Array, Arr
     return ready["data"], ready["weight"], ready.get("bias")
 
 
-def _load(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file; anything else in it is refused, never executed."""
-    import numpy as np
-
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ArrayError(f"cannot read {path}: one array without a name, expected an .npz")
-        with file:
-            arrays = {name: file[name] for name in file.files}
-    except ArrayError:
-        raise
-    except OSError as error:
-        raise ArrayError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, KeyError, NotImplementedError, MemoryError) as error:
-        raise ArrayError(f"cannot read {path}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ArrayError(f"cannot read {path}, it is damaged: {error}") from None
-    other = [name for name, found in arrays.items() if not isinstance(found, np.ndarray)]
-    if other:  # NumPy hands out other members of the archive as bytes
-        raise ArrayError(f"cannot read {path}: {other[0]!r} in it is no array")
-    return arrays
-
-
 def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """`array` as an aligned array of the dtype, if its shape and kind are right."""
     from convtvm.problem.reference import aligned_empty
@@ -264,13 +268,8 @@ def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: s
 
 
 def _save(path: Path, outs: Sequence[Array]) -> None:
-    import numpy as np
-
     many = len(outs) > 1
-    buffer = BytesIO()
-    named = {f"out_{i}" if many else "out": out for i, out in enumerate(outs)}
-    np.savez(buffer, **named)  # type: ignore[arg-type]  # savez's own flag has another type
-    write_whole(path, buffer.getvalue())
+    save_arrays(path, {f"out_{i}" if many else "out": out for i, out in enumerate(outs)})
 
 
 # ---- runs ----------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from convtvm.cli.options import (
     json_option,
     layout_option,
     read_workloads,
+    refuse_options,
+    shape_option,
     target_options,
 )
 from convtvm.cli.output import (
@@ -29,12 +32,14 @@ from convtvm.cli.output import (
     print_json,
     print_table,
     text_of,
+    torch_allowed,
     warn,
     without_torch,
 )
 from convtvm.errors import TargetError, WorkloadError
 from convtvm.machine import gpu
 from convtvm.machine.cpu import missing_features
+from convtvm.problem.sources import is_model
 from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
     from convtvm.machine.targets import CompileTarget
     from convtvm.tuning.progress import TaskProgress, TuningSummary
 
-_INTERRUPTED = 130
+_INTERRUPTED, _BY_USER = 130, "interrupted"
 
 
 def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -108,6 +113,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Seed of the random choices."
 )
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@shape_option
 @json_option
 @click.pass_context
 @without_torch()
@@ -119,7 +125,8 @@ def tune(
     threads: int | None,
     batch: int | None,
     dtype: str | None,
-    events: Path | None,
+    shapes: dict[str, tuple[int, ...]],
+    layout: str,
     quiet: bool,
     as_json: bool,
     **search: Any,
@@ -127,36 +134,103 @@ def tune(
     """Search the fastest schedules of a SOURCE by measuring.
 
     Candidates for every convolution and algorithm are built, checked, timed and appended to a log.
+    Those of a model are tuned in the layouts that its graph would use.
 
     Ctrl-C keeps every finished trial; the same command resumes.
     """
-    # `search` holds the options that `convtvm.tune` takes under the same names.
-    workloads = read_workloads(source, batch, dtype)
+    # `search` holds the options that `convtvm.tune` takes under the same names, and `events`.
+    whole = is_model(source)
+    refuse_options(
+        ctx, *(("models", "layout", "batch", "dtype") if whole else ("layers", "shapes"))
+    )
+    layers = [] if whole else read_workloads(source, batch, dtype)
     # Refusals above this line take no second; TVM is loaded below it.
     from convtvm.machine.targets import resolve
-    from convtvm.tuning.tuner import tune as run_tuner
 
     resolved = resolve(target, threads)
     if (search["tracker"] is None) != (search["key"] is None):
         raise click.UsageError("--tracker and --key belong together")
     if search["tracker"] is None:
         _check_runs_here(resolved)
-    workloads = _computable(workloads, search["algorithms"], resolved.kind)
+    groups = _of_model(source, shapes, resolved, search["log"]) if whole else {layout: layers}
+    groups = {
+        name: _computable(found, search["algorithms"], resolved.kind)
+        for name, found in groups.items()
+    }
+    documents, stopped = [], ""
+    for one, workloads, budget in _shared(groups, search["time_limit"], search["total_trials"]):
+        document, stopped = _tune_layout(
+            workloads, resolved, one, quiet, as_json, **{**search, **budget}
+        )
+        documents.append(document)
+        if stopped == _BY_USER:
+            break
+    if as_json:
+        print_json({"model": source, "layouts": documents} if whole else documents[0])
+    if stopped == _BY_USER:
+        click.echo("interrupted: the next run resumes", err=True)
+        ctx.exit(_INTERRUPTED)
+
+
+def _of_model(
+    source: str, shapes: Mapping[str, tuple[int, ...]], target: CompileTarget, log: Path
+) -> dict[str, list[ConvWorkload]]:
+    """The convolutions of a model, by layout."""
+    with torch_allowed():
+        from convtvm.logs import records
+        from convtvm.models.importing import import_model
+        from convtvm.models.workloads import to_tune
+
+        imported = import_model(source, None, dict(shapes))
+    history, _ = records.load([*([log] if log.exists() else []), *records.shipped_logs()])
+    found = to_tune(imported, target, history)
+    if not found:
+        raise WorkloadError(f"{source}: the model has no convolution to tune")
+    return found
+
+
+def _shared(
+    groups: Mapping[str, list[ConvWorkload]], seconds: float | None, trials: int | None
+) -> Iterator[tuple[str, list[ConvWorkload], dict[str, Any]]]:
+    """Each layout with its workloads and its share of the budget, by their number."""
+    end = None if seconds is None else time.monotonic() + seconds
+    left = sum(map(len, groups.values()))
+    for layout, workloads in groups.items():
+        share = len(workloads) / left
+        budget: dict[str, Any] = {}
+        if end is not None:
+            budget["time_limit"] = max(1e-3, share * (end - time.monotonic()))
+        if trials is not None:
+            budget["total_trials"] = max(1, round(share * trials))
+            trials -= budget["total_trials"]
+        left -= len(workloads)
+        yield layout, workloads, budget
+
+
+def _tune_layout(
+    workloads: Sequence[ConvWorkload],
+    target: CompileTarget,
+    layout: str,
+    quiet: bool,
+    as_json: bool,
+    *,
+    events: Path | None,
+    **search: Any,
+) -> tuple[dict[str, Any], str]:
+    """Tune workloads in one layout and say what came of it: the document, and why it ended."""
+    from convtvm.tuning.tuner import tune as run_tuner
+
     with monitor(quiet, labels(workloads), events) as listener:
-        summary = run_tuner(workloads, target=resolved, listener=listener, **search)
+        summary = run_tuner(workloads, target=target, layout=layout, listener=listener, **search)
         listener.note_ended(summary)
-        document = _document(summary, resolved, search["layout"], listener)
+        document = _document(summary, target, layout, listener)
         if listener.events is not None:
             listener.events.summary(document)
     for problem in [*map(str, summary.problems), *summary.warnings]:
         warn(problem)
-    if as_json:
-        print_json(document)
-    else:
-        _print(summary, resolved, listener)
-    if summary.stopped == "interrupted":
-        click.echo("interrupted: the next run resumes", err=True)
-        ctx.exit(_INTERRUPTED)
+    if not as_json:
+        _print(summary, target, layout, listener)
+    return document, summary.stopped
 
 
 def _check_runs_here(target: CompileTarget) -> None:
@@ -214,12 +288,12 @@ def _secs(record: TuningRecord | None) -> float | None:
     return record.seconds if record is not None and record.run_secs else None
 
 
-def _print(summary: TuningSummary, target: CompileTarget, listener: Monitor) -> None:
+def _print(summary: TuningSummary, target: CompileTarget, layout: str, listener: Monitor) -> None:
     columns = ["workload", "algorithm", ">default ms", ">tuned ms", ">in library ms"]
     columns += [">GFLOP/s", ">trials", ">failed"]
     label = labels(p.task.workload for p in summary.tasks)
     print_table(
-        f"{target.name}, threads {target.threads}",
+        f"{target.name}, threads {target.threads}, {layout}",
         columns,
         [_row(p, label[p.task.workload], listener.failed) for p in summary.tasks],
     )

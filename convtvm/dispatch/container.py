@@ -8,6 +8,7 @@ of, the kind decides.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -52,6 +53,16 @@ def kind_of(content: Content) -> bytes | None:
     """LIBRARY or MODEL, None if `content` ends like neither."""
     end = bytes(content[-len(LIBRARY) :])
     return end if len(content) >= _TAIL and end in _WORDS else None
+
+
+def is_model_file(path: str | Path) -> bool:
+    """Whether the file at `path`, if there is one, ends like a model."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-_TAIL, os.SEEK_END)
+            return kind_of(file.read()) == MODEL
+    except OSError:
+        return False
 
 
 def trailer(content: Content, kind: bytes, path: str | Path) -> Trailer:

@@ -40,10 +40,10 @@ def read_source(source: str) -> list[ConvWorkload]:
     if source in BUILTIN_NETWORKS:
         return _builtin(source)
     path = Path(source)
-    if path.suffix.lower() in _MODEL_SUFFIXES:
+    if is_model(source):
         raise SourceError(
-            f"{source}: models are not supported yet; expected a network's name "
-            f"({', '.join(BUILTIN_NETWORKS)}), a workload file or one workload"
+            f"{source} is a model; expected a network's name ({', '.join(BUILTIN_NETWORKS)}), a "
+            "workload file or one workload"
         )
     if source and os.path.exists(source):
         workloads = list(_read_file(path, including=()))
@@ -90,6 +90,11 @@ def as_names(given: object, what: str) -> list[str] | None:
         if all(isinstance(name, str) for name in names):
             return [name.strip() for name in names]
     raise WorkloadError(f"{what} is {given!r}, expected names, such as ['direct', 'winograd']")
+
+
+def is_model(source: str) -> bool:
+    """Whether a SOURCE means the file of a whole model, by its name."""
+    return source not in BUILTIN_NETWORKS and Path(source).suffix.lower() in _MODEL_SUFFIXES
 
 
 def merge_duplicates(workloads: Iterable[ConvWorkload]) -> list[ConvWorkload]:

@@ -1,0 +1,77 @@
+"""`convtvm bench` of a whole model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convtvm.cli.models import compile_source
+from convtvm.cli.output import (
+    chatter_on_stderr,
+    ms,
+    print_json,
+    print_table,
+    significant,
+    text_of,
+    torch_allowed,
+    warn,
+)
+
+
+def bench_source(
+    source: str,
+    peers: Sequence[str],
+    target: str,
+    threads: int | None,
+    logs: Sequence[Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    repeat: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Compile the model in `source` and time it beside the peers."""
+    with torch_allowed():
+        from convtvm.compare.model_bench import bench_model
+        from convtvm.machine.targets import resolve
+        from convtvm.models.importing import import_model
+
+        resolved = resolve(target, threads)
+        # Before the first parallel kernel: the pool starts with this many threads.
+        os.environ["TVM_NUM_THREADS"] = str(resolved.threads)
+        model = compile_source(
+            source, quiet=as_json, target=resolved, shapes=shapes, logs=list(logs) or None
+        )
+        imported = import_model(source, None, dict(shapes))
+        with chatter_on_stderr():
+            found = bench_model(model, imported, Path(source), peers, repeat)
+    for name, reason in found.absent.items():
+        warn(f"{name} took no part: {reason}")
+    if as_json:
+        document: dict[str, Any] = {
+            "model": source,
+            "target": model.target,
+            "threads": model.threads,
+            "ours": vars(found.ours),
+            "peers": {name: vars(m) for name, m in found.peers.items()},
+            "absent": dict(found.absent),
+            "best_peer": found.best_peer,
+            "speedup": found.speedup,
+        }
+        print_json(document)
+        return
+    rows = [["convtvm", ms(found.ours.seconds), "", f"{found.ours.max_error:.1e}"]]
+    for name, m in sorted(found.peers.items(), key=lambda item: item[1].seconds):
+        ratio = significant(m.seconds / found.ours.seconds, 3)
+        rows.append([name, ms(m.seconds), f"{ratio}x", f"{m.max_error:.1e}"])
+    title = f"{source}, {model.target}, threads {model.threads}"
+    print_table(title, ["", ">ms", ">of ours", ">error"], rows)
+    disturbed = [m for m in (found.ours, *found.peers.values()) if m.disturbed]
+    if disturbed:
+        total = 1 + len(found.peers)
+        warn(f"{len(disturbed)} of {total} figures are from a machine that was never at rest")
+    if found.speedup:
+        click.echo(f"{text_of(found.speedup, '{:.2f}')}x the best peer, {found.best_peer}")

@@ -1,0 +1,156 @@
+"""Whole models on the command line: compile, run, bench, tune, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from models import small_resnet  # noqa: E402
+
+import convtvm  # noqa: E402
+from convtvm.cli import main  # noqa: E402
+from convtvm.models.compiling import compile_model  # noqa: E402
+
+EXAMPLE = torch.zeros(2, 3, 33, 31)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open.onnx, whose batch and height are open, and m.so, compiled from it for batches of 2."""
+    made = tmp_path_factory.mktemp("models")
+    torch.onnx.export(
+        small_resnet(), (EXAMPLE,), made / "open.onnx", dynamo=False, input_names=["image"],
+        output_names=["logits"], dynamic_axes={"image": {0: "n", 2: "h"}, "logits": {0: "n"}},
+    )  # fmt: skip
+    command = ["compile", str(made / "open.onnx"), "-o", str(made / "m.so"), "--threads", "1"]
+    assert main([*command, "--shape", "image=2x3x33x31", "--batched"]) == 0
+    return made
+
+
+def document(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert main([*map(str, command), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def original(folder: Path, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(folder / "open.onnx"))
+    (result,) = session.run(["logits"], {"image": image})
+    return np.asarray(result)
+
+
+def test_run_by_the_names_of_the_graph(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.random.default_rng(0).standard_normal((6, 3, 33, 31), np.float32)
+    np.savez(tmp_path / "in.npz", image=image)
+    command = ["run", folder / "m.so", "--inputs", tmp_path / "in.npz"]
+    found = document(capsys, *command, "--outputs", tmp_path / "out.npz", "--repeat", 2)
+    assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": [2, 3, 33, 31]}]
+    assert found["batch"] == 2 and found["repeat"] == 2 and found["median_secs"] > 0
+    assert found["facts"]["source"] == "open.onnx" and found["facts"]["max_error"] < 1e-5
+    assert found["peak_bytes"] >= found["arena_bytes"] > 0
+    with np.load(tmp_path / "out.npz") as outputs:
+        assert outputs.files == ["logits"] and outputs["logits"].shape == (6, 7)
+        np.testing.assert_allclose(outputs["logits"], original(folder, image), atol=1e-5)
+
+
+def test_check_and_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", folder / "m.so", "--check", "--original", folder / "open.onnx", "--profile"]
+    found = document(capsys, *command)
+    assert found["correct"] and found["error"] < 1e-5
+    labels = " ".join(step["label"] for step in found["profile"])
+    assert "/0/Conv" in labels and "max_pool2d" in labels
+    assert sum(step["share"] for step in found["profile"]) == pytest.approx(1)
+    assert main([*map(str, command)]) == 0
+    assert "operators by time" in capsys.readouterr().out
+
+
+def test_a_wrong_model_is_named(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    model = onnx.load(folder / "open.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.dims == [10]:
+            values = onnx.numpy_helper.to_array(tensor) + 1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    command = ["run", folder / "m.so", "--check", "--original", tmp_path / "other.onnx"]
+    assert main([*map(str, command)]) == 1
+    assert "wrong answer: output 'logits'" in capsys.readouterr().err
+
+
+def test_a_file_is_compiled_to_be_run(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "small.pt2"
+    torch.export.save(torch.export.export(small_resnet(), (EXAMPLE[:1],)), path)
+    found = document(capsys, "run", path, "--check")
+    assert found["correct"] and found["facts"]["source"] == "small.pt2"
+
+
+def test_a_live_module() -> None:
+    module, image = small_resnet(), torch.randn(1, 3, 33, 31)
+    model = compile_model(module, image, threads=1, logs=[])
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), module(image), rtol=0, atol=1e-5)
+    assert model.facts["max_error"] < 1e-5 and model.problems == []
+    assert convtvm.compile_model is compile_model
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["compile", "open.onnx", "-o", "x.so"], "the shape of image"),
+    (["compile", "open.onnx", "-o", "x.so", "--shape", "image=0x3"], "is no shape, expected NAME="),
+    (["compile", "open.onnx", "-o", "x.so", "--shape", "image"], "is no shape, expected NAME="),
+    (["compile", "open.onnx", "-o", "x.so", "--layout", "NHWC"], "--layout is not for models"),
+    (["compile", "open.onnx", "-o", "x.so", "--keep", "all"], "--keep is not for models"),
+    (["compile", "open.onnx", "-o", "no/x.so"], "there is no folder no"),
+    (["compile", "resnet18", "-o", "x.so", "--batched"], "--batched is not for layers"),
+    (["compile", "resnet18", "-o", "x.so", "--shape", "x=1"], "--shape is not for layers"),
+    (["compile", "none.onnx", "-o", "x.so"], "none.onnx"),
+    (["compile", "open.onnx", "-o", "x.so", "--target", "cuda:sm_90"], "compiled for CPUs only"),
+    (["run", "m.so", "--workload", "x"], "--workload is not for models"),
+    (["run", "m.so", "--check"], "needs --original MODEL"),
+    (["run", "m.so", "--shape", "image=1x3x33x31"], "m.so has its shapes"),
+    (["run", "m.so", "--inputs", "none.npz"], "cannot read none.npz"),
+    (["run", "m.so", "--inputs", "wrong.npz"], "unknown array 'picture', expected image: float32"),
+    (["run", "m.so", "--inputs", "size.npz"], "image has a batch of 3, expected 2"),
+    (["run", "none.so"], "cannot read library none.so"),
+    (["bench", "open.onnx", "--layout", "NHWC"], "--layout is not for models"),
+    (["bench", "open.onnx", "--peers", "tensorrt"], "unknown peer 'tensorrt'"),
+    (["tune", "open.onnx"], "the shape of image"),
+    (["tune", "open.onnx", "--layout", "NCHW"], "--layout is not for models"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED)
+def test_refusals(
+    folder: Path,
+    command: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    np.savez("wrong.npz", picture=np.zeros(3, np.float32))
+    np.savez("size.npz", image=np.zeros((3, 3, 33, 31), np.float32))
+    before = sorted(path.name for path in folder.iterdir())
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.startswith("convtvm: error: ")
+    assert said.err.count("\n") == 1 and said.out == ""
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_bench_beside_a_peer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", folder / "open.onnx", "--shape", "image=2x3x33x31", "--threads", 1]
+    found = document(capsys, *command, "--peers", "onnxruntime,torch", "--repeat", 3)
+    assert set(found["peers"]) == {"onnxruntime"} and found["best_peer"] == "onnxruntime"
+    assert found["speedup"] > 0 and found["ours"]["max_error"] < 1e-5
+    assert found["absent"] == {"torch": "PyTorch reads no ONNX files; give a .pt2 file"}
