@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import tvm_ffi
 
@@ -236,17 +237,20 @@ def test_what_was_lost_is_named(deployed: Path, tmp_path: Path, lost: str, words
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
-    program = tmp_path / "run_library"
+def compiled_cpp(name: str, lib: Path, folder: Path) -> Path:
+    """The program docs/cpp/NAME.cc with the libraries in `lib`."""
     include = Path(tvm_ffi.__file__).parent / "include"
-    lib = deployed / "lib"
-    source = ROOT / "docs" / "cpp" / "run_library.cc"
+    source, program = ROOT / "docs" / "cpp" / f"{name}.cc", folder / name
     command = ["g++", "-std=c++17", "-O1", str(source), "-o", str(program), f"-I{include}"]
     command += [f"-L{lib}", "-ltvm_ffi", "-ldl", f"-Wl,-rpath,{lib}"]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+    return program
 
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
+    program = compiled_cpp("run_library", deployed / "lib", tmp_path)
     data, weight, bias = random_inputs(W, 2, "NCHW", "integer")
     files = []
     for name, array in (("data", data), ("weight", weight), ("bias", bias)):
@@ -272,3 +276,59 @@ def test_from_cpp(deployed: Path, tmp_path: Path) -> None:
     assert refused.returncode == 1 and "this CPU lacks unheard-of" in refused.stderr
     wrong = subprocess.run([*call, "nothing", *files, "o"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "no kernel for nothing" in wrong.stderr
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deployed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed_model")
+    programs.model().export(folder / "m.so")
+    assert main(["deploy", str(folder / "m.so"), "-o", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+RUN_MODEL = """
+import importlib.util, sys
+assert importlib.util.find_spec("tvm") is None
+import numpy as np, convtvm
+folder = sys.path[1]
+arrays = np.load(folder + "/../arrays.npz")
+model = convtvm.load_model(folder + "/m.so")
+y, again = model(arrays["x"], arrays["r"])
+print(np.array_equal(y, arrays["y"]) and np.array_equal(again.ravel(), y.ravel()))
+"""
+
+
+def test_a_model_runs_with_numpy_alone(deployed_model: Path, numpy_only: Path) -> None:
+    x, r = programs.inputs()
+    np.savez(deployed_model.parent / "arrays.npz", x=x, r=r, y=programs.expected(x, r))
+    assert in_isolation(RUN_MODEL, deployed_model, numpy_only) == "True"
+    example = [sys.executable, str(deployed_model / "example.py")]
+    done = subprocess.run(example, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and "y: float32 1x7x9x9" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_model_from_cpp(deployed_model: Path, tmp_path: Path) -> None:
+    program = compiled_cpp("run_model", deployed_model / "lib", tmp_path)
+    x, r = programs.inputs()
+    x.tofile(tmp_path / "x")
+    r.tofile(tmp_path / "r")
+    paths = [str(tmp_path / name) for name in ("x", "r", "y", "again")]
+    call = [str(program), str(deployed_model), "m.so"]
+    done = subprocess.run([*call, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in paths[2:]:
+        np.testing.assert_array_equal(
+            np.fromfile(path, np.float32), programs.expected(x, r).ravel()
+        )
+    done = subprocess.run([*call, *paths[:3]], capture_output=True, text=True)
+    assert done.returncode == 1 and "a file for each input and output" in done.stderr
+    table = deployed_model / "steps.tsv"
+    fields = table.read_text(encoding="utf8").split("\t")
+    table.write_text("\t".join([fields[0], fields[1], "no_such_flag", *fields[3:]]))
+    # The other target's program is there still.
+    done = subprocess.run([*call, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -64,6 +64,15 @@ class WeightStore:
         return self._known[key]
 
 
+def weight_offsets(content: ModelContent) -> list[int]:
+    """Where each weight begins in the file, in bytes."""
+    offsets, end = [], _padded(len(content.image))
+    for weight in content.weights:
+        offsets.append(end)
+        end += _padded(weight.nbytes)
+    return offsets
+
+
 def write(path: str | Path, content: ModelContent) -> None:
     """Write the file, whole or not at all. Raises LibraryError if that is impossible."""
     try:
@@ -76,13 +85,12 @@ def _pieces(content: ModelContent) -> Iterator[Any]:
     """The bytes of a file, in order, without a copy of the weights."""
     yield content.image
     yield _zeros(len(content.image))
-    entries, offset = [], _padded(len(content.image))
-    for weight in content.weights:
+    entries = []
+    for weight, offset in zip(content.weights, weight_offsets(content), strict=True):
         zeros = _zeros(weight.nbytes)
         yield weight.data
         yield zeros
         entries.append([offset, weight.nbytes, _digest((weight.data, zeros))])
-        offset += _padded(weight.nbytes)
     entry = {
         "format": FORMAT,
         "image_bytes": len(content.image),

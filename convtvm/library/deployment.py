@@ -2,6 +2,7 @@
 
     NAME.so       the library, as it was
     kernels.tsv   its kernels for readers other than Python: see COLUMNS
+    steps.tsv     of a model in its place: see `convtvm.library.model_table`
     lib/          libtvm_runtime.so, libtvm_ffi.so (a link): all that a C++ program needs
     convtvm/      load, plan, run
     tvm_ffi/      the Python side of libtvm_ffi.so, without headers and tools
@@ -24,8 +25,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
+from convtvm.dispatch import container, model_file
 from convtvm.dispatch import manifest as manifests
 from convtvm.errors import ConvtvmError, EnvironmentProblem
+from convtvm.library import model_table
 from convtvm.machine.cpu import required_flags
 from convtvm.problem.workload import ConvWorkload
 
@@ -75,12 +78,20 @@ _LEFT_OUT = (
 )
 
 # What a deployment folder holds besides the library.
-_TAKEN = ("kernels.tsv", "lib", "convtvm", "tvm_ffi", "typing_extensions.py", "example.py")
+_TAKEN = (
+    "kernels.tsv",
+    "steps.tsv",
+    "lib",
+    "convtvm",
+    "tvm_ffi",
+    "typing_extensions.py",
+    "example.py",
+)
 # Modules that the folder, first on Python's path, must not hide by a library of their name.
 _IMPORTED = ("convtvm", "numpy", "tvm_ffi", "typing_extensions")
 
 _EXAMPLE = '''\
-"""Load the library beside this file and run its first workload on random numbers."""
+"""Load the library beside this file and run it on random numbers."""
 
 import os
 import sys
@@ -100,10 +111,13 @@ try:
 
     import convtvm
 
-    library = convtvm.load(here / name)
+    $load
 except Exception as problem:
     sys.exit(f"cannot run {name!r}: {problem}")
 
+$then'''
+
+_LAYERS = """\
 w = library.workloads[0]
 random = np.random.default_rng(0)
 weight = random.standard_normal(w.weight_shape, np.float32)
@@ -111,7 +125,15 @@ plan = library.plan(w, weight, np.zeros(w.oc, np.float32))
 out = plan(random.standard_normal(w.data_shape(library.layout), np.float32))
 print(plan.explain())
 print(f"{w}: out {out.shape}, {time.perf_counter() - started:.3f} s since the start")
-'''
+"""
+_MODEL = """\
+loaded = time.perf_counter()
+outputs = model(model.random_inputs())
+now = time.perf_counter()
+print(f"loaded {loaded - started:.3f} s after the start, first result after {now - started:.3f} s")
+for port in model.outputs.values():
+    print(port)
+"""
 
 
 def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
@@ -122,18 +144,29 @@ def deploy(library: str | Path, folder: str | Path) -> dict[str, int]:
     itself, EnvironmentProblem where the run time is not installed.
     """
     library, folder = Path(library), Path(folder)
-    _, targets = manifests.read(library)
+    name, table, example = _describe(library)
     _check_name(library.name)
     try:
         with _new_folder(folder) as partial:
             shutil.copyfile(library, partial / library.name)
-            (partial / "kernels.tsv").write_text(_table(targets), encoding="utf8")
-            (partial / "example.py").write_text(_example(library.name), encoding="utf8")
+            (partial / name).write_text(table, encoding="utf8")
+            (partial / "example.py").write_text(example, encoding="utf8")
             _copy_run_time(partial)
             _copy_package(partial / "convtvm")
     except OSError as error:
         raise ConvtvmError(f"cannot write {error.filename or folder}: {error.strerror}") from None
     return {p.name: _bytes(p) for p in sorted(folder.iterdir())}
+
+
+def _describe(library: Path) -> tuple[str, str, str]:
+    """The name and the text of the table of what is in a library, and an example that runs it."""
+    name = library.name
+    if container.is_model_file(library):
+        table = model_table.table(model_file.read(library))
+        return "steps.tsv", table, _example(name, "model = convtvm.load_model(here / name)", _MODEL)
+    _, targets = manifests.read(library)
+    example = _example(name, "library = convtvm.load(here / name)", _LAYERS)
+    return "kernels.tsv", _table(targets), example
 
 
 def _check_name(name: str) -> None:
@@ -181,8 +214,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _example(name: str) -> str:
-    """The text of example.py; a name that is no UTF-8 is written by its bytes."""
+def _example(name: str, load: str, then: str) -> str:
+    """The text of example.py, which loads the library and goes on; a name that is no UTF-8 is
+    written by its bytes."""
     try:
         name.encode("utf8")
     except UnicodeEncodeError:
@@ -190,7 +224,7 @@ def _example(name: str) -> str:
     else:
         literal = repr(name)
     python = f"Python {sys.version_info[0]}.{sys.version_info[1]} on {platform.machine()}"
-    return Template(_EXAMPLE).substitute(name=literal, python=python)
+    return Template(_EXAMPLE).substitute(name=literal, python=python, load=load, then=then)
 
 
 def _table(targets: Sequence[manifests.Manifest]) -> str:
