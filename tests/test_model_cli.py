@@ -17,7 +17,14 @@ from models import small_resnet  # noqa: E402
 
 import convtvm  # noqa: E402
 from convtvm.cli import main  # noqa: E402
+from convtvm.dispatch import Model  # noqa: E402
+from convtvm.machine.targets import resolve  # noqa: E402
+from convtvm.measure.client import Zygote  # noqa: E402
+from convtvm.models import differences  # noqa: E402
+from convtvm.models.building import assemble  # noqa: E402
 from convtvm.models.compiling import compile_model  # noqa: E402
+from convtvm.models.graph import make_program  # noqa: E402
+from convtvm.models.importing import import_model  # noqa: E402
 
 EXAMPLE = torch.zeros(2, 3, 33, 31)
 
@@ -102,6 +109,23 @@ def test_a_live_module() -> None:
         torch.testing.assert_close(model(image), module(image), rtol=0, atol=1e-5)
     assert model.facts["max_error"] < 1e-5 and model.problems == []
     assert convtvm.compile_model is compile_model
+
+
+def test_the_first_operator_that_differs_is_named() -> None:
+    """A weight that is not the original's, of the projection in the first block."""
+    imported, target = import_model(small_resnet(), EXAMPLE[:1]), resolve("native", 1)
+    program = make_program(imported, target, [])
+    step = next(s for s in program.steps if " 12x9x8 1x1 " in s.label)
+    (pack,) = [p for p in program.packs if step.inputs[1] in p.outputs]
+    program.constants[pack.inputs[0]] = 1.5 * program.constants[pack.inputs[0]]  # type: ignore[index]
+    with Zygote() as zygote:
+        model = Model(assemble([(program, target)], zygote))
+    inputs = model.random_inputs()
+    found = differences.between(model, imported, inputs)
+    assert found.error > 0.01
+    said = str(differences.complaint(model, program, imported, inputs, found))
+    assert said.startswith("output 'output_0' differs from the original's by ")
+    assert said.endswith(f"the first operator that differs is {step.label}")
 
 
 REFUSED: list[tuple[list[str], str]] = [

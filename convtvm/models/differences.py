@@ -134,9 +134,14 @@ def _unscheduled(imported: Imported, inputs: Arrays) -> tuple[list[np.ndarray], 
     outputs = [main.body.body]
     if count > 1 or isinstance(main.ret_ty, relax.TupleType):
         outputs = [relax.TupleGetItem(main.body.body, i) for i in range(count)]
+    results = (
+        list(main.ret_ty.fields) if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+    )
+    types = relax.TupleType([*results, *(var.ty for var in variables)])
     body = relax.SeqExpr(main.body.blocks, relax.Tuple([*outputs, *variables]))
-    whole = relax.Function(main.params, body, is_pure=True).with_attr("global_symbol", "main")
-    module = relax.transform.Normalize()(tvm.IRModule({**dict(module.functions), "main": whole}))
+    whole = relax.Function(main.params, body, types).with_attr("global_symbol", "main")
+    module = tvm.IRModule({**dict(module.functions), module.get_global_var("main"): whole})
+    module = relax.transform.Normalize()(module)
     machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
     arguments = [tvm.runtime.tensor(inputs[port.name]) for port in imported.inputs]
     arrays = [value.numpy() for value in machine["main"](*arguments)]
