@@ -8,6 +8,8 @@ meets all of them; shown are medians in milliseconds, and the largest difference
 eager's in double precision, relative to the largest output. `gain` is the best of the others'
 medians over ours. Each number of threads runs in a process of its own.
 Without --log the convolutions run by the logs that came with convtvm.
+
+Quoted by README.md.
 """
 
 from __future__ import annotations
