@@ -184,7 +184,7 @@ def test_random_modules(kernels: Kernels) -> None:
         planned += sites
         if not error <= LIMIT:
             wrong[seed] = error
-    assert wrong == {} and planned > 300
+    assert wrong == {} and planned > 200
 
 
 def test_random_modules_with_inductor(kernels: Kernels) -> None:
