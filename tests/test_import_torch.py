@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ pytest.importorskip("onnx")
 import torch.nn.functional as F  # noqa: E402
 from models import build_together, random_inputs, settle  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils import _pytree as pytree  # noqa: E402
 
 from convtvm.models.from_torch import from_torch  # noqa: E402
 from convtvm.models.imported import Imported  # noqa: E402
@@ -160,55 +161,51 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 BOUNDS = {"bicubic": 5e-6, "encoder": 5e-6}
 
 
-class Function(nn.Module):
-    """A function as a model."""
+class Every(nn.Module):
+    """All functions of one input, and all layers for it: one export, which takes a second."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.function = function
+        self.layers = nn.ModuleDict({name.replace(".", " "): LAYERS[name][0]() for name in IMAGES})
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
-
-
-Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        made = {name: function(x) for name, function in FUNCTIONS.items()}
+        return {**made, **{name: layer(x) for name, layer in self.layers.items()}}
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Imported, Run]]:
-    """All cases by name, built in one go when the first is asked for."""
-
-    @cache
-    def every() -> dict[str, tuple[Imported, Run] | Exception]:
-        torch.manual_seed(0)
-        made: dict[str, Any] = {}
-        for name in [*FUNCTIONS, *LAYERS]:
-            make, shape = LAYERS.get(name, (partial(Function, FUNCTIONS.get(name)), IMAGE))
-            try:
-                made[name] = from_torch(settle(make()), torch.zeros(shape))
-            except Exception as error:
-                made[name] = error
-        models = {name: model for name, model in made.items() if isinstance(model, Imported)}
-        runs = build_together(list(models.values()), tmp_path_factory.mktemp("torch"))
-        made.update({name: (models[name], run) for name, run in zip(models, runs, strict=True)})
-        return made
-
-    def find(name: str) -> tuple[Imported, Run]:
-        found = every()[name]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    return find
+IMAGES = [name for name, (_, shape) in LAYERS.items() if shape == IMAGE]
+OTHERS = [name for name in LAYERS if name not in IMAGES]
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *LAYERS])
-def test_operator(built: Callable[[str], tuple[Imported, Run]], name: str) -> None:
-    model, run = built(name)
+def assert_agrees(
+    model: Imported, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], names: list[str]
+) -> None:
+    """The outputs, named by what made them, are those of the eager model."""
     inputs = random_inputs(model)
     expected, found = model.reference(inputs), run(inputs)
-    assert len(found) == len(expected) == len(model.outputs)
-    for want, have in zip(expected, found, strict=True):
-        assert have.shape == want.shape and have.dtype == want.dtype
-        error = np.abs(have.astype("float64") - want).max(initial=0)
-        assert error <= BOUNDS.get(name, 2e-6) * max(1, np.abs(want).max(initial=0))
+    assert len(found) == len(expected) == len(model.outputs) == len(names)
+    wrong = []
+    for name, want, have in zip(names, expected, found, strict=True):
+        error = np.inf
+        if have.shape == want.shape and have.dtype == want.dtype:
+            error = np.abs(have.astype("float64") - want).max(initial=0)
+        if not error <= BOUNDS.get(name, 2e-6) * max(1, np.abs(want).max(initial=0)):
+            wrong.append(f"{name}: off by {error}")
+    assert not wrong
+
+
+def test_operators_and_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    every = settle(Every())
+    with torch.no_grad():
+        results = every(torch.zeros(IMAGE))
+    names = [name for name in results for _ in pytree.tree_leaves(results[name])]
+    others = {}
+    for name in OTHERS:
+        make, shape = LAYERS[name]
+        others[name] = from_torch(settle(make()), torch.zeros(shape))
+    models = [from_torch(every, torch.zeros(IMAGE)), *others.values()]
+    first, *rest = build_together(models, tmp_path)
+    assert_agrees(models[0], first, names)
+    for (name, model), run in zip(others.items(), rest, strict=True):
+        assert_agrees(model, run, [name] * len(model.outputs))
