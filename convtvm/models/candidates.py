@@ -153,7 +153,7 @@ def _fills(w: ConvWorkload, layout: str) -> bool:
     """Whether data and output are whole blocks of a blocked layout, and so is every group."""
     block = channel_block(layout)
     data_fills = layout in ENTRY_LAYOUTS or w.ic % block == 0
-    return data_fills and w.oc % block == 0 and (w.groups == 1 or w.is_depthwise)
+    return data_fills and w.oc % block == 0 and (w.is_depthwise or w.oc // w.groups % block == 0)
 
 
 def _moved(record: TuningRecord, layout: str) -> TuningRecord:

@@ -22,6 +22,7 @@ from convtvm.machine.targets import CompileTarget
 
 _SMALL = 1 << 12  # elements below which threads do not pay
 _UNROLLED = 16  # steps of a reduction that are written out
+_TURNS = 16  # of a parallel loop for each thread
 _LONG = 32  # steps of a reduction that waits for its additions
 _HEAVY = {f"tirx.{name}" for name in ("exp", "tanh", "erf", "sigmoid", "log", "pow", "sqrt")}
 
@@ -76,7 +77,7 @@ def _nest(sch: Schedule, block: SBlockRV, target: CompileTarget) -> set[str]:
     names = {str(sch.get(block).name_hint)}
     if _is_reduction(sch, block):
         if len(sch.get(block).writes) > 1:
-            _share_out_results(sch, block)
+            _share_out_results(sch, block, target.threads)
         else:
             _reduce(sch, block, target)
         return names
@@ -116,7 +117,7 @@ def _spread(sch: Schedule, block: SBlockRV, target: CompileTarget) -> None:
     if not outer and _extent(sch, line) >= _SMALL:
         share, line = sch.split(line, [None, -(-_extent(sch, line) // (4 * target.threads))])
         outer = [share]
-    _share_out(sch, outer, prod(_extent(sch, o) for o in (*outer, line)))
+    _share_out(sch, outer, prod(_extent(sch, o) for o in (*outer, line)), target.threads)
     _vectorize(sch, line, target.lanes)
 
 
@@ -137,7 +138,8 @@ def _reduce_into(
     if _extent(sch, loops[-1]) < target.lanes or not _is_smooth(sch, reduction):
         sch.compute_at(reduction, loops[-1], preserve_unit_loops=True)
         _unroll_short(sch, list(sch.get_loops(reduction))[-len(steps) :])
-        _share_out(sch, loops, prod(_extent(sch, o) for o in loops) * prod(steps))
+        work = prod(_extent(sch, o) for o in loops) * prod(steps)
+        _share_out(sch, loops, work, target.threads)
         return
     tile = _Tile.of([_extent(sch, o) for o in loops], prod(steps), target.lanes)
     *outer, line = loops
@@ -155,7 +157,7 @@ def _reduce_into(
         sch.unroll(loop)
     sch.vectorize(lane)
     work = prod(_extent(sch, o) for o in (*outer, columns)) * prod(steps) * target.lanes
-    _share_out(sch, outer if tile.is_ragged else [*outer, columns], work)
+    _share_out(sch, outer if tile.is_ragged else [*outer, columns], work, target.threads)
     init = sch.decompose_reduction(reduction, sch.get_loops(reduction)[-len(steps) - 3])
     sch.vectorize(sch.get_loops(init)[-1])
 
@@ -209,13 +211,13 @@ def _unroll_short(sch: Schedule, steps: Sequence[LoopRV]) -> None:
             sch.unroll(step)
 
 
-def _share_out_results(sch: Schedule, block: SBlockRV) -> None:
+def _share_out_results(sch: Schedule, block: SBlockRV, threads: int) -> None:
     """Several reductions in one: their results in parallel, each element by element."""
     vars_, loops = sch.get(block).iter_vars, sch.get_loops(block)
     spatial = [o for o, v in zip(loops, vars_, strict=True) if v.iter_type == IterVar.DataPar]
     rest = [o for o, v in zip(loops, vars_, strict=True) if v.iter_type != IterVar.DataPar]
     sch.reorder(*spatial, *rest)
-    _share_out(sch, spatial, prod(_extent(sch, o) for o in loops))
+    _share_out(sch, spatial, prod(_extent(sch, o) for o in loops), threads)
 
 
 def _is_smooth(sch: Schedule, block: SBlockRV) -> bool:
@@ -229,10 +231,17 @@ def _is_smooth(sch: Schedule, block: SBlockRV) -> bool:
     return True
 
 
-def _share_out(sch: Schedule, loops: Sequence[LoopRV], elements: int) -> None:
+def _share_out(sch: Schedule, loops: Sequence[LoopRV], elements: int, threads: int) -> None:
+    """The first loops in parallel, as many as threads need: an index of fused loops has to be taken
+    apart again."""
     if not loops or elements < _SMALL:
         return
-    sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+    first: list[LoopRV] = []
+    for loop in loops:
+        first.append(loop)
+        if prod(_extent(sch, o) for o in first) >= _TURNS * threads:
+            break
+    sch.parallel(sch.fuse(*first) if len(first) > 1 else first[0])
 
 
 def _vectorize(sch: Schedule, line: LoopRV, lanes: int) -> None:
