@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from convtvm.cli import main
+from convtvm.cli.options import Bytes
 from convtvm.cli.output import short, significant
-from convtvm.cli.running import _Bytes
 from convtvm.problem.sources import BUILTIN_NETWORKS, read_source
 from convtvm.problem.workload import ConvWorkload
 
@@ -111,7 +111,7 @@ def test_group_alone_shows_help_and_is_misuse(convtvm: Convtvm, group: list[str]
     ("source", "parts"),
     [
         ("resnet19", ["neither a network", "did you mean resnet18?"]),
-        ("net.onnx", ["net.onnx", "not supported yet"]),
+        ("net.onnx", ["cannot read net.onnx", "No such file"]),
         ("mb1ic8ihx", ["token 'ih' at character 7", "'x'"]),
         ("mb1ic8ih6zz3", ["unknown token 'zz3' at character 10"]),
         ("mb1ic8ih2oc8kh7", ["kh is 7", "padded input's 2"]),
@@ -221,7 +221,7 @@ def test_significant_digits() -> None:
     ("text", "size"), [("0", 0), ("4096", 4096), ("64k", 65536), ("1.5M", 1572864), ("2GiB", 2**31)]
 )
 def test_bytes(text: str, size: int) -> None:
-    assert _Bytes().convert(text, None, None) == size
+    assert Bytes().convert(text, None, None) == size
 
 
 # ---- tune, without tuning ------------------------------------------------------------------------

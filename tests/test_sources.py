@@ -108,8 +108,8 @@ def test_unknown_source(source: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "MODEL.ONNX", "there/model.pt2"])
-def test_models_are_not_supported_yet(name: str) -> None:
-    with pytest.raises(SourceError, match=r"models are not supported yet; expected a network's"):
+def test_models_are_no_workloads(name: str) -> None:
+    with pytest.raises(SourceError, match=r"is a model; expected a network's"):
         read_source(name)
 
 

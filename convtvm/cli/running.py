@@ -25,7 +25,6 @@ from convtvm.cli.output import (
     text_of,
     without_torch,
 )
-from convtvm.dispatch import container
 from convtvm.errors import ArrayError
 from convtvm.problem.sources import is_model
 from convtvm.problem.workload import ConvWorkload
@@ -149,6 +148,8 @@ def run(
     """
     if outputs is not None:
         check_writable(outputs)
+    from convtvm.dispatch import container
+
     timed = repeat or (_REPEAT if print_time else 0)
     if is_model(str(library)) or container.is_model_file(library):
         refuse_options(ctx, "models", *choice)
