@@ -48,7 +48,7 @@ def make_program(
     limits = limits_of(workspace_limit, max_error, images)
     candidates = Candidates(target, history, limits)
     chosen = assign(flow, layers, candidates, block)
-    module = _fused(rewritten(flow, layers, chosen), target)
+    module = _fused(rewritten(imported.module, flow, layers, chosen), target)
     return program_of(module, imported, layers, chosen, target)
 
 

@@ -16,15 +16,25 @@ from convtvm.models.layouts import Assignment
 _RESHAPES = ("relax.expand_dims", "relax.squeeze", "relax.flatten")
 
 
-def rewritten(flow: Dataflow, layers: Sequence[Convolution], chosen: Assignment) -> tvm.IRModule:
-    """A module with `main`, in which kernels are external functions "layer.0", "layer.1" ... of
-    data and the tensors of the epilogue, in the shapes of the kernel's layout."""
-    return _Rewriter(flow, layers, chosen).module()
+def rewritten(
+    source: tvm.IRModule, flow: Dataflow, layers: Sequence[Convolution], chosen: Assignment
+) -> tvm.IRModule:
+    """The module `source` with another `main`, in which kernels are external functions "layer.0",
+    "layer.1" ... of data and the tensors of the epilogue, in the shapes of the kernel's layout."""
+    return _Rewriter(source, flow, layers, chosen).module()
 
 
 class _Rewriter:
-    def __init__(self, flow: Dataflow, layers: Sequence[Convolution], chosen: Assignment) -> None:
-        self.flow, self.chosen, self.builder = flow, chosen, relax.BlockBuilder()
+    def __init__(
+        self,
+        source: tvm.IRModule,
+        flow: Dataflow,
+        layers: Sequence[Convolution],
+        chosen: Assignment,
+    ) -> None:
+        others = {var: f for var, f in source.functions.items() if var.name_hint != "main"}
+        self.flow, self.chosen = flow, chosen
+        self.builder = relax.BlockBuilder(tvm.IRModule(others))
         self.layers = {layer.epilogue.sink: (i, layer) for i, layer in enumerate(layers)}
         self.absorbed = {at for layer in layers for at in (layer.start, *layer.epilogue.absorbed)}
         # A variable of the old function in NCHW, or whatever its shape says, and in blocks.
