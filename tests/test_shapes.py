@@ -174,7 +174,7 @@ def test_what_just_fits_is_applicable(text: str) -> None:
     assert ALGORITHMS["im2col"].inapplicable(ConvWorkload.parse(text)) is None
 
 
-WIDE = ["mb1ic1ih50000oc2kh3sh5000dh10", "mb2ic3ih30000oc4kh1"]
+WIDE = ["mb1ic1ih50000oc2kh3sh5000dh10", "mb2ic3ih30000oc4kh1", "mb1ic1ih47000oc1kh3sh40ph1"]
 
 
 @pytest.mark.parametrize("text", [*BEYOND, *WIDE])

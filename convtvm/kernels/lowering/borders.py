@@ -33,7 +33,7 @@ from convtvm.kernels.lowering.loops import (
 )
 from schedules.cpu.registers import BORDERS
 
-_HINT = "pragma_loop_partition_hint"
+HINT = "pragma_loop_partition_hint"
 _MOST_COPIES = 4  # tiles of one end that get code of their own, in which their columns are known
 _MOST_PRODUCTS = 512  # vector products of such a tile, all unrolled
 
@@ -167,7 +167,7 @@ def _loop(tiles: For, which: range, done: Sequence[Expr] = ()) -> AttrStmt:
     body = put(_guarded(tiles.body, done), {tiles.loop_var: tile + which.start}, simplify=False)
     annotations = {k: v for k, v in tiles.annotations.items() if k != BORDERS}
     loop = For(tile, 0, len(which), tiles.kind, body, annotations=annotations)
-    return AttrStmt(tile, _HINT, const(1), loop)
+    return AttrStmt(tile, HINT, const(1), loop)
 
 
 def _guarded(body: Any, done: Sequence[Expr] = ()) -> Any:

@@ -11,7 +11,8 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.target import Target
-from tvm.tirx import IntImm
+from tvm.tirx import AttrStmt, IntImm
+from tvm.tirx.buffer import is_buffer_var
 
 from convtvm.kernels.lowering import borders, fast_math, prefetch, transpose
 
@@ -19,10 +20,20 @@ from convtvm.kernels.lowering import borders, fast_math, prefetch, transpose
 def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """`mod` after the target-independent passes: flat buffers, calling convention, allocations."""
     bound = tirx.transform.BindTarget(target.with_host(target))(mod)
-    return tvm.ir.transform.Sequential(_passes())(bound)
+    wide = any(_is_wide(func) for func in mod.functions.values())
+    return tvm.ir.transform.Sequential(_passes(wide))(bound)
 
 
-def _passes() -> list[tvm.ir.transform.Pass]:
+def _is_wide(func: tirx.PrimFunc) -> bool:
+    """Whether indices have 64 bits, for a tensor that needs them."""
+    shapes = (param.ty.shape for param in func.params if is_buffer_var(param))
+    return any("int64" in str(extent.ty) for shape in shapes for extent in shape)
+
+
+def _passes(wide: bool) -> list[tvm.ir.transform.Pass]:
+    """The passes, for `wide` functions without those that cut loops in parts: TVM's own mixes
+    indices of 32 and 64 bits, so the tests that they save stay in the loops."""
+    parts = [borders.split, tirx.transform.ConvertSSA(), s_tir.transform.LoopPartition()]
     return [
         # Blocks become loops over buffers that are no larger than what is used of them.
         s_tir.transform.CanonicalizeLoop(),
@@ -35,9 +46,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
         # Loops become what their annotations say.
-        borders.split,
-        tirx.transform.ConvertSSA(),
-        s_tir.transform.LoopPartition(),
+        *([forget_hints] if wide else parts),
         tirx.transform.VectorizeLoop(True),
         tirx.transform.StorageRewrite(),
         s_tir.transform.HoistIfThenElse(),
@@ -56,6 +65,16 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         transpose.insert,
         fast_math.expand,
     ]
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="convtvm.ForgetHints")
+def forget_hints(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    """`func` without the hints which loops to cut in parts."""
+
+    def on_attr(attr: AttrStmt) -> object:
+        return attr.body if attr.attr_key == borders.HINT else attr
+
+    return tvm_ffi.structural_map(func, [(AttrStmt, on_attr)], order="post")
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.FoldSelections")
