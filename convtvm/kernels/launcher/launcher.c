@@ -25,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_WORKERS = 1023, MASK_WORDS = 64, CHECKS = 32, LAUNCHES_BEFORE_RETRY = 1000 };
+enum { MOST_WORKERS = 1023, MASK_WORDS = 64, WORD = 64, CHECKS = 32, LAUNCHES_BEFORE_RETRY = 1000 };
 
 /* What a worker is doing. Only the caller that holds the pool posts and takes back. */
 enum { IDLE, ASLEEP, POSTED, RUNNING, AWAITED };
@@ -41,7 +41,7 @@ typedef int LaunchShared(int threads, Task task, void *data);
 
 typedef struct {
   _Alignas(128) _Atomic int state;
-  int number, failed;
+  int number, failed, avoided;
   void *error;
   struct Pool *pool;
   pthread_t thread;
@@ -168,7 +168,22 @@ static void bind(Pool *pool, const unsigned long *mask) {
   for (int i = 0; i < MASK_WORDS; ++i) pool->cpus += __builtin_popcountl(mask[i]);
   for (int i = 0; i < pool->workers; ++i) {
     pthread_setaffinity_np(pool->worker[i].thread, sizeof pool->mask, (const cpu_set_t *)mask);
+    pool->worker[i].avoided = 0;
   }
+}
+
+/* Wake a worker up on another CPU than the caller's. Left to itself, the kernel likes to wake it on
+   this one, where it would wait for the caller, which waits for it. */
+static void wake(Pool *pool, Worker *worker) {
+  int cpu = sched_getcpu();
+  if (cpu >= 0 && cpu < MASK_WORDS * WORD && worker->avoided != cpu + 1) {
+    unsigned long mask[MASK_WORDS];
+    memcpy(mask, pool->mask, sizeof mask);
+    mask[cpu / WORD] &= ~(1UL << cpu % WORD);
+    pthread_setaffinity_np(worker->thread, sizeof mask, (const cpu_set_t *)mask);
+    worker->avoided = cpu + 1;
+  }
+  sem_post(&worker->wake);
 }
 
 /* The tasks that a loop for so many threads gets: the caller's and those of ready workers. */
@@ -207,7 +222,7 @@ static int run(Pool *pool, int tasks, Task task, void *data) {
   pool->group.num_task = tasks;
   for (int i = 0; i < tasks - 1; ++i) {
     workers[i].failed = 0;
-    if (atomic_exchange(&workers[i].state, POSTED) == ASLEEP) sem_post(&workers[i].wake);
+    if (atomic_exchange(&workers[i].state, POSTED) == ASLEEP) wake(pool, &workers[i]);
   }
   int failed = task(0, &pool->group, data);
   /* What nobody has begun is done here: a core may be busy, a thread slow to wake. */

@@ -1,7 +1,7 @@
-; made of launcher.c (sha256 9289cf739ce7b5a41e4753f37e19c040ea5a5fc4e2b3272a9196cfe7dc5811ba) by scripts/make_launcher
+; made of launcher.c (sha256 9d167d24d18d3dec9bf2c9da1f7c1d848f68ff5445a76c26cd23da34ad54b0a4) by scripts/make_launcher
 %struct.__sigset_t = type { [16 x i64] }
 %struct.ParallelGroup = type { ptr, i32 }
-%struct.Worker = type { i32, i32, i32, ptr, ptr, i64, %union.sem_t, [56 x i8] }
+%struct.Worker = type { i32, i32, i32, i32, ptr, ptr, i64, %union.sem_t, [56 x i8] }
 %union.sem_t = type { i64, [24 x i8] }
 %struct.Dl_info = type { ptr, ptr, ptr, ptr }
 %struct.timespec = type { i64, i64 }
@@ -15,388 +15,421 @@
 @convtvm_threads = external local_unnamed_addr constant i32, align 4
 
 define internal i32 @launch_shared(i32 noundef %0, ptr noundef %1, ptr noundef %2) {
-  %4 = alloca %struct.__sigset_t, align 8
+  %4 = alloca [64 x i64], align 16
   %5 = alloca %struct.__sigset_t, align 8
-  %6 = alloca [64 x i64], align 16
-  %7 = alloca %struct.ParallelGroup, align 8
-  %8 = icmp sgt i32 %0, 1
-  br i1 %8, label %9, label %244
+  %6 = alloca %struct.__sigset_t, align 8
+  %7 = alloca [64 x i64], align 16
+  %8 = alloca %struct.ParallelGroup, align 8
+  %9 = icmp sgt i32 %0, 1
+  br i1 %9, label %10, label %267
 
-9:                                                ; preds = %3
-  %10 = load atomic i64, ptr @current acquire, align 8
-  %11 = inttoptr i64 %10 to ptr
-  %12 = icmp eq i64 %10, 0
-  br i1 %12, label %20, label %13
+10:                                               ; preds = %3
+  %11 = load atomic i64, ptr @current acquire, align 8
+  %12 = inttoptr i64 %11 to ptr
+  %13 = icmp eq i64 %11, 0
+  br i1 %13, label %21, label %14
 
-13:                                               ; preds = %9
-  %14 = getelementptr inbounds nuw i8, ptr %11, i64 16
-  %15 = load i32, ptr %14, align 16
-  %16 = icmp eq i32 %15, 0
-  br i1 %16, label %40, label %17
+14:                                               ; preds = %10
+  %15 = getelementptr inbounds nuw i8, ptr %12, i64 16
+  %16 = load i32, ptr %15, align 16
+  %17 = icmp eq i32 %16, 0
+  br i1 %17, label %41, label %18
 
-17:                                               ; preds = %13
-  %18 = tail call i32 @getpid()
-  %19 = icmp eq i32 %15, %18
-  br i1 %19, label %40, label %20
+18:                                               ; preds = %14
+  %19 = tail call i32 @getpid()
+  %20 = icmp eq i32 %16, %19
+  br i1 %20, label %41, label %21
 
-20:                                               ; preds = %17, %9
-  %21 = tail call ptr @mmap(ptr noundef null, i64 noundef 131584, i32 noundef 3, i32 noundef 34, i32 noundef -1, i64 noundef 0)
-  %22 = icmp eq ptr %21, inttoptr (i64 -1 to ptr)
-  br i1 %22, label %244, label %23
+21:                                               ; preds = %18, %10
+  %22 = tail call ptr @mmap(ptr noundef null, i64 noundef 131584, i32 noundef 3, i32 noundef 34, i32 noundef -1, i64 noundef 0)
+  %23 = icmp eq ptr %22, inttoptr (i64 -1 to ptr)
+  br i1 %23, label %267, label %24
 
-23:                                               ; preds = %20
-  %24 = tail call i32 @madvise(ptr noundef %21, i64 noundef 131584, i32 noundef 18)
-  %25 = icmp eq i32 %24, 0
-  br i1 %25, label %29, label %26
+24:                                               ; preds = %21
+  %25 = tail call i32 @madvise(ptr noundef %22, i64 noundef 131584, i32 noundef 18)
+  %26 = icmp eq i32 %25, 0
+  br i1 %26, label %30, label %27
 
-26:                                               ; preds = %23
-  %27 = tail call i32 @getpid()
-  %28 = getelementptr inbounds nuw i8, ptr %21, i64 16
-  store i32 %27, ptr %28, align 16
-  br label %29
+27:                                               ; preds = %24
+  %28 = tail call i32 @getpid()
+  %29 = getelementptr inbounds nuw i8, ptr %22, i64 16
+  store i32 %28, ptr %29, align 16
+  br label %30
 
-29:                                               ; preds = %26, %23
-  %30 = ptrtoint ptr %21 to i64
-  %31 = cmpxchg ptr @current, i64 %10, i64 %30 seq_cst seq_cst, align 8
-  %32 = extractvalue { i64, i1 } %31, 1
-  br i1 %32, label %37, label %33
+30:                                               ; preds = %27, %24
+  %31 = ptrtoint ptr %22 to i64
+  %32 = cmpxchg ptr @current, i64 %11, i64 %31 seq_cst seq_cst, align 8
+  %33 = extractvalue { i64, i1 } %32, 1
+  br i1 %33, label %38, label %34
 
-33:                                               ; preds = %29
-  %34 = extractvalue { i64, i1 } %31, 0
-  %35 = inttoptr i64 %34 to ptr
-  %36 = tail call i32 @munmap(ptr noundef %21, i64 noundef 131584)
-  br label %37
+34:                                               ; preds = %30
+  %35 = extractvalue { i64, i1 } %32, 0
+  %36 = inttoptr i64 %35 to ptr
+  %37 = tail call i32 @munmap(ptr noundef %22, i64 noundef 131584)
+  br label %38
 
-37:                                               ; preds = %33, %29
-  %38 = phi ptr [ %35, %33 ], [ %21, %29 ]
-  %39 = icmp eq ptr %38, null
-  br i1 %39, label %244, label %40
+38:                                               ; preds = %34, %30
+  %39 = phi ptr [ %36, %34 ], [ %22, %30 ]
+  %40 = icmp eq ptr %39, null
+  br i1 %40, label %267, label %41
 
-40:                                               ; preds = %13, %17, %37
-  %41 = phi ptr [ %38, %37 ], [ %11, %17 ], [ %11, %13 ]
-  %42 = load atomic i32, ptr %41 monotonic, align 128
-  %43 = icmp eq i32 %42, 0
-  br i1 %43, label %44, label %244
+41:                                               ; preds = %14, %18, %38
+  %42 = phi ptr [ %39, %38 ], [ %12, %18 ], [ %12, %14 ]
+  %43 = load atomic i32, ptr %42 monotonic, align 128
+  %44 = icmp eq i32 %43, 0
+  br i1 %44, label %45, label %267
 
-44:                                               ; preds = %40
-  %45 = atomicrmw xchg ptr %41, i32 1 acquire, align 128
-  %46 = icmp eq i32 %45, 0
-  br i1 %46, label %47, label %244
+45:                                               ; preds = %41
+  %46 = atomicrmw xchg ptr %42, i32 1 acquire, align 128
+  %47 = icmp eq i32 %46, 0
+  br i1 %47, label %48, label %267
 
-47:                                               ; preds = %44
-  %48 = call i32 @sched_getaffinity(i32 noundef 0, i64 noundef 512, ptr noundef nonnull %6)
-  %49 = icmp eq i32 %48, 0
-  br i1 %49, label %51, label %50
+48:                                               ; preds = %45
+  %49 = call i32 @sched_getaffinity(i32 noundef 0, i64 noundef 512, ptr noundef nonnull %7)
+  %50 = icmp eq i32 %49, 0
+  br i1 %50, label %52, label %51
 
-50:                                               ; preds = %47
-  br label %242
+51:                                               ; preds = %48
+  br label %265
 
-51:                                               ; preds = %47
-  %52 = getelementptr inbounds nuw i8, ptr %41, i64 32
-  %53 = call i32 @bcmp(ptr noundef nonnull dereferenceable(512) %6, ptr noundef nonnull dereferenceable(512) %52, i64 512)
-  %54 = icmp eq i32 %53, 0
-  br i1 %54, label %55, label %58
+52:                                               ; preds = %48
+  %53 = getelementptr inbounds nuw i8, ptr %42, i64 32
+  %54 = call i32 @bcmp(ptr noundef nonnull dereferenceable(512) %7, ptr noundef nonnull dereferenceable(512) %53, i64 512)
+  %55 = icmp eq i32 %54, 0
+  br i1 %55, label %56, label %59
 
-55:                                               ; preds = %51
-  %56 = getelementptr inbounds nuw i8, ptr %41, i64 4
-  %57 = load i32, ptr %56, align 4
-  br label %86
+56:                                               ; preds = %52
+  %57 = getelementptr inbounds nuw i8, ptr %42, i64 4
+  %58 = load i32, ptr %57, align 4
+  br label %88
 
-58:                                               ; preds = %51
-  call void @llvm.memcpy.p0.p0.i64(ptr noundef nonnull align 32 dereferenceable(512) %52, ptr noundef nonnull align 16 dereferenceable(512) %6, i64 512, i1 false)
-  br label %66
+59:                                               ; preds = %52
+  call void @llvm.memcpy.p0.p0.i64(ptr noundef nonnull align 32 dereferenceable(512) %53, ptr noundef nonnull align 16 dereferenceable(512) %7, i64 512, i1 false)
+  br label %67
 
-59:                                               ; preds = %66
-  %60 = getelementptr inbounds nuw i8, ptr %41, i64 8
-  store i32 %73, ptr %60, align 8
-  %61 = getelementptr inbounds nuw i8, ptr %41, i64 4
-  %62 = load i32, ptr %61, align 4
-  %63 = icmp sgt i32 %62, 0
-  br i1 %63, label %64, label %86
+60:                                               ; preds = %67
+  %61 = getelementptr inbounds nuw i8, ptr %42, i64 8
+  store i32 %74, ptr %61, align 8
+  %62 = getelementptr inbounds nuw i8, ptr %42, i64 4
+  %63 = load i32, ptr %62, align 4
+  %64 = icmp sgt i32 %63, 0
+  br i1 %64, label %65, label %88
 
-64:                                               ; preds = %59
-  %65 = getelementptr i8, ptr %41, i64 672
-  br label %76
+65:                                               ; preds = %60
+  %66 = getelementptr inbounds nuw i8, ptr %42, i64 640
+  br label %77
 
-66:                                               ; preds = %66, %58
-  %67 = phi i64 [ 0, %58 ], [ %74, %66 ]
-  %68 = phi i32 [ 0, %58 ], [ %73, %66 ]
-  %69 = getelementptr inbounds nuw i64, ptr %6, i64 %67
-  %70 = load i64, ptr %69, align 8
-  %71 = call range(i64 0, 65) i64 @llvm.ctpop.i64(i64 %70)
-  %72 = trunc nuw nsw i64 %71 to i32
-  %73 = add nuw nsw i32 %68, %72
-  %74 = add nuw nsw i64 %67, 1
-  %75 = icmp eq i64 %74, 64
-  br i1 %75, label %59, label %66
+67:                                               ; preds = %67, %59
+  %68 = phi i64 [ 0, %59 ], [ %75, %67 ]
+  %69 = phi i32 [ 0, %59 ], [ %74, %67 ]
+  %70 = getelementptr inbounds nuw i64, ptr %7, i64 %68
+  %71 = load i64, ptr %70, align 8
+  %72 = call range(i64 0, 65) i64 @llvm.ctpop.i64(i64 %71)
+  %73 = trunc nuw nsw i64 %72 to i32
+  %74 = add nuw nsw i32 %69, %73
+  %75 = add nuw nsw i64 %68, 1
+  %76 = icmp eq i64 %75, 64
+  br i1 %76, label %60, label %67
 
-76:                                               ; preds = %76, %64
-  %77 = phi i64 [ 0, %64 ], [ %82, %76 ]
-  %78 = shl nuw nsw i64 %77, 7
-  %79 = getelementptr i8, ptr %65, i64 %78
-  %80 = load i64, ptr %79, align 32
-  %81 = call i32 @pthread_setaffinity_np(i64 noundef %80, i64 noundef 512, ptr noundef nonnull %6)
-  %82 = add nuw nsw i64 %77, 1
-  %83 = load i32, ptr %61, align 4
-  %84 = sext i32 %83 to i64
-  %85 = icmp slt i64 %82, %84
-  br i1 %85, label %76, label %86
+77:                                               ; preds = %77, %65
+  %78 = phi i64 [ 0, %65 ], [ %84, %77 ]
+  %79 = getelementptr inbounds nuw [1023 x %struct.Worker], ptr %66, i64 0, i64 %78
+  %80 = getelementptr inbounds nuw i8, ptr %79, i64 32
+  %81 = load i64, ptr %80, align 32
+  %82 = call i32 @pthread_setaffinity_np(i64 noundef %81, i64 noundef 512, ptr noundef nonnull %7)
+  %83 = getelementptr inbounds nuw i8, ptr %79, i64 12
+  store i32 0, ptr %83, align 4
+  %84 = add nuw nsw i64 %78, 1
+  %85 = load i32, ptr %62, align 4
+  %86 = sext i32 %85 to i64
+  %87 = icmp slt i64 %84, %86
+  br i1 %87, label %77, label %88
 
-86:                                               ; preds = %76, %59, %55
-  %87 = phi i32 [ %57, %55 ], [ %62, %59 ], [ %83, %76 ]
-  %88 = getelementptr inbounds nuw i8, ptr %41, i64 8
-  %89 = load i32, ptr %88, align 8
-  %90 = call i32 @llvm.smin.i32(i32 %0, i32 %89)
-  %91 = call i32 @llvm.smin.i32(i32 %90, i32 1024)
-  %92 = getelementptr inbounds nuw i8, ptr %41, i64 4
-  %93 = add nsw i32 %87, 1
-  %94 = icmp slt i32 %93, %91
-  br i1 %94, label %95, label %164
+88:                                               ; preds = %77, %60, %56
+  %89 = phi i32 [ %58, %56 ], [ %63, %60 ], [ %85, %77 ]
+  %90 = getelementptr inbounds nuw i8, ptr %42, i64 8
+  %91 = load i32, ptr %90, align 8
+  %92 = call i32 @llvm.smin.i32(i32 %0, i32 %91)
+  %93 = call i32 @llvm.smin.i32(i32 %92, i32 1024)
+  %94 = getelementptr inbounds nuw i8, ptr %42, i64 4
+  %95 = add nsw i32 %89, 1
+  %96 = icmp slt i32 %95, %93
+  br i1 %96, label %97, label %166
 
-95:                                               ; preds = %86
-  %96 = getelementptr inbounds nuw i8, ptr %41, i64 12
-  %97 = getelementptr inbounds nuw i8, ptr %41, i64 576
-  %98 = getelementptr inbounds nuw i8, ptr %41, i64 24
-  %99 = getelementptr inbounds nuw i8, ptr %41, i64 640
-  %100 = load i32, ptr %96, align 4
-  %101 = icmp eq i32 %100, 0
-  br i1 %101, label %109, label %105
+97:                                               ; preds = %88
+  %98 = getelementptr inbounds nuw i8, ptr %42, i64 12
+  %99 = getelementptr inbounds nuw i8, ptr %42, i64 576
+  %100 = getelementptr inbounds nuw i8, ptr %42, i64 24
+  %101 = getelementptr inbounds nuw i8, ptr %42, i64 640
+  %102 = load i32, ptr %98, align 4
+  %103 = icmp eq i32 %102, 0
+  br i1 %103, label %111, label %107
 
-102:                                              ; preds = %160
-  %103 = load i32, ptr %96, align 4
-  %104 = icmp eq i32 %103, 0
-  br i1 %104, label %109, label %105
+104:                                              ; preds = %162
+  %105 = load i32, ptr %98, align 4
+  %106 = icmp eq i32 %105, 0
+  br i1 %106, label %111, label %107
 
-105:                                              ; preds = %102, %95
-  %106 = phi i32 [ %93, %95 ], [ %162, %102 ]
-  %107 = phi i32 [ %100, %95 ], [ %103, %102 ]
-  %108 = add nsw i32 %107, -1
-  store i32 %108, ptr %96, align 4
-  br label %164
+107:                                              ; preds = %104, %97
+  %108 = phi i32 [ %95, %97 ], [ %164, %104 ]
+  %109 = phi i32 [ %102, %97 ], [ %105, %104 ]
+  %110 = add nsw i32 %109, -1
+  store i32 %110, ptr %98, align 4
+  br label %166
 
-109:                                              ; preds = %95, %102
-  %110 = phi i32 [ %161, %102 ], [ %87, %95 ]
-  %111 = icmp eq i32 %110, 0
-  br i1 %111, label %112, label %132
+111:                                              ; preds = %97, %104
+  %112 = phi i32 [ %163, %104 ], [ %89, %97 ]
+  %113 = icmp eq i32 %112, 0
+  br i1 %113, label %114, label %134
 
-112:                                              ; preds = %109
-  %113 = call i32 @stays()
-  %114 = icmp eq i32 %113, 0
-  br i1 %114, label %158, label %115
+114:                                              ; preds = %111
+  %115 = call i32 @stays()
+  %116 = icmp eq i32 %115, 0
+  br i1 %116, label %160, label %117
 
-115:                                              ; preds = %112
-  %116 = call i32 @sem_init(ptr noundef nonnull %97, i32 noundef 0, i32 noundef 0)
-  %117 = icmp eq i32 %116, 0
-  br i1 %117, label %118, label %158
+117:                                              ; preds = %114
+  %118 = call i32 @sem_init(ptr noundef nonnull %99, i32 noundef 0, i32 noundef 0)
+  %119 = icmp eq i32 %118, 0
+  br i1 %119, label %120, label %160
 
-118:                                              ; preds = %115
-  %119 = call ptr @getenv(ptr noundef nonnull @.str.1)
-  %120 = icmp eq ptr %119, null
-  br i1 %120, label %126, label %121
+120:                                              ; preds = %117
+  %121 = call ptr @getenv(ptr noundef nonnull @.str.1)
+  %122 = icmp eq ptr %121, null
+  br i1 %122, label %128, label %123
 
-121:                                              ; preds = %118
-  %122 = load i8, ptr %119, align 1
-  %123 = icmp eq i8 %122, 0
-  br i1 %123, label %126, label %124
+123:                                              ; preds = %120
+  %124 = load i8, ptr %121, align 1
+  %125 = icmp eq i8 %124, 0
+  br i1 %125, label %128, label %126
 
-124:                                              ; preds = %121
-  %125 = call i64 @atoll(ptr noundef nonnull %119)
-  br label %126
+126:                                              ; preds = %123
+  %127 = call i64 @atoll(ptr noundef nonnull %121)
+  br label %128
 
-126:                                              ; preds = %124, %121, %118
-  %127 = phi i64 [ %125, %124 ], [ 200, %121 ], [ 200, %118 ]
-  %128 = call i64 @llvm.smin.i64(i64 %127, i64 1000000)
-  %129 = call i64 @llvm.smax.i64(i64 %128, i64 0)
-  %130 = mul nuw nsw i64 %129, 1000
-  store i64 %130, ptr %98, align 8
-  %131 = load i32, ptr %92, align 4
-  br label %132
+128:                                              ; preds = %126, %123, %120
+  %129 = phi i64 [ %127, %126 ], [ 200, %123 ], [ 200, %120 ]
+  %130 = call i64 @llvm.smin.i64(i64 %129, i64 1000000)
+  %131 = call i64 @llvm.smax.i64(i64 %130, i64 0)
+  %132 = mul nuw nsw i64 %131, 1000
+  store i64 %132, ptr %100, align 8
+  %133 = load i32, ptr %94, align 4
+  br label %134
 
-132:                                              ; preds = %126, %109
-  %133 = phi i32 [ %131, %126 ], [ %110, %109 ]
-  %134 = sext i32 %133 to i64
-  %135 = getelementptr inbounds [1023 x %struct.Worker], ptr %99, i64 0, i64 %134
-  call void @llvm.memset.p0.i64(ptr noundef nonnull align 128 dereferenceable(128) %135, i8 0, i64 128, i1 false)
-  %136 = getelementptr inbounds nuw i8, ptr %135, i64 24
-  store ptr %41, ptr %136, align 8
-  %137 = load i32, ptr %92, align 4
-  %138 = add nsw i32 %137, 1
-  %139 = getelementptr inbounds nuw i8, ptr %135, i64 4
-  store i32 %138, ptr %139, align 4
-  %140 = getelementptr inbounds nuw i8, ptr %135, i64 40
-  %141 = call i32 @sem_init(ptr noundef nonnull %140, i32 noundef 0, i32 noundef 0)
-  %142 = icmp eq i32 %141, 0
-  br i1 %142, label %143, label %158
+134:                                              ; preds = %128, %111
+  %135 = phi i32 [ %133, %128 ], [ %112, %111 ]
+  %136 = sext i32 %135 to i64
+  %137 = getelementptr inbounds [1023 x %struct.Worker], ptr %101, i64 0, i64 %136
+  call void @llvm.memset.p0.i64(ptr noundef nonnull align 128 dereferenceable(128) %137, i8 0, i64 128, i1 false)
+  %138 = getelementptr inbounds nuw i8, ptr %137, i64 24
+  store ptr %42, ptr %138, align 8
+  %139 = load i32, ptr %94, align 4
+  %140 = add nsw i32 %139, 1
+  %141 = getelementptr inbounds nuw i8, ptr %137, i64 4
+  store i32 %140, ptr %141, align 4
+  %142 = getelementptr inbounds nuw i8, ptr %137, i64 40
+  %143 = call i32 @sem_init(ptr noundef nonnull %142, i32 noundef 0, i32 noundef 0)
+  %144 = icmp eq i32 %143, 0
+  br i1 %144, label %145, label %160
 
-143:                                              ; preds = %132
-  %144 = call i32 @sigfillset(ptr noundef nonnull %4)
-  %145 = call i32 @pthread_sigmask(i32 noundef 2, ptr noundef nonnull %4, ptr noundef nonnull %5)
-  %146 = getelementptr inbounds nuw i8, ptr %135, i64 32
-  %147 = call i32 @pthread_create(ptr noundef nonnull %146, ptr noundef null, ptr noundef nonnull @work, ptr noundef nonnull %135)
-  %148 = call i32 @pthread_sigmask(i32 noundef 2, ptr noundef nonnull %5, ptr noundef null)
-  %149 = icmp eq i32 %147, 0
-  br i1 %149, label %151, label %150
+145:                                              ; preds = %134
+  %146 = call i32 @sigfillset(ptr noundef nonnull %5)
+  %147 = call i32 @pthread_sigmask(i32 noundef 2, ptr noundef nonnull %5, ptr noundef nonnull %6)
+  %148 = getelementptr inbounds nuw i8, ptr %137, i64 32
+  %149 = call i32 @pthread_create(ptr noundef nonnull %148, ptr noundef null, ptr noundef nonnull @work, ptr noundef nonnull %137)
+  %150 = call i32 @pthread_sigmask(i32 noundef 2, ptr noundef nonnull %6, ptr noundef null)
+  %151 = icmp eq i32 %149, 0
+  br i1 %151, label %153, label %152
 
-150:                                              ; preds = %143
-  br label %158
-
-151:                                              ; preds = %143
-  %152 = load i64, ptr %146, align 32
-  %153 = call i32 @pthread_setname_np(i64 noundef %152, ptr noundef nonnull @.str)
-  %154 = load i64, ptr %146, align 32
-  %155 = call i32 @pthread_detach(i64 noundef %154)
-  %156 = load i32, ptr %92, align 4
-  %157 = add nsw i32 %156, 1
-  store i32 %157, ptr %92, align 4
+152:                                              ; preds = %145
   br label %160
 
-158:                                              ; preds = %150, %132, %115, %112
-  store i32 1000, ptr %96, align 4
-  %159 = load i32, ptr %92, align 4
-  br label %160
+153:                                              ; preds = %145
+  %154 = load i64, ptr %148, align 32
+  %155 = call i32 @pthread_setname_np(i64 noundef %154, ptr noundef nonnull @.str)
+  %156 = load i64, ptr %148, align 32
+  %157 = call i32 @pthread_detach(i64 noundef %156)
+  %158 = load i32, ptr %94, align 4
+  %159 = add nsw i32 %158, 1
+  store i32 %159, ptr %94, align 4
+  br label %162
 
-160:                                              ; preds = %158, %151
-  %161 = phi i32 [ %157, %151 ], [ %159, %158 ]
-  %162 = add nsw i32 %161, 1
-  %163 = icmp slt i32 %162, %91
-  br i1 %163, label %102, label %164
+160:                                              ; preds = %152, %134, %117, %114
+  store i32 1000, ptr %98, align 4
+  %161 = load i32, ptr %94, align 4
+  br label %162
 
-164:                                              ; preds = %160, %86, %105
-  %165 = phi i32 [ %106, %105 ], [ %93, %86 ], [ %162, %160 ]
-  %166 = call i32 @llvm.smin.i32(i32 %165, i32 %91)
-  %167 = icmp sgt i32 %166, 1
-  br i1 %167, label %168, label %242
+162:                                              ; preds = %160, %153
+  %163 = phi i32 [ %159, %153 ], [ %161, %160 ]
+  %164 = add nsw i32 %163, 1
+  %165 = icmp slt i32 %164, %93
+  br i1 %165, label %104, label %166
 
-168:                                              ; preds = %164
-  %169 = getelementptr inbounds nuw i8, ptr %41, i64 640
-  %170 = getelementptr inbounds nuw i8, ptr %41, i64 544
-  store ptr %1, ptr %170, align 32
-  %171 = getelementptr inbounds nuw i8, ptr %41, i64 552
-  store ptr %2, ptr %171, align 8
-  %172 = getelementptr inbounds nuw i8, ptr %41, i64 568
-  store i32 %166, ptr %172, align 8
-  %173 = add nsw i32 %166, -1
-  %174 = zext nneg i32 %173 to i64
-  br label %180
+166:                                              ; preds = %162, %88, %107
+  %167 = phi i32 [ %108, %107 ], [ %95, %88 ], [ %164, %162 ]
+  %168 = call i32 @llvm.smin.i32(i32 %167, i32 %93)
+  %169 = icmp sgt i32 %168, 1
+  br i1 %169, label %170, label %265
 
-175:                                              ; preds = %189
-  %176 = getelementptr inbounds nuw i8, ptr %41, i64 560
-  %177 = call i32 %1(i32 noundef 0, ptr noundef nonnull %176, ptr noundef %2)
-  %178 = add nsw i32 %166, -2
-  %179 = zext nneg i32 %178 to i64
-  br label %196
+170:                                              ; preds = %166
+  %171 = getelementptr inbounds nuw i8, ptr %42, i64 640
+  %172 = getelementptr inbounds nuw i8, ptr %42, i64 544
+  store ptr %1, ptr %172, align 32
+  %173 = getelementptr inbounds nuw i8, ptr %42, i64 552
+  store ptr %2, ptr %173, align 8
+  %174 = getelementptr inbounds nuw i8, ptr %42, i64 568
+  store i32 %168, ptr %174, align 8
+  %175 = add nsw i32 %168, -1
+  %176 = zext nneg i32 %175 to i64
+  br label %182
 
-180:                                              ; preds = %189, %168
-  %181 = phi i64 [ 0, %168 ], [ %190, %189 ]
-  %182 = getelementptr inbounds nuw %struct.Worker, ptr %169, i64 %181
-  %183 = getelementptr inbounds nuw i8, ptr %182, i64 8
-  store i32 0, ptr %183, align 8
-  %184 = atomicrmw xchg ptr %182, i32 2 seq_cst, align 128
-  %185 = icmp eq i32 %184, 1
-  br i1 %185, label %186, label %189
+177:                                              ; preds = %212
+  %178 = getelementptr inbounds nuw i8, ptr %42, i64 560
+  %179 = call i32 %1(i32 noundef 0, ptr noundef nonnull %178, ptr noundef %2)
+  %180 = add nsw i32 %168, -2
+  %181 = zext nneg i32 %180 to i64
+  br label %219
 
-186:                                              ; preds = %180
-  %187 = getelementptr inbounds nuw i8, ptr %182, i64 40
-  %188 = call i32 @sem_post(ptr noundef nonnull %187)
-  br label %189
+182:                                              ; preds = %212, %170
+  %183 = phi i64 [ 0, %170 ], [ %213, %212 ]
+  %184 = getelementptr inbounds nuw %struct.Worker, ptr %171, i64 %183
+  %185 = getelementptr inbounds nuw i8, ptr %184, i64 8
+  store i32 0, ptr %185, align 8
+  %186 = atomicrmw xchg ptr %184, i32 2 seq_cst, align 128
+  %187 = icmp eq i32 %186, 1
+  br i1 %187, label %188, label %212
 
-189:                                              ; preds = %186, %180
-  %190 = add nuw nsw i64 %181, 1
-  %191 = icmp eq i64 %190, %174
-  br i1 %191, label %175, label %180
+188:                                              ; preds = %182
+  %189 = call i32 @sched_getcpu()
+  %190 = icmp ult i32 %189, 4096
+  br i1 %190, label %191, label %209
 
-192:                                              ; preds = %207
-  %193 = getelementptr inbounds nuw i8, ptr %41, i64 24
-  %194 = getelementptr inbounds nuw i8, ptr %41, i64 576
-  %195 = icmp ne ptr @TVMFFIErrorSetRaised, null
-  br label %211
+191:                                              ; preds = %188
+  %192 = getelementptr inbounds nuw i8, ptr %184, i64 12
+  %193 = load i32, ptr %192, align 4
+  %194 = add nuw nsw i32 %189, 1
+  %195 = icmp eq i32 %193, %194
+  br i1 %195, label %209, label %196
 
-196:                                              ; preds = %207, %175
-  %197 = phi i64 [ %179, %175 ], [ %209, %207 ]
-  %198 = phi i32 [ %177, %175 ], [ %208, %207 ]
-  %199 = getelementptr inbounds nuw %struct.Worker, ptr %169, i64 %197
-  %200 = cmpxchg ptr %199, i32 2, i32 0 seq_cst seq_cst, align 4
-  %201 = extractvalue { i32, i1 } %200, 1
-  br i1 %201, label %202, label %207
+196:                                              ; preds = %191
+  call void @llvm.memcpy.p0.p0.i64(ptr noundef nonnull align 16 dereferenceable(512) %4, ptr noundef nonnull readonly align 32 dereferenceable(512) %53, i64 512, i1 false)
+  %197 = and i32 %189, 63
+  %198 = zext nneg i32 %197 to i64
+  %199 = shl nuw i64 1, %198
+  %200 = xor i64 %199, -1
+  %201 = lshr i32 %189, 6
+  %202 = zext nneg i32 %201 to i64
+  %203 = getelementptr inbounds nuw [64 x i64], ptr %4, i64 0, i64 %202
+  %204 = load i64, ptr %203, align 8
+  %205 = and i64 %204, %200
+  store i64 %205, ptr %203, align 8
+  %206 = getelementptr inbounds nuw i8, ptr %184, i64 32
+  %207 = load i64, ptr %206, align 32
+  %208 = call i32 @pthread_setaffinity_np(i64 noundef %207, i64 noundef 512, ptr noundef nonnull %4)
+  store i32 %194, ptr %192, align 4
+  br label %209
 
-202:                                              ; preds = %196
-  %203 = trunc i64 %197 to i32
-  %204 = add i32 %203, 1
-  %205 = call i32 %1(i32 noundef %204, ptr noundef nonnull %176, ptr noundef %2)
-  %206 = or i32 %205, %198
-  br label %207
+209:                                              ; preds = %196, %191, %188
+  %210 = getelementptr inbounds nuw i8, ptr %184, i64 40
+  %211 = call i32 @sem_post(ptr noundef nonnull %210)
+  br label %212
 
-207:                                              ; preds = %202, %196
-  %208 = phi i32 [ %206, %202 ], [ %198, %196 ]
-  %209 = add nsw i64 %197, -1
-  %210 = icmp sgt i64 %197, 0
-  br i1 %210, label %196, label %192
+212:                                              ; preds = %209, %182
+  %213 = add nuw nsw i64 %183, 1
+  %214 = icmp eq i64 %213, %176
+  br i1 %214, label %177, label %182
 
-211:                                              ; preds = %237, %192
-  %212 = phi i64 [ 0, %192 ], [ %240, %237 ]
-  %213 = phi i32 [ %208, %192 ], [ %239, %237 ]
-  %214 = getelementptr inbounds nuw %struct.Worker, ptr %169, i64 %212
-  %215 = load i64, ptr %193, align 8
-  %216 = call fastcc i32 @left(ptr noundef nonnull %214, i32 noundef 3, i64 noundef %215)
-  %217 = icmp eq i32 %216, 0
-  br i1 %217, label %218, label %224
+215:                                              ; preds = %230
+  %216 = getelementptr inbounds nuw i8, ptr %42, i64 24
+  %217 = getelementptr inbounds nuw i8, ptr %42, i64 576
+  %218 = icmp ne ptr @TVMFFIErrorSetRaised, null
+  br label %234
 
-218:                                              ; preds = %211
-  %219 = cmpxchg ptr %214, i32 3, i32 4 seq_cst seq_cst, align 4
-  %220 = extractvalue { i32, i1 } %219, 1
-  br i1 %220, label %221, label %224
+219:                                              ; preds = %230, %177
+  %220 = phi i64 [ %181, %177 ], [ %232, %230 ]
+  %221 = phi i32 [ %179, %177 ], [ %231, %230 ]
+  %222 = getelementptr inbounds nuw %struct.Worker, ptr %171, i64 %220
+  %223 = cmpxchg ptr %222, i32 2, i32 0 seq_cst seq_cst, align 4
+  %224 = extractvalue { i32, i1 } %223, 1
+  br i1 %224, label %225, label %230
 
-221:                                              ; preds = %218, %221
-  %222 = call i32 @sem_wait(ptr noundef nonnull %194)
-  %223 = icmp eq i32 %222, 0
-  br i1 %223, label %224, label %221
+225:                                              ; preds = %219
+  %226 = trunc i64 %220 to i32
+  %227 = add i32 %226, 1
+  %228 = call i32 %1(i32 noundef %227, ptr noundef nonnull %178, ptr noundef %2)
+  %229 = or i32 %228, %221
+  br label %230
 
-224:                                              ; preds = %221, %218, %211
-  %225 = getelementptr inbounds nuw i8, ptr %214, i64 8
-  %226 = load i32, ptr %225, align 8
-  %227 = icmp eq i32 %226, 0
-  br i1 %227, label %237, label %228
+230:                                              ; preds = %225, %219
+  %231 = phi i32 [ %229, %225 ], [ %221, %219 ]
+  %232 = add nsw i64 %220, -1
+  %233 = icmp sgt i64 %220, 0
+  br i1 %233, label %219, label %215
 
-228:                                              ; preds = %224
-  %229 = getelementptr inbounds nuw i8, ptr %214, i64 16
-  %230 = load ptr, ptr %229, align 16
-  %231 = icmp ne ptr %230, null
-  %232 = and i1 %195, %231
-  br i1 %232, label %233, label %235
+234:                                              ; preds = %260, %215
+  %235 = phi i64 [ 0, %215 ], [ %263, %260 ]
+  %236 = phi i32 [ %231, %215 ], [ %262, %260 ]
+  %237 = getelementptr inbounds nuw %struct.Worker, ptr %171, i64 %235
+  %238 = load i64, ptr %216, align 8
+  %239 = call fastcc i32 @left(ptr noundef nonnull %237, i32 noundef 3, i64 noundef %238)
+  %240 = icmp eq i32 %239, 0
+  br i1 %240, label %241, label %247
 
-233:                                              ; preds = %228
-  call void @TVMFFIErrorSetRaised(ptr noundef nonnull %230)
-  %234 = load i32, ptr %225, align 8
-  br label %235
+241:                                              ; preds = %234
+  %242 = cmpxchg ptr %237, i32 3, i32 4 seq_cst seq_cst, align 4
+  %243 = extractvalue { i32, i1 } %242, 1
+  br i1 %243, label %244, label %247
 
-235:                                              ; preds = %233, %228
-  %236 = phi i32 [ %234, %233 ], [ %226, %228 ]
-  store ptr null, ptr %229, align 16
-  br label %237
+244:                                              ; preds = %241, %244
+  %245 = call i32 @sem_wait(ptr noundef nonnull %217)
+  %246 = icmp eq i32 %245, 0
+  br i1 %246, label %247, label %244
 
-237:                                              ; preds = %235, %224
-  %238 = phi i32 [ %236, %235 ], [ 0, %224 ]
-  %239 = or i32 %238, %213
-  %240 = add nuw nsw i64 %212, 1
-  %241 = icmp eq i64 %240, %174
-  br i1 %241, label %243, label %211
+247:                                              ; preds = %244, %241, %234
+  %248 = getelementptr inbounds nuw i8, ptr %237, i64 8
+  %249 = load i32, ptr %248, align 8
+  %250 = icmp eq i32 %249, 0
+  br i1 %250, label %260, label %251
 
-242:                                              ; preds = %164, %50
-  store atomic i32 0, ptr %41 release, align 128
-  br label %244
+251:                                              ; preds = %247
+  %252 = getelementptr inbounds nuw i8, ptr %237, i64 16
+  %253 = load ptr, ptr %252, align 16
+  %254 = icmp ne ptr %253, null
+  %255 = and i1 %218, %254
+  br i1 %255, label %256, label %258
 
-243:                                              ; preds = %237
-  store atomic i32 0, ptr %41 release, align 128
-  br label %246
+256:                                              ; preds = %251
+  call void @TVMFFIErrorSetRaised(ptr noundef nonnull %253)
+  %257 = load i32, ptr %248, align 8
+  br label %258
 
-244:                                              ; preds = %20, %3, %37, %44, %40, %242
-  call void @llvm.memcpy.p0.p0.i64(ptr noundef nonnull align 8 dereferenceable(16) %7, ptr noundef nonnull align 8 dereferenceable(16) @__const.launch_shared.alone, i64 16, i1 false)
-  %245 = call i32 %1(i32 noundef 0, ptr noundef nonnull %7, ptr noundef %2)
-  br label %246
+258:                                              ; preds = %256, %251
+  %259 = phi i32 [ %257, %256 ], [ %249, %251 ]
+  store ptr null, ptr %252, align 16
+  br label %260
 
-246:                                              ; preds = %243, %244
-  %247 = phi i32 [ %245, %244 ], [ %239, %243 ]
-  ret i32 %247
+260:                                              ; preds = %258, %247
+  %261 = phi i32 [ %259, %258 ], [ 0, %247 ]
+  %262 = or i32 %261, %236
+  %263 = add nuw nsw i64 %235, 1
+  %264 = icmp eq i64 %263, %176
+  br i1 %264, label %266, label %234
+
+265:                                              ; preds = %166, %51
+  store atomic i32 0, ptr %42 release, align 128
+  br label %267
+
+266:                                              ; preds = %260
+  store atomic i32 0, ptr %42 release, align 128
+  br label %269
+
+267:                                              ; preds = %21, %3, %38, %45, %41, %265
+  call void @llvm.memcpy.p0.p0.i64(ptr noundef nonnull align 8 dereferenceable(16) %8, ptr noundef nonnull align 8 dereferenceable(16) @__const.launch_shared.alone, i64 16, i1 false)
+  %268 = call i32 %1(i32 noundef 0, ptr noundef nonnull %8, ptr noundef %2)
+  br label %269
+
+269:                                              ; preds = %266, %267
+  %270 = phi i32 [ %268, %267 ], [ %262, %266 ]
+  ret i32 %270
 }
 
 define internal i32 @launch(ptr noundef %0, ptr noundef %1, i32 noundef %2) {
@@ -583,6 +616,8 @@ declare i32 @sem_post(ptr noundef) local_unnamed_addr
 declare void @convtvm_relax() local_unnamed_addr
 
 declare i32 @clock_gettime(i32 noundef, ptr noundef) local_unnamed_addr
+
+declare i32 @sched_getcpu() local_unnamed_addr
 
 declare extern_weak void @TVMFFIErrorSetRaised(ptr noundef)
 
