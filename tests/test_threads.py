@@ -190,7 +190,7 @@ CALLERS = """
     for _ in range(400): once()
     patience = time.monotonic() + 5  # a thread that is joined ends a moment later
     while threads() > before and time.monotonic() < patience: time.sleep(0.01)
-    print(sum(faults), len(faults), threads() - before, len(workers()))
+    print(sum(faults), len(faults), max(0, threads() - before), len(workers()))
 """
 
 
