@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -23,6 +23,7 @@ from typing import Any
 
 import platformdirs
 
+from convtvm.errors import LibraryError
 from convtvm.files import write_whole
 
 VARIABLE = "CONVTVM_CACHE"  # a folder, or one of _OFF
@@ -38,6 +39,7 @@ _CODE = (
     "convtvm/kernels",
     "convtvm/logs",
     "convtvm/library",
+    "convtvm/models",
     "schedules",
 )
 
@@ -66,11 +68,28 @@ class Cache:
         """Keep an entry, where the folder allows it."""
         if self.folder is None or len(content) > self.limit:
             return
-        path = self._path(key)
         with contextlib.suppress(OSError):
-            self.folder.mkdir(0o700, parents=True, exist_ok=True)  # its code will run
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, zlib.crc32(content).to_bytes(4, "little") + content)
+            write_whole(self._made(key), zlib.crc32(content).to_bytes(4, "little") + content)
+
+    def find(self, key: str) -> Path | None:
+        """The file of an entry that `add` made, which checks its content itself; None if there is
+        none."""
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            os.utime(path)
+        except OSError:
+            return None
+        return path
+
+    def add(self, key: str, size: int, write: Callable[[Path], None]) -> None:
+        """Let `write` make the file of an entry, whole or not at all, unless its `size` is more
+        than half of what the cache may hold."""
+        if self.folder is None or size > self.limit // 2:
+            return
+        with contextlib.suppress(OSError, LibraryError):
+            write(self._made(key))
 
     def clear(self) -> int:
         """Remove every entry; their number."""
@@ -84,6 +103,14 @@ class Cache:
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
+
+    def _made(self, key: str) -> Path:
+        """The path of an entry, whose folder is there. Raises OSError."""
+        assert self.folder is not None
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # its code will run
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in [] if self.folder is None else sorted(self.folder.glob(f"??/*{_SUFFIX}")):

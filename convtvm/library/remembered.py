@@ -94,24 +94,29 @@ def _key(
 ) -> str | None:
     """What the library depends on; None for what is not remembered: a GPU's library, of which the
     parts are, and whatever `build.compile` may have to refuse."""
+    where, read = place(target, threads), log_digests(logs)
+    if where is None or read is None:
+        return None
+    keys = [(w.key, w.name) for w in workloads]
+    return key_of(workloads=keys, place=where, logs=read, options=options)
+
+
+def place(target: Any, threads: int | None) -> Any:
+    """What a CPU's target and its default number of threads depend on here; None for others."""
     if not isinstance(target, str) or target.strip().startswith(("cuda", "{")):
         return None
-    paths = _shipped() if logs is None else [logs] if isinstance(logs, (str, Path)) else logs
-    fused = options["epilogues"]
-    if isinstance(fused, Mapping):
-        fused = {workload.key: list(names) for workload, names in fused.items()}
+    return target, threads or physical_cores(), device_name(), sorted(host_features().items())
+
+
+def log_digests(logs: Any) -> list[Any] | None:
+    """What these logs hold, those that came with convtvm for None; None if one cannot be read."""
+    named = [logs] if isinstance(logs, (str, Path)) else logs
+    paths = _shipped() if named is None else named
     try:
-        read = [(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in paths]
+        read = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     except (OSError, TypeError, ValueError):
         return None
-    return key_of(
-        workloads=[(w.key, w.name) for w in workloads],
-        target=target,
-        host=(device_name(), sorted(host_features().items())),
-        threads=threads or physical_cores(),
-        logs=read if logs is not None else [digest for _, digest in read],
-        options={**options, "epilogues": fused},
-    )
+    return read if named is None else list(zip(map(str, paths), read, strict=True))
 
 
 def _shipped() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from convtvm.dispatch import suitability
+from convtvm.dispatch import model_file, suitability
 from convtvm.dispatch.model import Model
 from convtvm.dispatch.model_file import ModelContent
-from convtvm.errors import EnvironmentProblem, TargetError
+from convtvm.errors import EnvironmentProblem, LibraryError, TargetError
 from convtvm.kernels import codegen
+from convtvm.library.cache import Cache, key_of, open_cache
+from convtvm.library.remembered import log_digests, place
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, CudaTarget, resolve_several
 from convtvm.measure.client import Zygote
@@ -25,6 +28,8 @@ from convtvm.models.imported import Imported
 from convtvm.models.importing import import_model
 from convtvm.models.program import Program
 
+# How an ONNX file begins to say where a weight is that it does not hold itself.
+_WEIGHTS_BESIDE = b"\x0a\x08location"
 # Kernels that are right differ by far less over a whole network, relative to the largest output.
 WRONG = 1e-3
 
@@ -55,44 +60,77 @@ def compile_model(
     compiled; NoCandidate for limits that a layer cannot keep; BuildError for a kernel that does not
     compile, or a result that is not the original's, naming the first operator that differs.
     """
+    pinned = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    options = {"workspace_limit": workspace_limit, "max_error": max_error}
+    key, cache = None, open_cache()
+    if example is None and cache.folder is not None:
+        key = _key(model, target, threads, logs, {**options, "shapes": pinned, "batched": batched})
+    found = _remembered(cache, key)
+    if found is not None:
+        return found
     targets = resolve_several(target, threads)
     if isinstance(targets[0], CudaTarget):
         raise TargetError(f"target {targets[0].name!r}: models are compiled for CPUs only")
     codegen.linker(targets[0].spec.get("mtriple", ""))  # a refusal comes before the work
-    pinned = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     imported = import_model(model, example, pinned)
-    paths = records.shipped_logs() if logs is None else [Path(p) for p in logs]
-    history, damaged = records.load(paths)
-    problems = [str(problem) for problem in damaged]
+    history, damaged = records.load(
+        records.shipped_logs() if logs is None else records.as_paths(logs)
+    )
+    programs, problems = _programs(imported, targets, history, options)
+    facts = {"source": _name(model, imported)}
+    with Zygote(at_once=False) as zygote:
+        content = assemble(programs, zygote, facts=facts, batched=batched, progress=progress)
+    inputs = _arrays(imported, example)
+    plain = [program for program, _ in programs]
+    compared, uncompared = _compared(content, plain, imported, inputs, max_error)
+    made = Model(compared)
+    made.problems = [*map(str, damaged), *problems, *uncompared]
+    if key and not made.problems:
+        size = compared.weight_bytes + len(compared.image)
+        cache.add(key, size, made.export)
+        cache.sweep()
+    return made
+
+
+def _remembered(cache: Cache, key: str | None) -> Model | None:
+    """What an earlier call, of any process, made of the same file."""
+    path = cache.find(key) if key else None
+    if path is None:
+        return None
+    try:
+        return Model(model_file.read(path))
+    except LibraryError:
+        return None
+
+
+def _key(
+    model: Any, target: Any, threads: Any, logs: Any, options: Mapping[str, Any]
+) -> str | None:
+    """What a compiled file depends on; None for what is not remembered."""
+    if not isinstance(model, (str, Path)):
+        return None
+    where, read = place(target, threads), log_digests(logs)
+    try:
+        content = Path(model).read_bytes()
+    except OSError:
+        return None
+    if where is None or read is None or _WEIGHTS_BESIDE in content:
+        return None
+    digest, name = hashlib.sha256(content).hexdigest(), Path(model).name
+    return key_of(model=digest, name=name, place=where, logs=read, options=options)
+
+
+def _programs(
+    imported: Imported,
+    targets: Sequence[CompileTarget],
+    history: Sequence[records.TuningRecord],
+    limits: Mapping[str, Any],
+) -> tuple[list[tuple[Program, CompileTarget]], list[str]]:
+    """A program for each target, and what there is to say of them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        programs = [
-            (
-                make_program(
-                    imported,
-                    one,
-                    history,
-                    workspace_limit=workspace_limit,
-                    max_error=max_error,
-                ),
-                one,
-            )
-            for one in targets
-        ]
-    problems += [str(w.message) for w in caught if w.category is UserWarning]
-    facts = {"source": _name(model, imported)}
-    with Zygote() as zygote:
-        content = assemble(programs, zygote, facts=facts, batched=batched, progress=progress)
-    compared, uncompared = _compared(
-        content,
-        [program for program, _ in programs],
-        imported,
-        _arrays(imported, example),
-        max_error,
-    )
-    made = Model(compared)
-    made.problems = problems + uncompared
-    return made
+        programs = [(make_program(imported, one, history, **limits), one) for one in targets]
+    return programs, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def _name(model: Any, imported: Imported) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from convtvm.models.channels import LAYERS, channels_of, like, per_channel, scaled, shifted
 from convtvm.models.constants import array_of, constant, folded, op_name, static_shape
 
 _TIDY = (
@@ -30,16 +31,6 @@ _TIDY = (
     relax.transform.CanonicalizeBindings(),
     relax.transform.DeadCodeElimination(),
 )
-# Where a weight counts its output channels; a transposed one counts those of a group there.
-_CHANNELS_OF_WEIGHT = {
-    "relax.nn.conv1d": 0,
-    "relax.nn.conv2d": 0,
-    "relax.nn.conv3d": 0,
-    "relax.nn.conv1d_transpose": 1,
-    "relax.nn.conv2d_transpose": 1,
-    "relax.nn.conv3d_transpose": 1,
-    "relax.matmul": -1,
-}
 
 
 def inference_form(
@@ -176,88 +167,6 @@ class _Simplifier:
 # --- scales and shifts -------------------------------------------------------------------------
 
 
-def _channels(scope: _Simplifier, x: relax.Expr) -> tuple[int, int]:
-    """The axis of a result that counts channels, and how many there are."""
-    shape = static_shape(x)
-    added = scope.call(x, "relax.add")
-    dense = scope.call(x if added is None else added.args[0], "relax.matmul")
-    axis = 1 if dense is None and len(shape) > 2 else len(shape) - 1
-    return axis, shape[axis] if shape else 1
-
-
-def _per_channel(operand: relax.Expr, x: relax.Expr, axis: int) -> np.ndarray | None:
-    """A constant operand as one value for every channel of `x`, None if it is no such thing."""
-    array, shape = array_of(operand), static_shape(x)
-    if array is None or not shape or array.ndim > len(shape) or array.dtype.kind != "f":
-        return None
-    full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
-    if any(extent != 1 for i, extent in enumerate(full.shape) if i != axis):
-        return None
-    if full.size not in (1, shape[axis]):
-        return None
-    return np.broadcast_to(full.reshape(-1), (shape[axis],)).astype(np.float64)
-
-
-def _like(values: np.ndarray, x: relax.Expr, axis: int) -> relax.Expr:
-    """One value a channel as a constant that broadcasts to `x`."""
-    ndim = len(static_shape(x))
-    shape = [1] * ndim
-    shape[axis] = len(values)
-    trailing = axis == ndim - 1
-    return constant(values.astype(str(x.ty.dtype.dtype)).reshape(-1 if trailing else shape))
-
-
-def _scaled_weight(call: relax.Call, scale: np.ndarray) -> relax.Expr | None:
-    """The weight of a convolution or dense layer whose output channels are multiplied."""
-    weight, axis = array_of(call.args[1]), _CHANNELS_OF_WEIGHT[op_name(call)]
-    if weight is None or weight.ndim < 2:
-        return None
-    wide = weight.astype(np.float64)
-    if axis == 1:  # [ic, oc of a group, ...]: the channels of a group are a block of ic
-        groups = call.attrs.groups
-        split = wide.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        factor = scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
-        product = (split * factor).reshape(weight.shape)
-    else:
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        product = wide * scale.reshape(shape)
-    return constant(product.astype(weight.dtype))
-
-
-def _with_weight(call: relax.Call, weight: relax.Expr) -> relax.Call:
-    return relax.Call(call.op, [call.args[0], weight], call.attrs)
-
-
-def _scale(scope: _Simplifier, x: relax.Expr, scale: np.ndarray) -> relax.Expr | None:
-    """`x` times one factor a channel, by scaling the weights that made it."""
-    added = scope.only_call(x, "relax.add")
-    layer = scope.only_call(x if added is None else added.args[0], *_CHANNELS_OF_WEIGHT)
-    axis, _ = _channels(scope, x)
-    shift = _per_channel(added.args[1], x, axis) if added is not None else None
-    if layer is None or (added is not None and shift is None):
-        return None
-    weight = _scaled_weight(layer, scale)
-    if weight is None:
-        return None
-    if shift is None:
-        return _with_weight(layer, weight)
-    return relax.op.add(scope.emit(_with_weight(layer, weight)), _like(shift * scale, x, axis))
-
-
-def _shift(scope: _Simplifier, x: relax.Expr, shift: np.ndarray) -> relax.Expr:
-    """`x` plus one value a channel, added to the bias that is there."""
-    axis, _ = _channels(scope, x)
-    if not shift.any():
-        return x
-    added = scope.only_call(x, "relax.add")
-    if added is not None and scope.call(added.args[0], *_CHANNELS_OF_WEIGHT) is not None:
-        before = _per_channel(added.args[1], x, axis)
-        if before is not None:
-            return relax.op.add(added.args[0], _like(before + shift, x, axis))
-    return relax.op.add(x, _like(shift, x, axis))
-
-
 def _batch_norm(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     x, *statistics = call.args
     arrays = [array_of(arg) for arg in statistics]
@@ -266,15 +175,15 @@ def _batch_norm(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in arrays)
     scale = (gamma if call.attrs.scale else 1) / np.sqrt(variance + call.attrs.epsilon)
     shift = (beta if call.attrs.center else 0) - mean * scale
-    axis, channels = _channels(scope, x)
+    axis, channels = channels_of(scope, x)
     if call.attrs.axis != axis or channels != len(scale):
         axis = int(call.attrs.axis)
-        product = relax.op.multiply(x, _like(scale, x, axis))
-        return relax.op.add(scope.emit(product), _like(shift, x, axis))
-    product = _scale(scope, x, scale)
+        product = relax.op.multiply(x, like(scale, x, axis))
+        return relax.op.add(scope.emit(product), like(shift, x, axis))
+    product = scaled(scope, x, scale)
     if product is None:
-        product = relax.op.multiply(x, _like(scale, x, axis))
-    return _shift(scope, scope.emit(product), shift)
+        product = relax.op.multiply(x, like(scale, x, axis))
+    return shifted(scope, scope.emit(product), shift)
 
 
 def _ordered(call: relax.Call) -> tuple[relax.Expr, relax.Expr]:
@@ -299,10 +208,10 @@ def _multiply(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     if static_shape(call) == static_shape(x):
         if array.size == 1 and array.item() == 1:
             return x
-        values = _per_channel(factor, x, _channels(scope, x)[0])
-        scaled = _scale(scope, x, values) if values is not None else None
-        if scaled is not None:
-            return scaled
+        values = per_channel(factor, x, channels_of(scope, x)[0])
+        product = scaled(scope, x, values) if values is not None else None
+        if product is not None:
+            return product
     return relax.op.multiply(x, factor)
 
 
@@ -344,12 +253,12 @@ def _add(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     array = array_of(term)
     if array is None:
         return None
-    axis, _ = _channels(scope, x)
-    values = _per_channel(term, x, axis)
+    axis, _ = channels_of(scope, x)
+    values = per_channel(term, x, axis)
     if values is None or static_shape(call) != static_shape(x):
         return relax.op.add(x, term)
-    if scope.call(x, *_CHANNELS_OF_WEIGHT, "relax.add") is not None:
-        return _shift(scope, x, values)
+    if scope.call(x, *LAYERS, "relax.add") is not None:
+        return shifted(scope, x, values)
     return relax.op.add(x, term) if array.any() else x
 
 
