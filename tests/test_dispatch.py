@@ -88,6 +88,7 @@ def test_candidates(library: KernelLibrary) -> None:
         ("winograd:4", 1e-3, 1e-6, "tuned"),
         ("winograd:2", 2e-3, 3e-7, "tuned"),
         ("direct", 3e-3, 1e-7, "tuned"),
+        ("direct:inplace", None, None, "default"),
     ]
     assert str(found[0]).startswith("winograd:4 (1 ms, workspace ")
     unmeasured, other = library.candidates(POINTWISE)
@@ -132,7 +133,7 @@ def test_workspace_limit(library: KernelLibrary, numbers: Problem) -> None:
     _, weight, _, _ = numbers
     sizes = {c.algorithm: c.workspace_bytes for c in library.candidates(W)}
     fastest_first = list(sizes)
-    assert len(set(sizes.values())) == 3
+    assert len(set(sizes.values())) == 4 and min(sizes.values()) == 0
     for limit in [*sizes.values(), *(size - 1 for size in sizes.values())]:
         fitting = [name for name in fastest_first if sizes[name] <= limit]
         if fitting:
@@ -583,8 +584,10 @@ def in_thread():
     modest(np.ones(big.data_shape(), np.float32))  # which starts the workers
     said.append(attempt(0, lambda: plan(data, out=out)))
 
-for c in library.candidates(w):
-    plan = library.plan(w, weight, algorithm=c.algorithm)
+for c in library.manifest.kernels:
+    if c.workload != w.key or c.algorithm == "direct:inplace":  # which needs no workspace
+        continue
+    plan = library.plan_by(c, w, weight)
     needed = f"workspace of {c.workspace_bytes:,} bytes"
     for extra in (0, c.workspace_bytes // 2, c.workspace_bytes - 4096):
         assert needed in attempt(extra, lambda: plan(data, out=out)), c
@@ -609,7 +612,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("large") / "x.so"
     names = ("direct", "im2col", "winograd:4")
     made = compile([LARGE, MATRIX], threads=2, logs=[], keep="all", algorithms=names)
-    assert min(c.workspace_bytes for c in made.candidates(LARGE)) > 1 << 20
+    sizes = {c.algorithm: c.workspace_bytes for c in made.candidates(LARGE)}
+    assert sizes.pop("direct:inplace") == 0 and min(sizes.values()) > 1 << 20
     made.export(file)
     return file
 
