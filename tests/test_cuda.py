@@ -252,8 +252,7 @@ def test_which_gpu_runs_which_code(
     built: str, device: str, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "devices", lambda: (gpu.Gpu("a card", device, 1),))
-    manifest = Manifest(f"cuda -arch={built}", (), 1, "NCHW", {}, [])
-    found = objection(manifest, "x.so")
+    found = objection(f"cuda -arch={built}", "x.so")
     assert (found == "") == runs
     assert runs or f"a card, is {device}; compile it with --target cuda:{device}" in found
 
