@@ -387,6 +387,6 @@ def test_few_channels_are_copied_at_a_time() -> None:
     w = make(48, 48, 7, kh=3, padding=1, groups=48)
     task = Task(w, "direct:depthwise", resolve("avx512", 1))
     assert task.space.knobs["channels"] == (1, 2, 4, 8, 16)
-    assert int(task.compute().attrs["row_block"]) == 8
+    assert int(task.compute().attrs["block"]) == 8
     odd = make(17, 34, 7, kh=3, padding=1, groups=17)  # two outputs of each input
     assert Task(odd, "direct:depthwise", resolve("avx512", 1)).space.knobs["channels"] == (1, 2)
