@@ -64,7 +64,8 @@ def test_lesser_cpu_gets_its_kernels(path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_better_cpu_gets_the_wider_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    monkeypatch.setattr(runtime, "Image", lambda content, threads: {})  # this machine may not run them
+    # This machine may not run them.
+    monkeypatch.setattr(runtime, "Image", lambda content, threads: {})
     assert load(path).target == AVX512.name
 
 
