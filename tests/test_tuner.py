@@ -149,9 +149,9 @@ def test_no_helper_without_work(
 
 
 def test_nothing_applicable_is_refused(tmp_path: Path) -> None:
-    dilated = ConvWorkload.parse("mb1ic8ih6oc8oh4kh3dh1ph1")
+    grouped = ConvWorkload.parse("g2mb1ic8ih6oc8oh6kh3ph1")
     with pytest.raises(WorkloadError, match="nothing to tune: none of winograd can compute"):
-        tune([dilated], threads=1, algorithms=["winograd"], log=tmp_path / "x.jsonl")
+        tune([grouped], threads=1, algorithms=["winograd"], log=tmp_path / "x.jsonl")
     with pytest.raises(WorkloadError, match="nothing to tune"):
         tune([], threads=1, log=tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()

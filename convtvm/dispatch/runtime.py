@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ class Image(Local):
         # How many threads of TVM's pool its loops run on, if it is of an earlier version; 0 if not.
         self.pool_threads = 0 if connect(path, self, threads) else threads
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the interpreter's end modules are gone before what they made.
         if hasattr(self, "_module"):
             del self._module
         if self._memory >= 0:
-            os.close(self._memory)
+            close(self._memory)
 
     def prepare(self) -> None:
         """Before a function is called: threads for those that need TVM's, and the end of the
