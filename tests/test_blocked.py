@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import run_task
@@ -55,6 +57,15 @@ def test_entries(w: ConvWorkload) -> None:
         assert out.shape == reference.shape == w.out_shape("NCHW8c")
         assert np.array_equal(reference[:, 0, ..., 0], plain[:, 0])
         assert relative_error(out, reference) <= task.algorithm.tolerance, task.algorithm_name
+
+
+@pytest.mark.parametrize("layout", ["NCHW8c", "NCHW-NCHW8c"])
+def test_a_library_file(layout: str, tmp_path: Path) -> None:
+    w, file = SHAPES["half blocks in and out"], tmp_path / "x.so"
+    convtvm.compile([w], threads=1, logs=[], layout=layout, algorithms="direct").export(file)
+    data, weight, bias = random_inputs(w, 5, layout, "integer")
+    out = convtvm.load(file).plan(w, weight, bias)(data)
+    assert np.array_equal(out, conv2d_reference(w, data, weight, bias, layout))
 
 
 @pytest.mark.parametrize("layout", BLOCKED_LAYOUTS)

@@ -16,7 +16,7 @@ from typing import Any
 
 from convtvm.dispatch import container
 from convtvm.errors import LibraryError, WorkloadError
-from convtvm.problem.workload import ConvWorkload
+from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, LAYOUTS, ConvWorkload
 
 FORMAT = 2
 
@@ -164,7 +164,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "target": _is_text,
     "features": lambda values: all(map(_is_text, values)),
     "threads": lambda value: _is_count(value) and value > 0,
-    "layout": lambda value: value in ("NCHW", "NHWC"),
+    "layout": lambda value: value in (*LAYOUTS, *BLOCKED_LAYOUTS, *ENTRY_LAYOUTS),
     "workloads": _is_texts,
     "versions": _is_texts,
 }
