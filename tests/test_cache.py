@@ -107,7 +107,8 @@ def test_a_whole_library_is_remembered(
     check(again)
     with pytest.raises(TypeError):  # whatever it depends on has changed: None is called
         remembered(OTHER, logs=[log])
-    for options in ({"keep": "all"}, {"threads": 2}, {"layout": "NHWC"}, {"epilogues": ["clip"]}):
+    changed = [{"keep": "all"}, {"threads": 2}, {"layout": "NHWC"}, {"epilogues": ["clip"]}]
+    for options in (*changed, {"epilogues": {W: ["clip"]}}):
         with pytest.raises(TypeError):
             remembered(W, logs=[log], **options)
     log.write_text("torn otherwise\n")

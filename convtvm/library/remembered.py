@@ -97,8 +97,15 @@ def _key(
     where, read = place(target, threads), log_digests(logs)
     if where is None or read is None:
         return None
-    keys = [(w.key, w.name) for w in workloads]
-    return key_of(workloads=keys, place=where, logs=read, options=options)
+    fused = options["epilogues"]
+    if isinstance(fused, Mapping):
+        fused = {workload.key: list(names) for workload, names in fused.items()}
+    return key_of(
+        workloads=[(w.key, w.name) for w in workloads],
+        place=where,
+        logs=read,
+        options={**options, "epilogues": fused},
+    )
 
 
 def place(target: Any, threads: int | None) -> Any:
