@@ -69,7 +69,10 @@ class Port:
         if isinstance(value, np.ndarray):
             return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch
-            return value.new_empty(self.shape, dtype=getattr(sys.modules["torch"], str(self.dtype)))
+            torch = sys.modules["torch"]
+            if self._in_torch and value.dtype is torch.float32:
+                return value.new_empty(self.shape)  # to name the dtype takes microseconds
+            return value.new_empty(self.shape, dtype=getattr(torch, str(self.dtype)))
         namespace = getattr(value, "__array_namespace__", None)
         if namespace is None:
             raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
