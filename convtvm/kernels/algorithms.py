@@ -36,6 +36,25 @@ STACK_BYTES = cpu_depthwise.STACK_BYTES
 _MOST_LANES = 16  # of float32 in a vector of any CPU
 
 
+def _always(w: ConvWorkload) -> str | None:
+    return None
+
+
+def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
+    """The weight by vectors of output channels, the same for both layouts."""
+    return direct.pack_weight(w, lanes)
+
+
+def _products(w: ConvWorkload) -> int:
+    """One for each element of each window."""
+    return w.macs
+
+
+def _additions(w: ConvWorkload) -> int:
+    """One for each product, one for each bias."""
+    return w.macs + w.n * w.oc * w.oh * w.ow
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to compute a convolution.
@@ -49,18 +68,19 @@ class Algorithm:
     of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
     `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
     CpuModel or GpuModel that templates get. One that is an `opt_in` gives up accuracy that users
-    expect: it is only considered where its full name is given.
+    expect: it is only considered where its full name is given. What a row leaves out is as of direct
+    convolution.
     """
 
     name: str
     template: ModuleType
-    inapplicable: Callable[[ConvWorkload], str | None]
     compute: Callable[..., tirx.PrimFunc]
-    pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc]
-    multiplications: Callable[[ConvWorkload], int]
-    additions: Callable[[ConvWorkload], int]
     workspace_bytes: Callable[[ConvWorkload, str, Any, Decisions], int]
-    tolerance: float
+    inapplicable: Callable[[ConvWorkload], str | None] = _always
+    pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc] = _pack_vectors
+    multiplications: Callable[[ConvWorkload], int] = _products
+    additions: Callable[[ConvWorkload], int] = _additions
+    tolerance: float = 1e-5
     opt_in: bool = False
     buffer: Callable[[ConvWorkload], int] = lambda w: 0
 
@@ -77,15 +97,6 @@ class Algorithm:
 def allocated_bytes(*sizes: int) -> int:
     """Bytes of those buffers that are workspace: the ones too large for the stack."""
     return sum(size for size in sizes if size > STACK_BYTES)
-
-
-def _always(w: ConvWorkload) -> str | None:
-    return None
-
-
-def _pack_vectors(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
-    """The weight by vectors of output channels, the same for both layouts."""
-    return direct.pack_weight(w, lanes)
 
 
 def _padded_copy(w: ConvWorkload) -> int:
@@ -219,11 +230,6 @@ def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
     return None
 
 
-def _additions(w: ConvWorkload) -> int:
-    """One for each product, one for each bias."""
-    return w.macs + w.n * w.oc * w.oh * w.ow
-
-
 def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
     tiling = winograd.Tiling.of(w, m)
     return tiling.count(w) * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
@@ -282,24 +288,17 @@ _TABLE = (
     Algorithm(
         name="direct",
         template=cpu_direct,
-        inapplicable=_always,
         compute=direct.conv2d,
-        pack=_pack_vectors,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_direct_workspace,
-        tolerance=1e-5,
     ),
     Algorithm(
         name="direct:inplace",
         template=cpu_direct,
         inapplicable=_inplace_inapplicable,
         compute=partial(direct.conv2d, inplace=True),
-        pack=_pack_vectors,
         multiplications=_inplace_multiplications,
         additions=_inplace_additions,
         workspace_bytes=_no_workspace,
-        tolerance=1e-5,
     ),
     Algorithm(
         name="direct:depthwise",
@@ -307,10 +306,7 @@ _TABLE = (
         inapplicable=_depthwise_inapplicable,
         compute=depthwise.conv2d,
         pack=depthwise.pack_weight,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_depthwise_workspace,
-        tolerance=1e-5,
         buffer=sizes.padded,
     ),
     Algorithm(
@@ -319,10 +315,7 @@ _TABLE = (
         inapplicable=_depthwise_inplace_inapplicable,
         compute=partial(depthwise.conv2d, inplace=True),
         pack=depthwise.pack_weight,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_no_workspace,
-        tolerance=1e-5,
     ),
     Algorithm(
         name="direct:pointwise",
@@ -330,21 +323,13 @@ _TABLE = (
         inapplicable=_pointwise_inapplicable,
         compute=pointwise.conv2d,
         pack=lambda w, lanes, layout: pointwise.pack_weight(w),
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_pointwise_workspace,
-        tolerance=1e-5,
     ),
     Algorithm(
         name="im2col",
         template=cpu_im2col,
-        inapplicable=_always,
         compute=im2col.conv2d,
-        pack=_pack_vectors,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_im2col_workspace,
-        tolerance=1e-5,
         buffer=sizes.columns,
     ),
     Algorithm(
@@ -352,23 +337,14 @@ _TABLE = (
         template=cpu_mec,
         inapplicable=_mec_a_inapplicable,
         compute=mec.conv2d_a,
-        pack=_pack_vectors,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_mec_workspace,
-        tolerance=1e-5,
         buffer=sizes.lowered,
     ),
     Algorithm(
         name="mec:b",
         template=cpu_mec,
-        inapplicable=_always,
         compute=mec.conv2d_b,
-        pack=_pack_vectors,
-        multiplications=lambda w: w.macs,
-        additions=_additions,
         workspace_bytes=_mec_workspace,
-        tolerance=1e-5,
         buffer=sizes.lowered,
     ),
     # Errors grow with the tile: each bound is about ten times what large layers show.

@@ -321,10 +321,6 @@ def _pad_value(padded: relax.Call) -> float:
     return float(padded.attrs.pad_value)
 
 
-def _drop(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
-    return call.args[0]
-
-
 _RULES: dict[str, Callable[[_Simplifier, relax.Call], relax.Expr | None]] = {
     "relax.add": _add,
     "relax.subtract": _subtract,
