@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convtvm.machine import nvidia
 from convtvm.measure.jobs import (
@@ -38,9 +38,6 @@ from convtvm.measure.jobs import (
     receive,
     send,
 )
-
-if TYPE_CHECKING:
-    from convtvm.machine.targets import CompileTarget
 
 _SHARE = 8  # candidates that a device gets at once
 _TRIES = 3  # devices that a candidate may lose before it is given up
@@ -220,18 +217,11 @@ def _run_child(
 
 def _build_all(jobs: list[BuildJob | FunctionJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Build every job, up to `limits.workers` at a time."""
-    from convtvm.kernels import codegen
+    from convtvm.measure import building
 
     late = Outcome(None, "build_timeout", f"no library after {limits.timeout:g} s")
-    for target in _linked_for(jobs):
-        codegen.launcher_of(target)  # compiled once, for all children
+    building.prepare(jobs)
     return _each_alone([partial(_report_build, job) for job in jobs], limits, late)
-
-
-def _linked_for(jobs: Sequence[BuildJob | FunctionJob]) -> set[CompileTarget]:
-    """The targets of those that become libraries with parallel loops."""
-    linked = (j for j in jobs if isinstance(j, BuildJob) and not j.path.endswith(".o"))
-    return {j.task.target for j in linked if j.task.target.threads > 1}
 
 
 def _probe_all(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -270,45 +260,11 @@ def _each_alone(
 
 
 def _report_build(job: BuildJob | FunctionJob, report: Callable[[Outcome], None]) -> None:
+    from convtvm.measure import building
+
     gc.disable()  # what it would find is gone with the process, and a look touches all memory
     _limit_memory()
-    report(_build_function(job) if isinstance(job, FunctionJob) else _build(job))
-
-
-def _build_function(job: FunctionJob) -> Outcome:
-    """Lower and compile; the value is the workspace in bytes."""
-    from convtvm.kernels import codegen
-
-    try:
-        built = codegen.build(codegen.accept_unaligned(job.func), job.symbol, job.target)
-        built.write(job.path)
-    except Exception as error:
-        return failure("compile", error)
-    return Outcome(built.workspace)
-
-
-def _build(job: BuildJob) -> Outcome:
-    """Instantiate, lower, compile and link; the value is the workspace in bytes."""
-    from convtvm.kernels import codegen
-    from convtvm.kernels.cuda import codegen as gpu_codegen
-
-    kind = "instantiate"
-    try:
-        task = job.task
-        func = task.pack() if job.decisions is None else task.instantiate(job.decisions)["main"]
-        kind = "compile"
-        on_gpu = job.decisions is not None and task.target.kind == "cuda"
-        built = (gpu_codegen if on_gpu else codegen).build(func, job.symbol, task.target)
-        if built.spills and job.strict:
-            return Outcome(None, "spill", f"{built.spills} bytes of registers in memory")
-        objects = job.path if job.path.endswith(".o") else job.path + ".o"
-        built.write(objects)
-        if objects != job.path:
-            codegen.link_objects([objects], job.path, task.target)
-            os.unlink(objects)
-    except Exception as error:
-        return failure(kind, error)
-    return Outcome(built.workspace)
+    report(building.build(job))
 
 
 def _limit(which: int, most: int) -> None:
