@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -39,6 +37,7 @@ from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
+from convtvm.tuning.interrupts import until_interrupted
 from convtvm.tuning.progress import LATE, Listener, TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch
 from convtvm.tuning.speed import SpeedModel
@@ -98,28 +97,12 @@ def tune(
     summary = TuningSummary([TaskProgress(t, trials) for t in tasks], path, problems=problems)
     summary.time_limit, summary.total_trials = time_limit, total_trials
     budget = Budget(started, time_limit, total_trials, min_gain / 100)
-    with contextlib.closing(LogWriter(path)) as writer, _until_interrupted(summary):
+    with contextlib.closing(LogWriter(path)) as writer, until_interrupted(summary):
         session = _Session(summary, writer, old, seed, budget, listener, farm)
         session.run(confirm and farm is None)
     summary.restored = writer.restored
     summary.seconds = time.monotonic() - started
     return summary
-
-
-@contextlib.contextmanager
-def _until_interrupted(summary: TuningSummary) -> Iterator[None]:
-    """Ctrl-C ends what is within and is noted in the summary."""
-    interrupts = _Interrupts()
-    try:
-        with interrupts:
-            yield
-    except KeyboardInterrupt:
-        summary.stopped = "interrupted"
-    except RuntimeError:
-        # TVM turns a KeyboardInterrupt that lands in one of its callbacks into this.
-        if not interrupts.seen:
-            raise
-        summary.stopped = "interrupted"
 
 
 def _check_limits(
@@ -159,26 +142,6 @@ def _farm(
             "own machine"
         )
     return remote.find(tracker, key, math.inf if time_limit is None else time_limit)
-
-
-class _Interrupts:
-    """Remembers whether Ctrl-C was pressed; outside the main thread it does nothing."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._before: Any = None
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
 
 
 class _Session:
