@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.model_tuning import convolutions_by_layout, shared_budget
 from convtvm.cli.monitor import Monitor, monitor
 from convtvm.cli.options import (
     algorithms_option,
@@ -32,7 +32,6 @@ from convtvm.cli.output import (
     print_json,
     print_table,
     text_of,
-    torch_allowed,
     warn,
     without_torch,
 )
@@ -152,13 +151,19 @@ def tune(
         raise click.UsageError("--tracker and --key belong together")
     if search["tracker"] is None:
         _check_runs_here(resolved)
-    groups = _of_model(source, shapes, resolved, search["log"]) if whole else {layout: layers}
+    groups = (
+        convolutions_by_layout(source, shapes, resolved, search["log"])
+        if whole
+        else {layout: layers}
+    )
     groups = {
         name: _computable(found, search["algorithms"], resolved.kind)
         for name, found in groups.items()
     }
     documents, stopped = [], ""
-    for one, workloads, budget in _shared(groups, search["time_limit"], search["total_trials"]):
+    for one, workloads, budget in shared_budget(
+        groups, search["time_limit"], search["total_trials"]
+    ):
         document, stopped = _tune_layout(
             workloads, resolved, one, quiet, as_json, **{**search, **budget}
         )
@@ -170,41 +175,6 @@ def tune(
     if stopped == _BY_USER:
         click.echo("interrupted: the next run resumes", err=True)
         ctx.exit(_INTERRUPTED)
-
-
-def _of_model(
-    source: str, shapes: Mapping[str, tuple[int, ...]], target: CompileTarget, log: Path
-) -> dict[str, list[ConvWorkload]]:
-    """The convolutions of a model, by layout."""
-    with torch_allowed():
-        from convtvm.logs import records
-        from convtvm.models.importing import import_model
-        from convtvm.models.workloads import to_tune
-
-        imported = import_model(source, None, dict(shapes))
-    history, _ = records.load([*([log] if log.exists() else []), *records.shipped_logs()])
-    found = to_tune(imported, target, history)
-    if not found:
-        raise WorkloadError(f"{source}: the model has no convolution to tune")
-    return found
-
-
-def _shared(
-    groups: Mapping[str, list[ConvWorkload]], seconds: float | None, trials: int | None
-) -> Iterator[tuple[str, list[ConvWorkload], dict[str, Any]]]:
-    """Each layout with its workloads and its share of the budget, by their number."""
-    end = None if seconds is None else time.monotonic() + seconds
-    left = sum(map(len, groups.values()))
-    for layout, workloads in groups.items():
-        share = len(workloads) / left
-        budget: dict[str, Any] = {}
-        if end is not None:
-            budget["time_limit"] = max(1e-3, share * (end - time.monotonic()))
-        if trials is not None:
-            budget["total_trials"] = max(1, round(share * trials))
-            trials -= budget["total_trials"]
-        left -= len(workloads)
-        yield layout, workloads, budget
 
 
 def _tune_layout(
