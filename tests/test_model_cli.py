@@ -20,7 +20,7 @@ from convtvm.cli import main  # noqa: E402
 from convtvm.dispatch import Model  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
 from convtvm.measure.client import Zygote  # noqa: E402
-from convtvm.models import differences  # noqa: E402
+from convtvm.models import compiling, differences  # noqa: E402
 from convtvm.models.building import assemble  # noqa: E402
 from convtvm.models.compiling import compile_model  # noqa: E402
 from convtvm.models.graph import make_program  # noqa: E402
@@ -100,6 +100,63 @@ def test_a_file_is_compiled_to_be_run(tmp_path: Path, capsys: Any) -> None:
     torch.export.save(torch.export.export(small_resnet(), (EXAMPLE[:1],)), path)
     found = document(capsys, "run", path, "--check")
     assert found["correct"] and found["facts"]["source"] == "small.pt2"
+
+
+def test_a_file_is_compiled_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file with the same options comes from the cache, byte for byte; no other does."""
+
+    def compiled(path: Path, **options: Any) -> Model:
+        settings = {"shapes": {"image": (1, 3, 33, 31)}, "threads": 1, "logs": [], **options}
+        return compile_model(path, **settings)
+
+    class Anew(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise Anew
+
+    first = compiled(folder / "open.onnx")
+    first.export(tmp_path / "first.so")
+    monkeypatch.setattr(compiling, "import_model", refuse)
+    again = compiled(folder / "open.onnx")
+    again.export(tmp_path / "again.so")
+    assert (tmp_path / "again.so").read_bytes() == (tmp_path / "first.so").read_bytes()
+    image = np.random.default_rng(0).standard_normal((1, 3, 33, 31), np.float32)
+    np.testing.assert_allclose(again(image), original(folder, image), atol=1e-5)
+    for options in ({"threads": 2}, {"max_error": 1e-3}, {"batched": True}, {"logs": None}):
+        with pytest.raises(Anew):
+            compiled(folder / "open.onnx", **options)
+    with pytest.raises(Anew):
+        compiled(folder / "open.onnx", shapes={"image": (2, 3, 33, 31)})
+    changed = onnx.load(folder / "open.onnx")
+    changed.producer_version += "+"
+    onnx.save(changed, tmp_path / "open.onnx")
+    with pytest.raises(Anew):
+        compiled(tmp_path / "open.onnx")
+
+
+def test_weights_beside_a_file_are_not_remembered(folder: Path, tmp_path: Path) -> None:
+    """The file is the same when they change."""
+    model, image = onnx.load(folder / "open.onnx"), np.ones((1, 3, 33, 31), np.float32)
+    results = []
+    for factor in (1, 2):
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith("bias") and factor == 2:
+                values = onnx.numpy_helper.to_array(tensor) * factor + 1
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        path = tmp_path / "beside.onnx"
+        for old in tmp_path.iterdir():
+            old.unlink()
+        onnx.save(
+            model, path, save_as_external_data=True, location="w.bin", size_threshold=0,
+            convert_attribute=False,
+        )  # fmt: skip
+        model = onnx.load(path)
+        made = compile_model(path, shapes={"image": image.shape}, threads=1, logs=[])
+        results.append(made(image))
+    assert np.abs(results[0] - results[1]).max() > 0.1
 
 
 def test_a_live_module() -> None:

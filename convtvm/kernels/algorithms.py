@@ -68,8 +68,8 @@ class Algorithm:
     of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
     `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
     CpuModel or GpuModel that templates get. One that is an `opt_in` gives up accuracy that users
-    expect: it is only considered where its full name is given. What a row leaves out is as of direct
-    convolution.
+    expect: it is only considered where its full name is given. What a row leaves out is as of
+    direct convolution.
     """
 
     name: str
