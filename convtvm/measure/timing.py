@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import random
 import resource
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from convtvm.measure.jobs import Limits
 from convtvm.measure.pace import Pace, pace
@@ -49,31 +47,36 @@ def timed(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float]
     return fastest[: min(limits.samples, math.ceil(len(fastest) / 3))], enough
 
 
-Timer = Callable[[Callable[[], Any]], tuple[float, bool]]
+Figure = TypeVar("Figure")
+Timer = Callable[[Callable[[], Any]], tuple[Figure, bool]]
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], Any]], repeat: int, timer: Timer, at_most: float = math.inf
-) -> dict[str, tuple[list[float], bool]]:
-    """Seconds of each contestant's calls, and whether too many were disturbed: one call a round.
+    runs: Mapping[str, Callable[[], Any]],
+    repeat: int,
+    timer: Timer[Figure],
+    at_most: float = math.inf,
+) -> dict[str, tuple[list[Figure], bool]]:
+    """A figure, such as its seconds, of each of a contestant's calls, and whether too many were
+    disturbed: one call a round.
 
     Rounds go on until everyone has `repeat` calls that count, which `timer` says along with the
-    seconds; a few times as many at most, and none is begun after `at_most` seconds. Every round
+    figure; a few times as many at most, and none is begun after `at_most` seconds. Every round
     has its own order, so that nobody always follows the same contestant. All calls are used where
     less than half of `repeat` count.
     """
-    clean: dict[str, list[float]] = {key: [] for key in runs}
-    every: dict[str, list[float]] = {key: [] for key in runs}
+    clean: dict[str, list[Figure]] = {key: [] for key in runs}
+    every: dict[str, list[Figure]] = {key: [] for key in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     end = time.monotonic() + at_most
     for _ in range(_ROUNDS * repeat):
         shuffle(order)
         for key in order:
             if len(clean[key]) < repeat:
-                seconds, counts = timer(runs[key])
-                every[key].append(seconds)
+                figure, counts = timer(runs[key])
+                every[key].append(figure)
                 if counts:
-                    clean[key].append(seconds)
+                    clean[key].append(figure)
         if time.monotonic() >= end:
             break
     enough = {key: len(clean[key]) >= repeat // 2 for key in runs}
@@ -100,20 +103,6 @@ def warm_up(call: Callable[[], Any]) -> float:
     while time.perf_counter() < end:
         seconds = mean_seconds(call, 1)
     return seconds
-
-
-def time_gpu(module: Any, args: Any, limits: Limits) -> tuple[list[float], bool]:
-    """Seconds a call by the device's own clock, every one with a cold L2 cache.
-
-    Each sample is the median of many single calls; TVM overwrites the cache before each.
-    """
-    device = args[0].device
-    flushed = 2 * (device.l2_cache_size_bytes or 32 << 20)
-    evaluate = partial(module.time_evaluator, "main", device, number=1, cache_flush_bytes=flushed)
-    once = float(evaluate(repeat=1)(*args).results[0])
-    repeat = min(200, max(3, int(limits.window / max(once, 1e-7))))
-    many = (evaluate(repeat=repeat)(*args).results for _ in range(limits.samples))
-    return [statistics.median(map(float, results)) for results in many], True
 
 
 def window(run: Callable[[], float], cores: Pace, threads: int) -> tuple[float, bool]:

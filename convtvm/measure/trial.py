@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.dispatch import threads
-from convtvm.measure import race
+from convtvm.measure import gpu_timing, race
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, RunJob, failure, wrong_answer
-from convtvm.measure.timing import mean_seconds, time_gpu, timed
+from convtvm.measure.timing import mean_seconds, timed
 
 
 def run_batch(
@@ -69,8 +69,9 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     args += tuple(tvm.runtime.empty(s, dtype, args[3].device) for dtype, *s in job.scratch)
     kernel = module["main"]
     kernel(*args)
-    on_cpu = partial(timed, partial(mean_seconds, lambda: kernel(*args)))
-    timing = on_cpu if job.device == "cpu" else partial(time_gpu, module, args)
+    call = partial(kernel, *args)
+    on_cpu = partial(timed, partial(mean_seconds, call))
+    timing = on_cpu if job.device == "cpu" else partial(gpu_timing.time_gpu, call)
     return judge(job, args[3].numpy(), reference, timing, limits)
 
 

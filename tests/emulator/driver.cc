@@ -276,6 +276,44 @@ int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** args, void**)
   return launch(*(Function*)function, args, c->grid, c->block, c->shared);
 }
 const char* emulator_problem() { return problem.c_str(); }
+
+int cuCtxGetCurrent(void** context) { return *context = &problem, 0; }
+
+// EMULATOR_MEMORY: bytes of a device that has little.
+static size_t memory() {
+  const char* bytes = getenv("EMULATOR_MEMORY");
+  return bytes ? strtoull(bytes, nullptr, 10) : 64 << 20;
+}
+int cuMemGetInfo_v2(size_t* left, size_t* total) { return *left = *total = memory(), 0; }
+int cuMemAlloc_v2(void** pointer, size_t size) {
+  const int kOutOfMemory = 2;
+  return size > memory() || posix_memalign(pointer, 256, size) ? kOutOfMemory : 0;
+}
+int cuMemsetD8Async(void* to, unsigned char value, size_t size, void*) {
+  return memset(to, value, size), 0;
+}
+
+// All work is done when a call returns; but an event is not ready before somebody has waited for the
+// stream, as on a device that has much to do. EMULATOR_IDLE: on one that has nothing to do.
+struct Event {
+  std::chrono::steady_clock::time_point moment;
+  long waits;
+};
+static long waits;
+int cuStreamSynchronize(void*) { return waits++, 0; }
+int cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
+int cuEventRecord(void* event, void*) {
+  *(Event*)event = {std::chrono::steady_clock::now(), waits};
+  return 0;
+}
+int cuEventQuery(void* event) {
+  return ((Event*)event)->waits < waits || getenv("EMULATOR_IDLE") ? 0 : 600;
+}
+int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+  if (cuEventQuery(start) || cuEventQuery(end)) return problem = "an event is not ready", 600;
+  std::chrono::duration<float, std::milli> passed = ((Event*)end)->moment - ((Event*)start)->moment;
+  return *milliseconds = passed.count(), 0;
+}
 }
 #else
 
