@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import random
@@ -29,7 +28,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from gpu_graphs import graphs  # noqa: E402
+
 from convtvm.machine import gpu  # noqa: E402
+from convtvm.measure.gpu_timing import stopwatch  # noqa: E402
 from convtvm.problem.workload import ConvWorkload  # noqa: E402
 
 HALF = "float16"
@@ -190,71 +192,6 @@ def compare(library: Any, w: ConvWorkload, precision: str) -> dict[str, Any]:
     return row
 
 
-def graphs(log: Path) -> dict[str, dict[str, Any]]:
-    """6. Two residual blocks in each precision; nothing without a GPU that PyTorch has."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    return {p: graph(p, log) for p in PRECISIONS} if torch.cuda.is_available() else {}
-
-
-def graph(precision: str, log: Path) -> dict[str, Any]:
-    """One precision of 6.: how far results are from float64's, and milliseconds of a call."""
-    import torch
-    from torch_models import resnet, with_statistics
-
-    from convtvm.torch.backend import Backend
-    from convtvm.torch.kernels import Kernels
-    from convtvm.torch.options import Options
-
-    torch._dynamo.reset()
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    order = torch.channels_last if precision == "fp16" else torch.contiguous_format
-    model = with_statistics(lambda: resnet((1, 1), False)).cuda()
-    x = torch.randn(1, 3, 224, 224, device="cuda", dtype=dtype)
-    with torch.inference_mode():
-        exact = copy.deepcopy(model).double()(x.double())
-    model, x = (t.to(dtype=dtype, memory_format=order) for t in (model, x))
-    options = Options.of({"logs": [log]})
-    backend = Backend(options, Kernels(options))
-    ours, theirs = torch.compile(model, backend=backend), torch.compile(copy.deepcopy(model))
-
-    def error(y: Any) -> float:
-        return float((y.double() - exact).abs().max() / exact.abs().max())
-
-    errors = {}
-    with torch.no_grad():
-        errors["first call"] = error(ours(x))
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                y = ours(x)
-        torch.cuda.current_stream().wait_stream(side)
-        errors["another stream"] = error(y)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured, stream=side):
-            y = ours(x)
-        x.mul_(1)
-        captured.replay()
-        errors["CUDA graph"] = error(y)
-        times = timed(
-            {
-                "convtvm": lambda: ours(x),
-                "convtvm, CUDA graph": captured.replay,
-                "torch.compile": lambda: theirs(x),
-            }
-        )
-    limit = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}[precision]
-    wrong = {name: value for name, value in errors.items() if not value <= limit}
-    sites = [str(site) for site in backend.sites if site.plan is None]
-    row = {"errors": errors, "wrong": wrong, "PyTorch's": sites, "ms": times}
-    print(f"graph in {precision}: {row}")
-    return row
-
-
 def cudnn(
     w: ConvWorkload, precision: str, layout: str, *arrays: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
@@ -287,23 +224,8 @@ def cudnn(
 
 def timed(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Milliseconds of single calls by the device's clock, in turns, each with a cold L2 cache."""
-    import torch
-
-    cache = torch.empty(2 * (gpu.devices()[0].l2_bytes or 1 << 25), dtype=torch.int8, device="cuda")
-    for run in runs.values():
-        for _ in range(3):
-            run()
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPEATS):
-        for name, run in runs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            cache.zero_()
-            start.record()
-            run()
-            end.record()
-            torch.cuda.synchronize()
-            samples[name].append(start.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in samples.items()}
+    times = stopwatch().time(runs, REPEATS)
+    return {name: 1e3 * statistics.median(taken) for name, (taken, _) in times.items()}
 
 
 if __name__ == "__main__":
