@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import tvm
@@ -129,7 +129,14 @@ def generate(
     func: tirx.PrimFunc, symbol: str, target: CudaTarget
 ) -> tuple[tvm.runtime.Module, DeviceCode]:
     """(host code, CUDA source of the kernels) of a scheduled convolution. Raises BuildError."""
-    host, kernels = lower(codegen.merge({symbol: func}), target)
+    return generate_all({symbol: func}, target)
+
+
+def generate_all(
+    functions: Mapping[str, tirx.PrimFunc], target: CudaTarget
+) -> tuple[tvm.runtime.Module, DeviceCode]:
+    """As `generate`, of several by their symbols, in one source."""
+    host, kernels = lower(codegen.merge(functions), target)
     with _source_only():
         module = tir_to_runtime(host, {target.tvm: kernels}, target.host)
     return module, DeviceCode.of(module)

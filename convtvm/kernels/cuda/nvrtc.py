@@ -32,6 +32,7 @@ struct __align__(2) __half {
 struct __align__(4) __half2 { __half x, y; };
 typedef __half half;
 typedef __half2 half2;
+static __device__ inline half2 make_half2(half x, half y) { return half2{x, y}; }
 static __device__ inline float __half2float(half x) { return x; }
 static __device__ inline half __float2half(float x) { return half(x); }
 static __device__ inline half __float2half_rn(float x) { return half(x); }
@@ -83,7 +84,7 @@ class Nvrtc:
         return f"NVRTC {major.value}.{minor.value}"
 
     def __call__(self, source: str, arches: Sequence[str]) -> tuple[bytes, str]:
-        compiled = [_compile(source, arch) for arch in arches]
+        compiled = [compile_program(source, _options(arch)) for arch in arches]
         log = "\n".join(text for _, text in compiled)
         if len(arches) == 1:
             return compiled[0][0], log
@@ -92,10 +93,16 @@ class Nvrtc:
         ), log
 
 
-def _compile(source: str, arch: str) -> tuple[bytes, str]:
+def _options(arch: str) -> list[str]:
+    return [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"]
+
+
+def compile_program(
+    source: str, options: Sequence[str], result: str = "CUBIN"
+) -> tuple[bytes, str]:
+    """(CUBIN or PTX of the source, log). Raises BuildError with the first complaint."""
     library = nvidia.load(*_LIBRARIES)
     assert library is not None
-    options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program),
@@ -111,7 +118,7 @@ def _compile(source: str, arch: str) -> tuple[bytes, str]:
         if failed:
             lines = [line for line in log.splitlines() if "error" in line] or [log or "no message"]
             raise BuildError(f"NVRTC failed: {lines[0].strip()}")
-        return _fetch(library, "CUBIN", program), log
+        return _fetch(library, result, program), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
