@@ -11,6 +11,7 @@ import click
 
 from convtvm.cli.options import (
     batch_option,
+    dtype_option,
     json_option,
     layout_option,
     logs_option,
@@ -38,12 +39,21 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("source")
 @batch_option
+@dtype_option
 @target_options
 @logs_option
 @click.option(
     "--peers",
     default="",
-    help="Libraries to compare with: torch,onnxruntime,openvino,ncnn,mnn or some.",
+    help="Libraries to compare with: torch,onnxruntime,openvino,ncnn,mnn or some; on a GPU torch, "
+    "which is cuDNN.",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="E",
+    help="On a GPU: let TF32 take part, ours and theirs, with at most this error relative to the "
+    "largest output.",
 )
 @layout_option
 @click.option("--repeat", type=click.IntRange(min=3), default=25, help="Timed calls of each.")
@@ -59,6 +69,8 @@ def bench(
     logs: Sequence[Path],
     peers: str,
     batch: int | None,
+    dtype: str | None,
+    max_error: float | None,
     layout: str,
     repeat: int,
     as_json: bool,
@@ -71,24 +83,35 @@ def bench(
     beforehand; the figures are medians. A library with several memory formats counts by its
     fastest. The ceiling is the peak by the products that the algorithm computes itself, of which
     Winograd has fewer.
+
+    On a GPU times are the device's own, each of a call with a cold L2 cache; every contestant has
+    its data on the device and in its own memory format.
     """
     from convtvm.compare.peers import select_peers
 
     chosen = select_peers([name for name in peers.split(",") if name])
     if is_model(source):
-        refuse_options(ctx, "models", "layout", "batch")
+        refuse_options(ctx, "models", "layout", "batch", "dtype", "max_error")
         from convtvm.cli.model_benching import bench_source
 
         bench_source(source, list(chosen), target, threads, logs, shapes, repeat, as_json=as_json)
         return
     refuse_options(ctx, "layers", "shapes")
-    workloads = read_workloads(source, batch)
+    workloads = read_workloads(source, batch, dtype)
     from convtvm.compare.bench import bench as run_bench
     from convtvm.library.remembered import compile as build_library
     from convtvm.machine.targets import resolve
     from convtvm.measure.peak import measure_peak
 
     resolved = resolve(target, threads)
+    if resolved.kind == "cuda":
+        from convtvm.cli.gpu_benching import bench_on_gpu
+
+        bench_on_gpu(
+            workloads, resolved, list(chosen), logs, layout, repeat, max_error, as_json=as_json
+        )
+        return
+    refuse_options(ctx, "CPUs", "max_error")
     lib = build_library(workloads, resolved, logs=list(logs) or None, layout=layout, keep="all")
     for problem in lib.problems:
         warn(problem)

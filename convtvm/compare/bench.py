@@ -27,27 +27,31 @@ _IN_A_ROW = 0.005  # seconds
 _LOOK = 0.004  # seconds, longer than the gaps between ONNX Runtime's bursts of spinning
 _BUSY = 0.1  # of a core
 _MOST_SPINNING = 0.5  # seconds
-_WRONG = 1e-2  # relative error that no algorithm has in fp32
+WRONG = 1e-2  # relative error that no algorithm has
 
 
 @dataclass(frozen=True)
 class Measured:
     """Median seconds a call, error relative to the largest output, workspace if known.
 
-    `disturbed`: too few calls ran at full speed, and the median is that of all.
+    `disturbed`: too few calls ran at full speed, and the median is that of all. On a GPU `seconds`
+    are with a cold L2 cache and `warm` those of calls in a row.
     """
 
     seconds: float
     max_error: float
     workspace_bytes: int | None = None
     disturbed: bool = False
+    warm: float | None = None
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One workload: our algorithms and the peers by name; `chosen` is what `plan` would take.
+    """One workload: our algorithms and the peers by name; `chosen` is what `plan` would take, empty
+    where limits leave nothing.
 
-    `absent`: peers that took no part, and why.
+    `absent`: peers that took no part, and why. `without_bias`: peers on a GPU that add the bias in
+    a kernel of its own, without that; they do not count, since ours adds it.
     """
 
     workload: ConvWorkload
@@ -55,6 +59,7 @@ class BenchRow:
     algorithms: Mapping[str, Measured]
     peers: Mapping[str, Measured]
     absent: Mapping[str, str] = field(default_factory=dict)
+    without_bias: Mapping[str, Measured] = field(default_factory=dict)
 
     @property
     def best_peer(self) -> tuple[str, float] | None:
@@ -73,8 +78,8 @@ class BenchRow:
     @property
     def speedup(self) -> float | None:
         """Time of the best peer over the time of the chosen algorithm."""
-        best = self.best_peer
-        return best[1] / self.algorithms[self.chosen].seconds if best else None
+        best, ours = self.best_peer, self.algorithms.get(self.chosen)
+        return best[1] / ours.seconds if best and ours else None
 
 
 def bench(
@@ -125,8 +130,8 @@ def bench(
 def _peer_error(run: Run, reference: np.ndarray) -> float:
     """Relative error of a peer's result. Raises ConvtvmError if it is no convolution in fp32."""
     error = relative_error(np.asarray(run()), reference)
-    if not error < _WRONG:
-        raise ConvtvmError(wrong_answer(error, _WRONG).message)
+    if not error < WRONG:
+        raise ConvtvmError(wrong_answer(error, WRONG).message)
     return error
 
 

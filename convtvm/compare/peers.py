@@ -20,6 +20,7 @@ import numpy as np
 
 from convtvm.errors import ConvtvmError
 from convtvm.machine import interpreter
+from convtvm.problem.descriptor import extent
 from convtvm.problem.workload import ConvWorkload
 
 Run = Callable[[], Any]
@@ -47,14 +48,27 @@ def torch_peer(
         ).eval()
         layer.weight.data = torch.from_numpy(weight.copy())
         layer.bias.data = torch.from_numpy(bias.copy())
-        before: Any = torch.nn.Identity()
-        if (w.ph, w.pw) == (w.ph_r, w.pw_r):
-            layer.padding = (w.ph, w.pw)
-        else:
-            before = torch.nn.ZeroPad2d((w.pw, w.pw_r, w.ph, w.ph_r))
+        layer.padding, around = padding(w)
+        before: Any = torch.nn.ZeroPad2d(around) if around else torch.nn.Identity()
         module = torch.nn.Sequential(before, layer).to(memory_format=memory_format)
         runs[name] = partial(convolve, module, memory_format)
     return runs
+
+
+def padding(w: ConvWorkload) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
+    """The padding (top and bottom, left and right) of a convolution in PyTorch that is `w`, and
+    what `torch.nn.functional.pad` has to add before it, None for nothing.
+
+    Padding that differs on two sides is symmetric where the output is the same: with a stride, the
+    last rows and columns may never be read.
+    """
+    sizes = (
+        (w.ih + 2 * w.ph - extent(w.kh, w.dh)) // w.sh + 1,
+        (w.iw + 2 * w.pw - extent(w.kw, w.dw)) // w.sw + 1,
+    )
+    if sizes == (w.oh, w.ow):
+        return (w.ph, w.pw), None
+    return (0, 0), (w.pw, w.pw_r, w.ph, w.ph_r)
 
 
 def onnxruntime_peer(

@@ -1,0 +1,150 @@
+"""`convtvm bench` on a GPU: PyTorch's contestants on the CPU, the table on the emulated GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from emulator import environment
+
+from convtvm.cli import main
+from convtvm.compare import cudnn, peers
+from convtvm.compare.bench import BenchRow, Measured
+from convtvm.errors import EnvironmentProblem
+from convtvm.machine import gpu
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.sources import read_source
+from convtvm.problem.workload import ConvWorkload
+
+make = ConvWorkload.make
+NAMES = ("torch", "torch-nhwc", "torch-tf32", "torch-nhwc-tf32")
+
+# What is padded: workload -> whether symmetric padding has the same output.
+PADDINGS = {
+    "none": (make(3, 4, 7, kh=3), True),
+    "symmetric": (make(3, 4, 7, kh=3, padding=1), True),
+    "last row and column never read": (ConvWorkload.parse("mb2ic3ih8oc4oh4kh3sh2ph1"), True),
+    "more below": (make(3, 4, 7, kh=3, padding=(0, 0, 1, 1)), False),
+    "more above": (make(3, 4, 7, kh=3, padding=(1, 1, 0, 0)), False),
+    "one axis": (make(3, 4, 7, 9, 3, 3, padding=(1, 0, 0, 0)), False),
+    "TensorFlow's SAME": (make(3, 4, 8, kh=3, stride=2, padding=(0, 0, 1, 1)), False),
+    "read in one axis, not in the other": (
+        make(3, 4, 8, 7, 3, 3, stride=2, padding=(1, 1, 0, 0)),
+        False,
+    ),
+    "dilation, groups": (make(4, 6, 11, kh=3, dilation=2, padding=2, groups=2), True),
+    "dilation, stride": (make(4, 6, 12, kh=3, stride=2, dilation=2, padding=(2, 2, 1, 1)), True),
+}
+
+
+@pytest.mark.parametrize("case", PADDINGS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_contestants_compute_the_convolution(case: str, dtype: str) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    w, symmetric = PADDINGS[case]
+    w = replace(w, dtype=dtype)
+    assert (peers.padding(w)[1] is None) == symmetric
+    arrays = random_inputs(w, 1)
+    right = conv2d_reference(w, *arrays)
+    np.testing.assert_allclose(cudnn.reference(w, *arrays, device="cpu"), right, atol=1e-12)
+    runs = cudnn.contestants(w, *arrays, tf32=True, device="cpu")
+    names = NAMES if dtype == "float32" else NAMES[:2]  # TF32 is a way to multiply float32
+    assert set(runs) == {name + end for name in names for end in ("", cudnn.NO_BIAS)}
+    unbiased = conv2d_reference(w, *arrays[:2])
+    for name, run in runs.items():
+        wanted = unbiased if name.endswith(cudnn.NO_BIAS) else right
+        assert relative_error(run().numpy(), wanted) < (1e-5 if dtype == "float32" else 2e-3)
+
+
+@pytest.mark.parametrize("network", ["resnet50", "resnet18", "vgg16", "mobilenet_v2"])
+def test_every_layer_of_the_networks_has_symmetric_padding(network: str) -> None:
+    assert [str(w) for w in read_source(network) if peers.padding(w)[1]] == []
+
+
+def emulated_bench(*arguments: str) -> tuple[str, dict]:
+    done = subprocess.run(
+        [sys.executable, "-m", "emulator.benching", *arguments],
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *table, last = done.stdout.splitlines()
+    return "\n".join(table), json.loads(last)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("layout", "dtype", "limit"),
+    [("NCHW", "float32", ""), ("NHWC", "float16", ""), ("NHWC", "float32", "1e-2")],
+)
+def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limit: str) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    table, found = emulated_bench(layout, dtype, *filter(None, [limit]))
+    names = set(NAMES if limit else NAMES[:2])
+    ours = {"direct", "direct:tf32"} if limit else {"direct"}
+    assert [layer["name"] for layer in found["layers"]] == ["strided", "plain"]
+    for layer in found["layers"]:
+        assert not layer["absent"]
+        assert set(layer["peers"]) == set(layer["without_bias"]) == names
+        assert set(layer["algorithms"]) == ours
+        assert layer["chosen"] == "direct"  # nobody has measured TF32's error yet
+        for figure in (*layer["peers"].values(), *layer["algorithms"].values()):
+            assert figure["seconds"] > 0 and figure["warm"] > 0 and figure["max_error"] < 1e-2
+        best = min(peer["seconds"] for peer in layer["peers"].values())
+        assert layer["speedup"] == best / layer["algorithms"]["direct"]["seconds"]
+    speeds = [layer["speedup"] for layer in found["layers"]]
+    assert found["geomean"] == pytest.approx(np.sqrt(np.prod(speeds)))
+    assert (found["worst"], found["best"]) == (min(speeds), max(speeds))
+    assert all(text in table for text in ("strided", "plain", "torch without bias", "geomean"))
+
+
+@pytest.mark.emulated
+def test_what_errs_too_much_takes_no_part() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    _, found = emulated_bench("NCHW", "float32", "1e-5")
+    for layer in found["layers"]:
+        assert "direct:tf32" not in layer["algorithms"] and layer["chosen"] == "direct"
+
+
+def test_a_row_without_a_choice_has_no_speedup() -> None:
+    row = BenchRow(make(3, 4, 7, kh=3), "", {}, {"torch": Measured(1.0, 0.0)})
+    assert row.speedup is None
+
+
+@pytest.mark.skipif(bool(gpu.devices()), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--peers", "torch"], "no NVIDIA GPU here, or no driver for it"),
+        (["--peers", "onnxruntime"], "peer 'onnxruntime' runs on CPUs; on a GPU expected torch"),
+        ([], "no NVIDIA GPU here, or no driver for it"),
+    ],
+)
+def test_what_is_missing_is_one_clear_error(
+    options: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "onnxruntime" in options:
+        pytest.importorskip("onnxruntime")
+    assert main(["bench", "mb1ic8ih6oc8oh6kh3ph1", "--target", "cuda:sm_90", *options]) == 2
+    out, err = capfd.readouterr()
+    assert not out and said in err and len(err.strip().splitlines()) == 1
+
+
+def test_max_error_is_for_gpus(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "mb1ic8ih6oc8oh6kh3ph1", "--max-error", "1e-3"]) == 2
+    assert "--max-error is not for CPUs" in capfd.readouterr().err
+
+
+def test_pytorch_without_cuda_is_one_clear_error() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("PyTorch has a GPU here")
+    with pytest.raises(EnvironmentProblem, match="needs a PyTorch with CUDA; PyTorch"):
+        cudnn.require()
