@@ -7,6 +7,8 @@ import io
 import pickle
 import random
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +177,49 @@ def test_weights_that_change_are_seen(library: Path, example: Any, change: Any) 
         close(net(example), twin(example))
         changed = not torch.allclose(net(example), before, rtol=1e-3, atol=1e-3)
         assert changed or net.a.weight.stride() != build().a.weight.stride()
+
+
+class Derived(nn.Module):
+    """Weights that are computed from parameters at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+        self.normed, self.plain = normed, nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.normed(x))
+        weight = self.plain.weight - self.plain.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, 2 * self.plain.bias)
+
+
+def test_weights_computed_from_parameters(example: Any) -> None:
+    torch.manual_seed(0)
+    net = Derived().eval().requires_grad_(False)
+    twin = copy.deepcopy(net)
+    with optimize(net, example, **EAGER) as handle, torch.no_grad():
+        assert len(handle.sites) == 2 and all(s.plan for s in handle.sites)
+        close(net(example), twin(example))
+        for model in (net, twin):
+            model.normed.parametrizations.weight.original0.mul_(3)
+            model.plain.bias.add_(1)
+        close(net(example), twin(example))
+        # A replayed CUDA graph calls no operator, so its caller asks for this.
+        for model in (net, twin):
+            model.plain.weight.mul_(2)
+        for site in handle.sites:
+            site.convolution.keep_up()
+        packed = [p for s in handle.sites for p in s.convolution._packed.values()]
+        assert all(p.watched.are(p.watched.tensors()) for p in packed)
+        close(net(example), twin(example))
+
+
+def test_an_older_pytorch_is_one_line() -> None:
+    script = "import torch; torch.__version__ = '2.10.1+cu126'; import convtvm.torch"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    *_, last = done.stderr.splitlines()
+    message = "convtvm.torch needs PyTorch 2.11 or newer, found 2.10.1+cu126; pip install"
+    assert done.returncode and message in last
 
 
 def test_copies_are_the_model_alone(library: Path, example: Any) -> None:

@@ -6,6 +6,7 @@ libcudart.so.13 comes with PyTorch, with NVIDIA's packages or with the toolkit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import sys
@@ -25,7 +26,7 @@ from convtvm.machine import gpu, nvidia
 from convtvm.problem import arguments
 
 _CUDA = 2  # DLPack's number of the kind of device
-_ALIGNMENT = 16  # bytes of the widest load
+ALIGNMENT = 16  # bytes of the widest load
 
 
 def objection(target: str, path: str | Path) -> str:
@@ -64,16 +65,16 @@ class _GpuPort(tensors.Port):
 
     def read(self, value: Any) -> Any:
         tensor = tensors.as_tensor(value, self, _CUDA)
-        if tensor.data_ptr() % _ALIGNMENT == 0:
+        if tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
         if not hasattr(value, "clone"):
-            raise ArrayError(f"{self.name} does not start at a multiple of {_ALIGNMENT} bytes")
+            raise ArrayError(f"{self.name} does not start at a multiple of {ALIGNMENT} bytes")
         return tensors.as_tensor(value.clone(), self, _CUDA)
 
     def write(self, value: Any) -> Any:
         tensor = tensors.as_tensor(value, self, _CUDA, writes=True)
-        if tensor.data_ptr() % _ALIGNMENT:
-            raise ArrayError(f"{self.name} does not start at a multiple of {_ALIGNMENT} bytes")
+        if tensor.data_ptr() % ALIGNMENT:
+            raise ArrayError(f"{self.name} does not start at a multiple of {ALIGNMENT} bytes")
         return tensor
 
 
@@ -106,7 +107,14 @@ class GpuPlan(Plan):
         for name, tensor in zip(("out", "residual"), (target, *added), strict=False):
             if tensor.device.index != index:
                 raise ArrayError(f"{name} is on device {tensor.device}, expected cuda:{index}")
-        self._launch(source, target, added, index, _stream(data, index))
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(data, torch.Tensor):
+            with _current(torch, index):
+                stream = int(torch.cuda.current_stream(index).cuda_stream)
+                self._launch(source, target, added, index, stream, _torch_scratch(self, data))
+        else:
+            stream = int(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", index)))
+            self._launch(source, target, added, index, stream)
         return result
 
     def compute(self, source: Any, target: Any, added: Sequence[Any]) -> None:
@@ -114,58 +122,127 @@ class GpuPlan(Plan):
         device = tvm_ffi.device("cuda", 0)
         there = [_copy(tensor, device) for tensor in (source, *added)]
         out = _empty(tuple(target.shape), str(target.dtype), device)
-        self._launch(there[0], out, there[1:], 0, int(tvm_ffi.get_raw_stream(device)))
+        _wait(device)
+        stream = int(tvm_ffi.get_raw_stream(device))
+        self._launch(there[0], out, there[1:], 0, stream)
+        _wait(device, stream)
         _copy_to(out, target)
-        tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+        _wait(device)
+
+    def repack(self, weight: Any, bias: Any = None) -> None:
+        """Take another weight and bias, in the memory on devices that held the last ones: a CUDA
+        graph that was captured computes with them from its next replay on.
+
+        Waits until the devices have done what uses the last ones.
+        """
+        with self._lock:
+            self._pack(weight, bias)
+            for index, there in self._constants.items():
+                device = tvm_ffi.device("cuda", index)
+                _finish(device, index)
+                for fresh, place in zip((self._packed, self._bias), there, strict=True):
+                    _copy_to(fresh, place)
+                _wait(device)
 
     def _launch(
-        self, source: Any, target: Any, added: Sequence[Any], index: int, stream: int
+        self,
+        source: Any,
+        target: Any,
+        added: Sequence[Any],
+        index: int,
+        stream: int,
+        scratch: Sequence[Any] | None = None,
     ) -> None:
-        """Run the kernel on tensors of one GPU."""
+        """Enqueue the kernel on tensors of one GPU; without `scratch` it gets TVM's."""
         self._prepare()
         device = tvm_ffi.device("cuda", index)
         bounds = () if self._epilogue == "none" else self._bounds
         with tvm_ffi.use_raw_stream(device, stream):
-            packed, bias = self._on(device, index)
-            scratch = self._scratch(device, (index, stream))
+            packed, bias = self._constants.get(index) or self._on(device, index)
+            if scratch is None:
+                scratch = self._scratch(device, (index, stream))
             operands = (source, packed, bias, target)
             self._run(*arguments.ordered(operands, scratch, bounds, added))
 
     def _on(self, device: Any, index: int) -> tuple[Any, Any]:
-        """Packed weight and bias on a device, copied there at the first call."""
+        """Packed weight and bias on a device, copied there at the first call.
+
+        They lie outside of PyTorch's allocator, whose memory for CUDA graphs must hold nothing
+        that outlives a run. Raises EnvironmentProblem while a graph is captured.
+        """
+        if is_capturing():
+            raise EnvironmentProblem(
+                "a CUDA graph is being captured, and the convolution's weight is not on the GPU "
+                "yet; call the plan or model once in this form before the capture"
+            )
         with self._lock:
             if index not in self._constants:
-                self._constants[index] = (_copy(self._packed, device), _copy(self._bias, device))
-                # Other streams may use them next.
-                tvm_ffi.get_global_func("runtime.Device_StreamSync")(
-                    device, tvm_ffi.get_raw_stream(device)
-                )
+                there = _copy(self._packed, device), _copy(self._bias, device)
+                _wait(device)  # any stream may use them next
+                self._constants[index] = there
             return self._constants[index]
 
     def _scratch(self, device: Any, key: tuple[int, int]) -> Sequence[Any]:
-        """The kernel's workspaces, one set for each thread and stream that calls."""
+        """TVM's workspaces for the kernel, one set for each thread and stream that calls."""
         kept: dict[tuple[int, int], list[Any]] = self._local.__dict__.setdefault("scratch", {})
         if key not in kept:
             kept[key] = [_empty(s, dtype, device) for dtype, *s in self.choice.kernel.scratch]
         return kept[key]
 
 
-def _stream(data: Any, index: int) -> int:
-    """The stream on which the caller works: PyTorch's for its tensors, else the one set for TVM."""
+def is_capturing() -> bool:
+    """Whether PyTorch is capturing a CUDA graph on its current stream."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(data, torch.Tensor):
-        return int(torch.cuda.current_stream(index).cuda_stream)
-    return int(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", index)))
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    return bool(torch.cuda.is_current_stream_capturing())
+
+
+def _torch_scratch(plan: GpuPlan, data: Any) -> Sequence[Any]:
+    """Workspaces of one call from PyTorch's allocator, which hands them to the next work of the
+    stream: in a CUDA graph they lie in its pool."""
+    made = []
+    for dtype, *shape in plan.choice.kernel.scratch:
+        port = tensors.Port("workspace", shape, dtype)
+        made.append(tvm_ffi.from_dlpack(port.empty_like(data)))
+    return made
+
+
+def _current(torch: Any, index: int) -> Any:
+    """A context with the device as the current one, which TVM makes it in any case."""
+    if torch.cuda.current_device() == index:
+        return contextlib.nullcontext()
+    return torch.cuda.device(index)
 
 
 def _empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
     allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+    wanted = tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None
+    torch = sys.modules.get("torch")
     try:
-        return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+        return allocate(*wanted)
     except RuntimeError as error:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        reason = str(error).strip().splitlines()[-1:]
-        raise NoMemory(f"no memory for {size:,} bytes on {device}: {''.join(reason)}") from None
+        problem = error
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what PyTorch keeps for later
+        with contextlib.suppress(RuntimeError):
+            return allocate(*wanted)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    reason = "".join(str(problem).strip().splitlines()[-1:])
+    raise NoMemory(f"no memory for {size:,} bytes on {device}: {reason}")
+
+
+def _wait(device: Any, stream: int = 0) -> None:
+    """Until a stream is done, by default the one that `_copy_to` copies on."""
+    tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, stream)
+
+
+def _finish(device: Any, index: int) -> None:
+    """Until all that callers may have enqueued on a device is done."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize(index)
+    _wait(device, tvm_ffi.get_raw_stream(device))
 
 
 def _copy(tensor: Any, device: Any) -> Any:

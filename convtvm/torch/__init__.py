@@ -16,7 +16,8 @@ import torch
 
 from convtvm.errors import EnvironmentProblem
 
-_OLDEST = (2, 9)
+# It touches Inductor's and AOTAutograd's internals: tried with 2.11 and 2.13.
+_OLDEST = (2, 11)
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST:
     raise EnvironmentProblem(

@@ -113,39 +113,49 @@ class Backend:
         if rewrite is None:
             return compile_fx(gm, example_inputs, config_patches=patches)
 
+        made: list[Convolution] = []
+
         def inner(gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
             if kwargs.get("is_inference"):
-                rewrite(gm, kwargs["static_input_idxs"])
+                made.extend(rewrite(gm, kwargs["static_input_idxs"]))
             rewriting.take_apart(gm, select_decomp_table())
             return compile_fx_inner(gm, inputs, **kwargs)
 
         table = {k: v for k, v in select_decomp_table().items() if k not in graph.HELD_BACK}
         # A hit in that cache would skip the rewriting, which the operator depends on.
         with functorch_config.patch(enable_autograd_cache=False):
-            return compile_fx(
+            compiled = compile_fx(
                 gm,
                 example_inputs,
                 inner_compile=inner,
                 config_patches=patches,
                 decompositions=table,
             )
+        if "cuda" in _devices(example_inputs) and _captures(patches):
+            return _keeping_up(compiled, made)
+        return compiled
 
-    def _rewrite(self, gm: fx.GraphModule, static: Sequence[int]) -> None:
-        """Put the operator into the graph; `static` are the indices of parameters and buffers."""
+    def _rewrite(self, gm: fx.GraphModule, static: Sequence[int]) -> list[Convolution]:
+        """Put the operator into the graph and return what it does there; `static` are the indices
+        of parameters and buffers."""
         places = [n for n in gm.graph.nodes if n.op == "placeholder"]
         found = list(graph.sites(gm.graph, {places[i] for i in static}))
         self.kernels.provide(s.recipe.need for s in found if s.recipe)
+        convolutions = []
         for site in found:
             if site.recipe:
                 site.why_not = self.kernels.objection(site.recipe.need)
             convolution = None
             if site.recipe and not site.why_not:
                 convolution = rewriting.replace(gm.graph, site, self.kernels)
+                convolutions.append(convolution)
             made = Site(site.name, _parts(site), convolution, site.why_not)
             with self._lock:
                 self.sites.append(made)
+        gm.graph.eliminate_dead_code()
         gm.graph.lint()
         gm.recompile()
+        return convolutions
 
 
 def _parts(site: graph.Site) -> str:
@@ -158,6 +168,26 @@ def _parts(site: graph.Site) -> str:
 def _trains(inputs: Sequence[Any]) -> bool:
     needs = any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
     return needs and torch.is_grad_enabled()
+
+
+def _captures(patches: Mapping[str, Any] | None) -> bool:
+    """Whether Inductor captures CUDA graphs."""
+    from torch._inductor import config
+
+    return bool((patches or {}).get("triton.cudagraphs", config.triton.cudagraphs))
+
+
+def _keeping_up(
+    compiled: Callable[..., Any], convolutions: Sequence[Convolution]
+) -> Callable[..., Any]:
+    """Calls of a graph whose replays, unlike the operator itself, do not see changed weights."""
+
+    def call(*args: Any) -> Any:
+        for convolution in convolutions:
+            convolution.keep_up()
+        return compiled(*args)
+
+    return call
 
 
 def _run_eagerly(

@@ -112,8 +112,8 @@ class Kernels:
 
     def _errors(self, need: Need) -> Sequence[float | None]:
         """The limits on the error to try, the widest first."""
-        permitted = need.device == "cuda" and torch.backends.cudnn.allow_tf32
-        if self.options.max_error is None and permitted and need.workload.dtype == "float32":
+        on_gpu = need.device == "cuda" and need.workload.dtype == "float32"
+        if self.options.max_error is None and on_gpu and _permits_tf32():
             return (_TF32_ERROR, None)
         return (self.options.max_error,)
 
@@ -171,6 +171,12 @@ class Kernels:
         )
         given = records.shipped_logs() if self.options.logs is None else self.options.logs
         return [*map(str, given), log]
+
+
+def _permits_tf32() -> bool:
+    """Whether PyTorch's own convolutions may use TF32 at this moment."""
+    # `allow_tf32` raises an error where it was set by the newer name for convolutions only.
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def _own_log() -> str:

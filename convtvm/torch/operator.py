@@ -4,36 +4,52 @@
 
 `x` is [n, ic, ih, iw], or [n, ic, iw] of a 1-D convolution, `norm` a batch normalisation's running
 mean, variance and, if it has them, weight and bias; `recipe` names what `register` was given.
-Weights are packed at the first call and again whenever one of `watched` has changed: the parameters
-and buffers that weight, bias and norm were computed from, or an empty list where they are those.
+Weights are packed at the first call and again whenever one of `watched` has changed. Those are the
+parameters and buffers that weight, bias and norm are computed from, if they are not those
+themselves; the operator computes them then, and `weight` is just the first of `watched`.
+
+On a GPU a kernel runs on PyTorch's current stream, with workspaces from its allocator, and nothing
+waits. A CUDA graph can be captured after a first call. Its replays use the weights as they were
+packed last; a call packs changed ones into the same memory.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convtvm.dispatch import SlicedPlan
+from convtvm.dispatch.gpu import ALIGNMENT, GpuPlan, is_capturing
+from convtvm.errors import EnvironmentProblem
 from convtvm.torch.kernels import AnyPlan, Kernels, Need
 
 _WHOLE_BYTES = 8192  # of a watched tensor, up to which all of it is compared at every call
 _SAMPLES = 16  # numbers of a larger one that are
 
+# Weight, bias and batch normalisation as the operator takes them.
+Values = tuple[Tensor, Tensor | None, Sequence[Tensor]]
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to compute a convolution; `wide` outputs are channels-last, `flat` ones are 1-D."""
+    """How to compute a convolution; `wide` outputs are channels-last, `flat` ones are 1-D.
+
+    `derive` computes the weights from what is watched; `derivation` is its text.
+    """
 
     need: Need
     eps: float = 0.0
     wide: bool = False
     flat: bool = False
+    derivation: str = ""
+    derive: Callable[..., Values] | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -41,6 +57,8 @@ class Recipe:
         need = self.need
         facts = [need.workload.key, need.layout, need.device, str(need.activation)]
         facts += [str(self.eps)] if self.eps else []
+        if self.derivation:
+            facts.append(sha256(self.derivation.encode()).hexdigest()[:16])
         flags = {
             "residual": need.adds,
             "dynamic": need.dynamic,
@@ -54,7 +72,8 @@ class Watched:
     """Tensors whose changes matter, as they were; PyTorch counts the changes that it makes itself.
 
     What changes a tensor behind that count, through `.data` or NumPy, is seen on the CPU: in all
-    numbers of small tensors, in some numbers of large ones.
+    numbers of small tensors, in some numbers of large ones. On a GPU it is not: to look there would
+    be to wait for it.
     """
 
     def __init__(self, tensors: Sequence[Tensor], forget: Any) -> None:
@@ -70,6 +89,11 @@ class Watched:
             )
             for tensor, sample in zip(tensors, samples, strict=True)
         ]
+
+    def tensors(self) -> list[Tensor] | None:
+        """The tensors, None if one is gone."""
+        found = [tensor for ref, *_ in self._seen if (tensor := ref()) is not None]
+        return found if len(found) == len(self._seen) else None
 
     def are(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, unchanged."""
@@ -123,28 +147,48 @@ class Convolution:
         key = tuple(map(id, watched))
         packed = self._packed.get(key)
         if packed is None or not packed.watched.are(watched):
-            with self._lock, torch.no_grad():
-                packed = self._pack(key, watched, weight, bias, norm)
+            with self._lock:
+                packed = self._pack(key, watched, (weight, bias, norm))
         made = packed.plans.get(n)
         if made is None:
+            _check_not_capturing(x)
             made = packed.plans[n] = self.kernels.plan(recipe.need, n, packed.weight, packed.bias)
         self.latest, layout = made
         return self._run(self.latest, layout, x, residual)
 
+    def keep_up(self) -> None:
+        """Pack weights that have changed since they were packed, into the same memory, before a
+        CUDA graph is replayed."""
+        for key, packed in list(self._packed.items()):
+            watched = packed.watched.tensors()
+            if watched is not None and not packed.watched.are(watched):
+                with self._lock:
+                    self._pack(key, watched, None)
+
     def _pack(
-        self,
-        key: tuple[int, ...],
-        watched: Sequence[Tensor],
-        weight: Tensor,
-        bias: Tensor | None,
-        norm: Sequence[Tensor],
+        self, key: tuple[int, ...], watched: Sequence[Tensor], values: Values | None
     ) -> _Packed:
+        """Weights of this moment: `values`, or what the recipe derives from those watched."""
+
         def forget(ref: Any) -> None:
             self._packed.pop(key, None)
 
-        folded = _fold(weight, bias, norm, self.recipe.eps)
-        shape = self.recipe.need.workload.weight_shape
-        made = _Packed(Watched(watched, forget), folded[0].reshape(shape), folded[1], {})
+        _check_not_capturing(watched[0])
+        derive, last = self.recipe.derive, self._packed.get(key)
+        with torch.no_grad():
+            if derive is not None:
+                values = derive(*watched)
+            elif values is None:
+                first = 2 if last and last.has_bias else 1
+                values = watched[0], watched[1] if first == 2 else None, watched[first:]
+            weight, bias = _fold(*values, self.recipe.eps)
+        weight = weight.reshape(self.recipe.need.workload.weight_shape)
+        made = _Packed(Watched(watched, forget), values[1] is not None, weight, bias, {})
+        if last is not None and self.recipe.need.device == "cuda":
+            # CUDA graphs hold the addresses of what the plans have there.
+            made.plans = last.plans
+            for plan in _gpu_plans(made.plans):
+                plan.repack(weight, bias)
         self._packed[key] = made
         return made
 
@@ -167,9 +211,26 @@ class _Packed:
     """Weights as they go into plans, and the plans of every batch size so far."""
 
     watched: Watched
+    has_bias: bool  # of the convolution's own
     weight: Tensor
     bias: Tensor | None
     plans: dict[int, tuple[AnyPlan, str]]
+
+
+def _check_not_capturing(tensor: Tensor) -> None:
+    """Weights are packed on the host, which a CUDA graph that is being captured rules out."""
+    if tensor.is_cuda and is_capturing():
+        raise EnvironmentProblem(
+            "a CUDA graph is being captured, and a convolution has no kernel for this batch size "
+            "or these weights yet; call the model once like this before the capture"
+        )
+
+
+def _gpu_plans(plans: Mapping[int, tuple[AnyPlan, str]]) -> Iterator[GpuPlan]:
+    """The plans, and the parts of those that run in slices, each once."""
+    made = [p for p, _ in plans.values()]
+    parts = [part for p in made for part in (p.parts if isinstance(p, SlicedPlan) else [p])]
+    yield from (p for p in dict.fromkeys(parts) if isinstance(p, GpuPlan))
 
 
 def _entering(x: Tensor, flat: bool, last: bool) -> Tensor:
@@ -183,9 +244,16 @@ def _in_slices(plan: AnyPlan, data: Tensor, residual: Tensor | None) -> Tensor:
     """A plan of slices over tensors on a GPU; its own call takes the host's."""
     assert isinstance(plan, SlicedPlan)
     sizes = [part.workload.n for part in plan.parts]
+    out = data.new_empty(plan.workload.out_shape(plan.parts[0].code.layout))
     added = [None] * len(sizes) if residual is None else residual.split(sizes)
-    taken = zip(plan.parts, data.split(sizes), added, strict=True)
-    return torch.cat([part(rows, residual=more) for part, rows, more in taken])
+    for part, rows, more, to in zip(
+        plan.parts, data.split(sizes), added, out.split(sizes), strict=True
+    ):
+        if to.data_ptr() % ALIGNMENT:
+            to.copy_(part(rows, residual=more))
+        else:
+            part(rows, out=to, residual=more)
+    return out
 
 
 def _fold(

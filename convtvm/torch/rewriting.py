@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +20,19 @@ from convtvm.torch.operator import Convolution, conv, register
 def replace(graph: fx.Graph, site: Site, kernels: Kernels) -> Convolution:
     """One call of the operator for the nodes of `site`, which has a recipe."""
     assert site.recipe is not None
-    name, convolution = register(site.recipe, kernels)
     x, weight, bias = site.conv.args[:3]
     norm: list[Any] = []
     if site.norm is not None:
         gamma, beta, mean, variance = site.norm.args[1:5]
         norm = [mean, variance, *([gamma, beta] if gamma is not None else [])]
-    direct = {n for n in (weight, bias, *norm) if n is not None}
-    watched = [] if set(site.sources) == direct else site.sources
+    recipe, watched = site.recipe, site.sources
+    if set(watched) == {n for n in (weight, bias, *norm) if n is not None}:
+        watched = []
+    else:
+        derive = _derivation(watched, (weight, bias, norm))
+        recipe = dataclasses.replace(recipe, derivation=derive.code, derive=derive)
+        weight, bias, norm = watched[0], None, []
+    name, convolution = register(recipe, kernels)
     args = (x, weight, bias, norm, site.residual, watched, name)
     with graph.inserting_before(site.last):
         node = graph.call_function(conv, args)
@@ -38,6 +44,22 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels) -> Convolution:
     for old in reversed(site.nodes):
         graph.erase_node(old)
     return convolution
+
+
+def _derivation(sources: Sequence[fx.Node], values: Any) -> fx.GraphModule:
+    """A function of the sources that computes the nodes in `values`, which depend on no others."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in sources}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            for given in node.all_input_nodes:
+                copied(given)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        return copies[node]
+
+    graph.output(fx.node.map_arg(values, copied))
+    return fx.GraphModule({}, graph)
 
 
 def take_apart(gm: fx.GraphModule, table: dict[Any, Callable[..., Any]]) -> None:
