@@ -120,7 +120,7 @@ def main() -> None:
         layers(report, arguments, emulated)
     log = folder / "tuning.jsonl"
     if "graphs" in steps:
-        report.step("graphs", lambda: graphs(log))
+        report.step("graphs", lambda: graphs(log, report.left()))
     if "log" in steps and log.exists():
         report.step("log", lambda: best_records(log))
     print_summary(report.content)

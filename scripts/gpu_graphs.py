@@ -1,78 +1,137 @@
-"""The step `graphs` of scripts/gpu_check: models of PyTorch through the backend, on the device."""
+"""The step `graphs` of scripts/gpu_check: models of PyTorch through the backend, on the device.
+
+    python scripts/gpu_graphs.py [--log FILE] [--seconds S] [--cases resnet50,fp16 ...]
+
+Each model and precision has a process of its own, so that one that ends badly takes no other along.
+First all of them compile and compare at the same time, which takes the processor's cores; then one
+after another has the device to itself and measures.
+"""
 
 from __future__ import annotations
 
-import copy
-import statistics
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from convtvm.measure.gpu_timing import stopwatch
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-REPEATS = 30
-PRECISIONS = ("fp32", "tf32", "fp16")
+from gpu_graph_case import MODELS, PRECISIONS  # noqa: E402
+
+CASES = [(model, precision) for model in MODELS for precision in PRECISIONS]
+SHARE = 0.6  # of the time, for compiling and comparing
 
 
-def graphs(log: Path) -> dict[str, dict[str, Any]]:
-    """Two residual blocks in each precision; nothing without a GPU that PyTorch has."""
+def graphs(log: Path, seconds: float = 300) -> dict[str, dict[str, Any]]:
+    """A row for each model, precision and batch; nothing without a GPU that PyTorch has."""
     try:
         import torch
     except ImportError:
         return {}
-    return {p: graph(p, log) for p in PRECISIONS} if torch.cuda.is_available() else {}
+    return run_cases(CASES, log, seconds) if torch.cuda.is_available() else {}
 
 
-def graph(precision: str, log: Path) -> dict[str, Any]:
-    """One precision: how far results are from float64's, and milliseconds of a call."""
-    import torch
-    from torch_models import resnet, with_statistics
+def run_cases(
+    cases: Sequence[tuple[str, str]], log: Path, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Start a process for each case, and let them measure in turn as long as there is time."""
+    started, rows = time.monotonic(), dict[str, dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as folder:
+        running = [Process(case, log, Path(folder)) for case in cases]
+        try:
+            for process in running:
+                process.wait_until_ready(started + SHARE * seconds)
+            for process in running:
+                process.measure(started + seconds)
+        finally:
+            for process in running:
+                rows |= process.end()
+    for label, row in rows.items():
+        print_row(label, row)
+    return rows
 
-    from convtvm.torch.backend import Backend
-    from convtvm.torch.kernels import Kernels
-    from convtvm.torch.options import Options
 
-    torch._dynamo.reset()
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    order = torch.channels_last if precision == "fp16" else torch.contiguous_format
-    model = with_statistics(lambda: resnet((1, 1), False)).cuda()
-    x = torch.randn(1, 3, 224, 224, device="cuda", dtype=dtype)
-    with torch.inference_mode():
-        exact = copy.deepcopy(model).double()(x.double())
-    model, x = (t.to(dtype=dtype, memory_format=order) for t in (model, x))
-    options = Options.of({"logs": [log]})
-    backend = Backend(options, Kernels(options))
-    ours, theirs = torch.compile(model, backend=backend), torch.compile(copy.deepcopy(model))
+class Process:
+    """A case in a process of its own; it leaves its rows in a file, written again and again."""
 
-    def error(y: Any) -> float:
-        return float((y.double() - exact).abs().max() / exact.abs().max())
+    def __init__(self, case: tuple[str, str], log: Path, folder: Path) -> None:
+        self.label = " ".join(case)
+        self.rows, self.output = folder / f"{self.label}.json", folder / f"{self.label}.txt"
+        # One process of many that compile at the same time.
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "4", **os.environ}
+        command = [sys.executable, ROOT / "scripts" / "gpu_graph_case.py", *case, log]
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, self.rows],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                text=True,
+            )
 
-    errors = {}
-    with torch.no_grad():
-        errors["first call"] = error(ours(x))
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                y = ours(x)
-        torch.cuda.current_stream().wait_stream(side)
-        errors["another stream"] = error(y)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured, stream=side):
-            y = ours(x)
-        x.mul_(1)
-        captured.replay()
-        errors["CUDA graph"] = error(y)
-        runs = {
-            "convtvm": lambda: ours(x),
-            "convtvm, CUDA graph": captured.replay,
-            "torch.compile": lambda: theirs(x),
-        }
-        taken = stopwatch().time(runs, REPEATS)
-        times = {name: 1e3 * statistics.median(secs) for name, (secs, _) in taken.items()}
-    limit = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}[precision]
-    wrong = {name: value for name, value in errors.items() if not value <= limit}
-    sites = [str(site) for site in backend.sites if site.plan is None]
-    row = {"errors": errors, "wrong": wrong, "PyTorch's": sites, "ms": times}
-    print(f"graph in {precision}: {row}")
-    return row
+    def wait_until_ready(self, end: float) -> None:
+        while time.monotonic() < end and self.process.poll() is None:
+            if self._read().get("ready"):
+                return
+            time.sleep(0.2)
+
+    def measure(self, end: float) -> None:
+        """Let it measure, if it is ready by now, until the end of the time."""
+        if self._read().get("ready") and time.monotonic() < end and self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(1.0, end - time.monotonic()))
+
+    def end(self) -> dict[str, dict[str, Any]]:
+        """Its rows so far; one that says so if it failed or had no time."""
+        status = self.process.poll()
+        if status is None:
+            self.process.kill()
+        self.process.wait()
+        rows = self._read().get("rows", {})
+        if status:
+            tail = self.output.read_text(errors="replace")[-3000:]
+            rows[self.label] = {"wrong": {"process": f"ended with {status}"}, "output": tail}
+        elif status is None or not rows:
+            row = rows.setdefault(self.label, {"wrong": {}})
+            row["unfinished"] = "there was no time for all of it"
+        return rows
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.rows.read_text()) if self.rows.exists() else {}
+
+
+def print_row(label: str, row: dict[str, Any]) -> None:
+    print(f"{label}: " + (f"wrong: {row['wrong']}" if row["wrong"] else "right"))
+    for name in ("errors", "ms", "device ms", "compile s", "unfinished"):
+        if row.get(name):
+            print(f"    {name}: {row[name]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--log", type=Path, default=ROOT / "build" / "gpu_check" / "tuning.jsonl")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--cases", nargs="*", default=[",".join(case) for case in CASES])
+    parser.add_argument("--rows", type=Path, help="a JSON file for what was found")
+    options = parser.parse_args()
+    cases = [tuple(case.split(",")) for case in options.cases]
+    rows = run_cases(cases, options.log, options.seconds)
+    if options.rows:
+        options.rows.write_text(json.dumps(rows, indent=1))
+    sys.exit(any(row["wrong"] for row in rows.values()))
+
+
+if __name__ == "__main__":
+    main()
