@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.dispatch import threads
-from convtvm.measure import gpu_timing, race
+from convtvm.measure import race
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, RunJob, failure, wrong_answer
 from convtvm.measure.timing import mean_seconds, timed
 
@@ -47,12 +47,9 @@ def _load_inputs(job: RunJob) -> dict[str, Any]:
     dtype = str(arrays["weight"].dtype)
     packed = tvm.runtime.empty(job.packed_shape, dtype)
     tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(arrays["weight"]), packed)
-    device = tvm.device(job.device)
-    if not device.exist:
-        raise RuntimeError(f"no {job.device} device here, or no driver for it")
-    data, bias = (tvm.runtime.tensor(arrays[name], device) for name in ("data", "bias"))
-    out = tvm.runtime.empty(arrays["reference"].shape, dtype, device)
-    return {"args": (data, packed.copyto(device), bias, out), "reference": arrays["reference"]}
+    data, bias = (tvm.runtime.tensor(arrays[name]) for name in ("data", "bias"))
+    out = tvm.runtime.empty(arrays["reference"].shape, dtype)
+    return {"args": (data, packed, bias, out), "reference": arrays["reference"]}
 
 
 def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
@@ -61,17 +58,13 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     import tvm
 
     module = tvm.runtime.load_module(job.path)
-    if job.device == "cpu":
-        threads.connect(job.path, module)  # all candidates run on the same workers
+    threads.connect(job.path, module)  # all candidates run on the same workers
     args, reference = arrays["args"], arrays["reference"]
     # An unwritten element shows.
     args[3].copyfrom(np.full(reference.shape, np.nan, str(args[3].dtype)))
-    args += tuple(tvm.runtime.empty(s, dtype, args[3].device) for dtype, *s in job.scratch)
-    kernel = module["main"]
-    kernel(*args)
-    call = partial(kernel, *args)
-    on_cpu = partial(timed, partial(mean_seconds, call))
-    timing = on_cpu if job.device == "cpu" else partial(gpu_timing.time_gpu, call)
+    call = partial(module["main"], *args)
+    call()
+    timing = partial(timed, partial(mean_seconds, call))
     return judge(job, args[3].numpy(), reference, timing, limits)
 
 

@@ -1,4 +1,5 @@
-"""A clean helper process that forks one child per build and one per batch of measurements.
+"""A clean helper process that forks one child per build, one per batch of measurements on the CPU,
+and one for all those on a GPU.
 
 The zygote imports TVM once and stays single-threaded, so forking is cheap (TVM takes over a second
 to import) and safe; a candidate that crashes, hangs or eats memory costs its own child only. It
@@ -7,12 +8,8 @@ speaks length-prefixed pickles with its parent over stdin and stdout.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import os
-import pickle
-import resource
 import select
 import shutil
 import signal
@@ -24,16 +21,17 @@ from functools import partial
 from typing import Any
 
 from convtvm.machine import nvidia
+from convtvm.measure.child import Child, Report, crashed, die_with_parent, limit_memory
+from convtvm.measure.gpu_runner import GpuRunner
 from convtvm.measure.jobs import (
     ENVIRONMENT,
-    LENGTH,
     STOPPED,
     BuildJob,
     FunctionJob,
     Limits,
     Outcome,
+    RaceJob,
     RunJob,
-    failed,
     failure,
     receive,
     send,
@@ -43,11 +41,8 @@ _SHARE = 8  # candidates that a device gets at once
 _TRIES = 3  # devices that a candidate may lose before it is given up
 _PATIENCE = 45.0  # seconds to look for a device
 _PAUSE = 0.5  # seconds between two requests in vain: a tracker learns late of a device's death
-_MEMORY = 8 << 30  # address space that a child may grow by; a runaway fails with MemoryError
-_OUTPUT = 64 << 20  # bytes of a file that a child may write; one that prints for ever ends there
-# Lines that say only that there was an error, before the one that says which; after the first,
-# TVM's own, there is none.
-_DECORATION = ("!!!!!!! ", "Stack trace", "Traceback (most recent")
+
+_gpu = GpuRunner()
 
 
 def serve(folder: str) -> None:
@@ -60,7 +55,7 @@ def serve(folder: str) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: _leave(folder))
-    _die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     # tvm_ffi imports torch wherever it is installed: two seconds, and threads before forking.
     sys.modules["torch"] = None  # type: ignore[assignment]
     # TVM's CUDA run time opens only in a process that has this, where there is one.
@@ -93,30 +88,10 @@ def _each_answered(
             yield index, failure(ENVIRONMENT, error)
 
 
-def _excused(outcome: Outcome) -> Outcome:
-    """A failure for want of memory is not the candidate's where the limit is not ours."""
-    if outcome.kind and "MemoryError" in outcome.message and _is_short_of_memory():
-        return Outcome(None, ENVIRONMENT, outcome.message)
-    return outcome
-
-
-def _crash(ending: str) -> Outcome:
-    """The outcome of a child that ended without a result."""
-    if _is_short_of_memory() and ("bad_alloc" in ending or "MemoryError" in ending):
-        return Outcome(None, ENVIRONMENT, ending)
-    return failed("crash", ending)
-
-
 def _leave(folder: str) -> None:
     """End at once, children first (by their parent-death signal); no destructors, they may hang."""
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
-
-
-def _die_with_parent(number: int) -> None:
-    """Have the kernel signal this process when its parent ends, however it ends (Linux only)."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def _warm_up() -> None:
@@ -129,90 +104,6 @@ def _warm_up() -> None:
     target = targets.resolve("native", 1)
     func = te.create_prim_func([te.compute((4,), lambda i: te.const(1.0, "float32"), name="one")])
     codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target.tvm), target.tvm)
-
-
-class _Child:
-    """A forked process in its own group; what it sends through `report` arrives in `results`."""
-
-    def __init__(self, work: Callable[[Callable[[Outcome], None]], None], timeout: float) -> None:
-        reader, writer = os.pipe()
-        self.timeout = timeout
-        self._printed = os.memfd_create("convtvm-printed")
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(reader)
-            _run_child(work, writer, self._printed)
-        os.close(writer)
-        self.reader, self.buffer = reader, b""
-        self.results: list[Outcome] = []
-        self.connected = False  # to a device
-        self.deadline = time.monotonic() + timeout
-
-    def read(self) -> bool:
-        """Take what has arrived; False once the child has closed its end."""
-        data = os.read(self.reader, 1 << 16)
-        self.buffer += data
-        while len(self.buffer) >= LENGTH.size:
-            end = LENGTH.size + LENGTH.unpack(self.buffer[: LENGTH.size])[0]
-            if len(self.buffer) < end:
-                break
-            self.results.append(_excused(pickle.loads(self.buffer[LENGTH.size : end])))
-            self.buffer = self.buffer[end:]
-            self.deadline = time.monotonic() + self.timeout
-        return bool(data)
-
-    def finish(self, kill: bool) -> str:
-        """Reap the child (with its group, if `kill`); how it ended, and what it said first."""
-        if kill:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-        os.close(self.reader)
-        _, status = os.waitpid(self.pid, 0)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # whatever the child left behind
-        said = _first_line(self._printed)
-        os.close(self._printed)
-        if os.WIFSIGNALED(status):
-            return f"killed by {signal.Signals(os.WTERMSIG(status)).name}{said}"
-        return f"exited with status {os.WEXITSTATUS(status)} without a result{said}"
-
-
-def _first_line(file: int) -> str:
-    """The first line of a child's output that means something, after a colon; empty without."""
-    lines = os.pread(file, 1 << 16, 0).decode("utf8", errors="replace").splitlines()
-    texts = (" ".join("".join(c if c.isprintable() else " " for c in t).split()) for t in lines)
-    for text in filter(None, texts):
-        if text.startswith(_DECORATION[0]):
-            break
-        if not text.startswith(_DECORATION):
-            return f": {text[:200]}"
-    return ""
-
-
-def _run_child(
-    work: Callable[[Callable[[Outcome], None]], None], writer: int, printed: int
-) -> None:
-    """Body of a forked child; never returns. `os._exit` skips C++ destructors, which may hang."""
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _die_with_parent(signal.SIGKILL)
-        os.dup2(printed, 1)
-        os.dup2(printed, 2)
-        _limit(resource.RLIMIT_FSIZE, _OUTPUT)
-        _limit(resource.RLIMIT_CORE, 0)
-        pipe = os.fdopen(writer, "wb")
-        work(lambda outcome: send(pipe, outcome))
-        status = 0
-    except BaseException as error:
-        with contextlib.suppress(Exception):
-            send(pipe, failure("unknown", error))
-            status = 0
-    finally:
-        os._exit(status)
 
 
 def _build_all(jobs: list[BuildJob | FunctionJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
@@ -233,15 +124,15 @@ def _probe_all(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]
 
 
 def _each_alone(
-    jobs: Sequence[Callable[[Callable[[Outcome], None]], None]], limits: Limits, late: Outcome
+    jobs: Sequence[Callable[[Report], None]], limits: Limits, late: Outcome
 ) -> Iterator[tuple[int, Outcome]]:
     """Every job in a child of its own, up to `limits.workers` at a time."""
     waiting = list(range(len(jobs)))
-    running: dict[int, tuple[int, _Child]] = {}
+    running: dict[int, tuple[int, Child]] = {}
     while waiting or running:
         while waiting and len(running) < limits.workers:
             index = waiting.pop(0)
-            child = _Child(jobs[index], limits.timeout)
+            child = Child(jobs[index], limits.timeout)
             running[child.reader] = (index, child)
         soonest = min(child.deadline for _, child in running.values())
         ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))
@@ -251,7 +142,7 @@ def _each_alone(
             if not child.read() or child.results:
                 del running[reader]
                 ending = child.finish(kill=False)
-                yield index, child.results[0] if child.results else _crash(ending)
+                yield index, child.results[0] if child.results else crashed(ending)
         for reader, (index, child) in list(running.items()):
             if time.monotonic() > child.deadline:
                 del running[reader]
@@ -259,38 +150,19 @@ def _each_alone(
                 yield index, late
 
 
-def _report_build(job: BuildJob | FunctionJob, report: Callable[[Outcome], None]) -> None:
+def _report_build(job: BuildJob | FunctionJob, report: Report) -> None:
     from convtvm.measure import building
 
     gc.disable()  # what it would find is gone with the process, and a look touches all memory
-    _limit_memory()
+    limit_memory()
     report(building.build(job))
-
-
-def _limit(which: int, most: int) -> None:
-    _, hard = resource.getrlimit(which)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(which, (most, most))
-
-
-def _limit_memory() -> None:
-    _limit(resource.RLIMIT_AS, _used_memory() + _MEMORY)
-
-
-def _used_memory() -> int:
-    """Bytes of address space."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-
-
-def _is_short_of_memory() -> bool:
-    """Whether a limit from outside leaves less than children may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    return hard != resource.RLIM_INFINITY and hard < _used_memory() + _MEMORY
 
 
 def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
     """Run every job in order; a crash or hang costs one candidate and one more fork."""
+    if all(isinstance(job, RunJob | RaceJob) and job.device == "cuda" for job in jobs):
+        yield from _gpu.run(jobs, limits)
+        return
     if limits.samples and any(getattr(job, "device", "") == "cpu" for job in jobs):
         from convtvm.measure.pace import known_work
 
@@ -298,7 +170,7 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
     done = 0
     while done < len(jobs):
         rest = jobs[done:]
-        child = _Child(partial(_report_runs, rest, limits), limits.timeout)
+        child = Child(partial(_report_runs, rest, limits), limits.timeout)
         failure = None
         while failure is None:
             wait = max(0.0, child.deadline - time.monotonic())
@@ -307,7 +179,7 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
                 child.finish(kill=True)
                 failure = Outcome(None, "run_timeout", f"no result after {limits.timeout:g} s")
             elif not child.read():
-                failure = _crash(child.finish(kill=False))
+                failure = crashed(child.finish(kill=False))
             for outcome in child.results:
                 yield done, outcome
                 done += 1
@@ -317,10 +189,10 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
             done += 1
 
 
-def _report_runs(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
+def _report_runs(jobs: list[RunJob], limits: Limits, report: Report) -> None:
     # A GPU's driver reserves address space for all memory that there is.
     if all(getattr(job, "device", "cpu") == "cpu" for job in jobs):
-        _limit_memory()
+        limit_memory()
     from convtvm.measure import trial
 
     trial.run_batch(jobs, limits, report)
@@ -332,14 +204,14 @@ def _run_fleet(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcom
 
     waiting = deque(range(len(jobs)))
     losses: Counter[int] = Counter()
-    running: dict[int, tuple[deque[int], _Child]] = {}
+    running: dict[int, tuple[deque[int], Child]] = {}
     answered, said = time.monotonic(), ""  # when a device did for the last time, why not since
     share = max(1, min(_SHARE, -(-len(jobs) // limits.workers)))
     while running or (waiting and time.monotonic() < answered + _PATIENCE):
         while waiting and len(running) < limits.workers:
             mine = deque(waiting.popleft() for _ in range(min(share, len(waiting))))
             work = partial(remote.run_batch, [jobs[i] for i in mine], limits)
-            child = _Child(work, limits.timeout + remote.CONNECT_SECONDS)
+            child = Child(work, limits.timeout + remote.CONNECT_SECONDS)
             running[child.reader] = (mine, child)
         soonest = min(child.deadline for _, child in running.values())
         ready, _, _ = select.select(list(running), [], [], max(0.0, soonest - time.monotonic()))

@@ -58,6 +58,7 @@ static Slot slots[kMaxThreads];
 static ucontext_t launcher;
 static void (*kernel)(void**);
 static void** arguments;
+static int broken;  // the status of everything after a launch that failed, as on a real device
 
 static void suspend(Wait reason) {
   fibers[thread].wait = reason;
@@ -195,6 +196,7 @@ static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t 
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
   const int kInvalidValue = 1, kLaunchFailed = 719;
+  if (broken) return broken;
   problem.clear();
   if (block.count() < 1 || block.count() > kMaxThreads || shared > kShared) {
     problem = "a block of " + std::to_string(block.count()) + " threads, " +
@@ -211,7 +213,7 @@ static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t 
     if (f.image->shared_end > f.image->shared_begin)
       memset(f.image->shared_begin, 0xff, f.image->shared_end - f.image->shared_begin);
     run_block(threads, order == "random" ? &random : nullptr);
-    if (!problem.empty()) return kLaunchFailed;
+    if (!problem.empty()) return broken = kLaunchFailed;
   }
   return 0;
 }
@@ -276,6 +278,8 @@ int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** args, void**)
   return launch(*(Function*)function, args, c->grid, c->block, c->shared);
 }
 const char* emulator_problem() { return problem.c_str(); }
+int emulator_status() { return broken; }
+int cuCtxSynchronize() { return broken; }
 
 int cuCtxGetCurrent(void** context) { return *context = &problem, 0; }
 
@@ -320,6 +324,7 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
 // ---- libcudart -------------------------------------------------------------------------------------
 extern "C" {
 const char* emulator_problem();
+int emulator_status();
 int cudaGetDevice(int* device) { return *device = 0, 0; }
 int cudaSetDevice(int) { return 0; }
 int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
@@ -340,6 +345,7 @@ int cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = 8ull <
 // Memory is NaN at first, and what lies behind its end cannot be touched.
 static std::map<void*, std::pair<void*, size_t>> allocations;
 int cudaMalloc(void** pointer, size_t size) {
+  if (emulator_status()) return emulator_status();
   const size_t page = 4096, used = (size + 63) / 64 * 64;
   size_t whole = (used + page - 1) / page * page + page;
   char* base = (char*)mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -360,7 +366,7 @@ int cudaFree(void* pointer) {
 int cudaMallocHost(void** pointer, size_t size) { return posix_memalign(pointer, 256, size); }
 int cudaFreeHost(void* pointer) { return free(pointer), 0; }
 int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
-  return memcpy(to, from, size), 0;
+  return emulator_status() ? emulator_status() : (memcpy(to, from, size), 0);
 }
 int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) {
   return memcpy(to, from, size), 0;
@@ -383,7 +389,7 @@ int cudaEventElapsedTime(float* milliseconds, void* start, void* end) {
 int cudaStreamCreate(void** stream) { return *stream = nullptr, 0; }
 int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = nullptr, 0; }
 int cudaStreamDestroy(void*) { return 0; }
-int cudaStreamSynchronize(void*) { return 0; }
+int cudaStreamSynchronize(void*) { return emulator_status(); }
 int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
 int cudaStreamBeginCapture(void*, int) { return 801; }
 int cudaStreamEndCapture(void*, void**) { return 801; }

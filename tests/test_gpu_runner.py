@@ -1,0 +1,198 @@
+"""The process that measures on a GPU: whatever a candidate does, it costs that candidate only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+import pytest
+import tvm
+from emulator import emulated
+from emulator.plain import PlainTask
+
+from convtvm.kernels.task import Task
+from convtvm.machine.targets import resolve
+from convtvm.measure.client import Zygote
+from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
+from convtvm.measure.workbench import write_problem
+from convtvm.problem.workload import ConvWorkload
+from schedules.knobs import Decisions
+
+pytestmark = pytest.mark.emulated
+
+W = ConvWorkload.make(5, 8, 7, kh=3, padding=1)
+TARGET = resolve("cuda:sm_90")
+PLAIN = PlainTask(W, "direct", TARGET)
+SPLIT = Task(W, "im2col", TARGET, "NCHW")  # takes a workspace
+BARRIER = r"__syncthreads\(\);"
+LIMITS = Limits(timeout=60.0, window=1e-4, samples=2)
+
+
+@dataclass(frozen=True)
+class Faulty(PlainTask):
+    """A task whose source has the first match of `pattern` replaced when it is built."""
+
+    pattern: str = ""
+    replacement: str = ""
+
+    def instantiate(self, decisions: Decisions) -> tvm.IRModule:
+        if self.pattern:  # in the process that builds, which is its own
+            os.environ["EMULATOR_FAULT"] = json.dumps([self.pattern, self.replacement, 0])
+        return super().instantiate(decisions)
+
+
+FAULTS = {
+    "nothing": ("", ""),
+    "dies": (BARRIER, "__builtin_trap();"),
+    "far out": (r"out_ptr\[\(", "out_ptr[((1L << 40) + "),
+    "hangs": (BARRIER, "for (volatile int i = 0;;) i = 1;"),
+    "breaks the context": (BARRIER, "if (threadIdx.x < 7) __syncthreads();"),
+    "beyond": (r"out_ptr\[\(", "out_ptr[(80 + "),
+    "before": (r"out_ptr\[\(", "out_ptr[(-9 + "),
+    "far beyond": (r"out_ptr\[\(", "out_ptr[(9000 + "),
+    "data": (BARRIER, "((float*)data_ptr)[7] = 7; __syncthreads();"),
+    "weight": (BARRIER, "((float*)weight_ptr)[7] = 7; __syncthreads();"),
+    "bias": (BARRIER, "((float*)bias_ptr)[7] = 7; __syncthreads();"),
+    "writes little": (r"out_ptr\[\(", "if (threadIdx.x) out_ptr[("),
+}
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with emulated() as made:
+        yield made
+
+
+def built(zygote: Zygote, tasks: Sequence[Task]) -> list[RunJob]:
+    """A job for the default decisions of each, as the tuner has them."""
+    pack = str(zygote.fresh_path("-pack.so"))
+    jobs = [BuildJob(tasks[0], None, pack)]
+    jobs += [BuildJob(t, t.space.default, str(zygote.fresh_path(".so"))) for t in tasks]
+    for _, outcome in zygote.call("build", jobs, Limits(workers=2, timeout=120)):
+        assert not outcome.kind, outcome
+    task = tasks[0]
+    inputs = str(write_problem(task.workload, task.layout, zygote))
+    scratch = task.scratch(task.space.default)
+    shape, tolerance = task.packed_shape(), task.tolerance
+    one = RunJob("", pack, shape, inputs, tolerance, device="cuda", scratch=scratch)
+    return [replace(one, path=job.path) for job in jobs[1:]]
+
+
+@pytest.fixture(scope="module")
+def faulty(zygote: Zygote) -> dict[str, RunJob]:
+    tasks = [Faulty(W, "direct", TARGET, pattern=p, replacement=r) for p, r in FAULTS.values()]
+    return dict(zip(FAULTS, built(zygote, tasks), strict=True))
+
+
+@pytest.fixture(scope="module")
+def good(faulty: dict[str, RunJob]) -> RunJob:
+    return faulty["nothing"]
+
+
+def run(zygote: Zygote, *jobs: RunJob, limits: Limits = LIMITS) -> list[Outcome]:
+    return [outcome for _, outcome in sorted(zygote.call("run", jobs, limits), key=lambda a: a[0])]
+
+
+def runners(zygote: Zygote) -> list[int]:
+    assert zygote._process
+    return [child.pid for child in psutil.Process(zygote._process.pid).children()]
+
+
+def eventually(is_true: Callable[[], bool]) -> bool:
+    """Whether it becomes so within a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if is_true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_right(outcome: Outcome) -> bool:
+    return not outcome.kind and len(outcome.value[0]) == 2 and outcome.value[1] < 1e-5
+
+
+def test_one_process_for_all_batches_and_tasks(zygote: Zygote, good: RunJob) -> None:
+    (other,) = built(zygote, [SPLIT])
+    assert other.scratch
+    assert all(map(is_right, run(zygote, good, other)))
+    (first,) = runners(zygote)
+    for _ in range(3):
+        assert all(map(is_right, run(zygote, good, other, good)))
+    assert runners(zygote) == [first]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("dies", "crash", "killed by SIGILL"),
+        ("far out", "crash", "killed by SIGSEGV"),
+        ("breaks the context", "runtime", "threads came"),
+        ("beyond", "runtime", "the kernel writes beyond out"),
+        ("before", "runtime", "the kernel writes between bias and out"),
+        ("far beyond", "runtime", "the kernel writes beyond out"),
+        ("data", "runtime", "the kernel writes into data"),
+        ("weight", "runtime", "the kernel writes into weight"),
+        ("bias", "runtime", "the kernel writes into bias"),
+    ],
+)
+def test_what_it_does_costs_the_candidate(
+    what: str, kind: str, message: str, zygote: Zygote, good: RunJob, faulty: dict[str, RunJob]
+) -> None:
+    """The next is answered by a new process, in the same batch and in another."""
+    outcomes = run(zygote, good, faulty[what], good)
+    before = runners(zygote)
+    assert (outcomes[1].kind, message in outcomes[1].message) == (kind, True), outcomes[1]
+    assert is_right(outcomes[0]) and is_right(outcomes[2])
+    (outcome,) = run(zygote, faulty[what])
+    assert outcome == outcomes[1]
+    (outcome,) = run(zygote, good)
+    assert is_right(outcome) and runners(zygote) != before
+
+
+def test_a_kernel_that_leaves_elements_out_is_wrong(
+    zygote: Zygote, good: RunJob, faulty: dict[str, RunJob]
+) -> None:
+    """Although another one wrote them before."""
+    outcomes = run(zygote, good, faulty["writes little"], good)
+    assert [o.kind for o in outcomes] == ["", "wrong_answer", ""]
+    assert outcomes[1].message == "relative error inf, at most 1e-05 is accepted"
+
+
+def test_one_that_hangs(zygote: Zygote, good: RunJob, faulty: dict[str, RunJob]) -> None:
+    limits = replace(LIMITS, timeout=5.0)
+    outcomes = run(zygote, good, faulty["hangs"], good, limits=limits)
+    assert is_right(outcomes[0]) and is_right(outcomes[2])
+    assert outcomes[1] == Outcome(None, "run_timeout", "no result after 5 s")
+
+
+def test_a_process_that_died_between_batches_blames_nobody(zygote: Zygote, good: RunJob) -> None:
+    run(zygote, good)
+    (runner,) = map(psutil.Process, runners(zygote))
+    runner.kill()
+    assert eventually(lambda: runner.status() == psutil.STATUS_ZOMBIE)
+    assert all(map(is_right, run(zygote, good, good)))
+
+
+def test_what_cannot_be_loaded(zygote: Zygote, good: RunJob) -> None:
+    missing = replace(good, path="/nonexistent.so")
+    outcomes = run(zygote, missing, good, replace(good, inputs="/nonexistent"), good)
+    assert [o.kind for o in outcomes] == ["runtime", "", "runtime", ""]
+
+
+def test_no_device_is_no_failure_of_the_candidate(
+    good: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper without the emulator finds no GPU."""
+    from convtvm.machine import gpu
+
+    if gpu.devices():
+        pytest.skip("this machine has a GPU")
+    with Zygote() as plain:
+        outcomes = run(plain, good, good)
+    assert {o.kind for o in outcomes} == {"environment"}
+    assert "no NVIDIA GPU here, or no driver for it" in outcomes[0].message
