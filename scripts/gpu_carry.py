@@ -15,14 +15,28 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRY = ROOT / "build" / "carry"
 LIMIT = 64 << 20  # bytes of a file
 COMPILER = "libtvm_compiler.so"
-# Not carried: what comes with PyTorch, and what only builds packages.
-PRESENT = {"numpy", "setuptools", "typing-extensions"}
+# Not carried: what machines with PyTorch have, which `unpack` looks for, and what builds packages.
+PRESENT = {
+    "click": "click",
+    "cloudpickle": "cloudpickle",
+    "markdown-it-py": "markdown_it",
+    "mdurl": "mdurl",
+    "ml-dtypes": "ml_dtypes",
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "pygments": "pygments",
+    "rich": "rich",
+    "scipy": "scipy",
+    "setuptools": "",
+    "typing-extensions": "typing_extensions",
+}
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64")
 
 
@@ -76,6 +90,9 @@ def unpack() -> None:
         for archive in sorted(CARRY.glob("*.tar.xz")):
             with tarfile.open(archive) as file:
                 file.extractall(site, filter="data")
+    missing = [name for name, module in PRESENT.items() if module and not find_spec(module)]
+    if missing:
+        sys.exit(f"not carried and not here: {', '.join(missing)}; take them out of PRESENT")
     print(site)
 
 

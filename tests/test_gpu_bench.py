@@ -51,11 +51,13 @@ def test_contestants_compute_the_convolution(case: str, dtype: str) -> None:
     assert (peers.padding(w)[1] is None) == symmetric
     arrays = random_inputs(w, 1)
     right = conv2d_reference(w, *arrays)
-    np.testing.assert_allclose(cudnn.reference(w, *arrays, device="cpu"), right, atol=1e-12)
+    answer = cudnn.Answer(w, *arrays, device="cpu")
+    unbiased = conv2d_reference(w, *arrays[:2])
+    assert answer.error(right) < 1e-12 and answer.error(unbiased, with_bias=False) < 1e-12
+    assert answer.error(unbiased) > 1e-3 and answer.error(right * np.nan) == np.inf
     runs = cudnn.contestants(w, *arrays, tf32=True, device="cpu")
     names = NAMES if dtype == "float32" else NAMES[:2]  # TF32 is a way to multiply float32
     assert set(runs) == {name + end for name in names for end in ("", cudnn.NO_BIAS)}
-    unbiased = conv2d_reference(w, *arrays[:2])
     for name, run in runs.items():
         wanted = unbiased if name.endswith(cudnn.NO_BIAS) else right
         assert relative_error(run().numpy(), wanted) < (1e-5 if dtype == "float32" else 2e-3)

@@ -26,6 +26,18 @@ _PEER = "torch"
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # data, weight, bias
 
 
+class _Answer:
+    """As of cudnn.Answer, computed by a core of the host: without PyTorch."""
+
+    def __init__(
+        self, w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray
+    ) -> None:
+        self.right = conv2d_reference(w, data, weight, bias)
+
+    def error(self, out: np.ndarray) -> float:
+        return relative_error(out, self.right)
+
+
 def bench(
     library: KernelLibrary,
     peers: bool,
@@ -44,13 +56,13 @@ def bench(
         plain = arrays
         if library.layout == "NHWC":
             plain = np.ascontiguousarray(arrays[0].transpose(0, 3, 1, 2)), *arrays[1:]
-        reference = cudnn.reference(w, *plain, device) if peers else conv2d_reference(w, *plain)
-        ours = _ours(library, w, arrays, reference, max_error)
+        answer = cudnn.Answer(w, *plain, device) if peers else _Answer(w, *plain)
+        ours = _ours(library, w, arrays, answer, max_error)
         theirs: dict[str, tuple[Run, float]] = {}
         absent: dict[str, str] = {}
         try:
-            if peers:
-                theirs = _theirs(w, plain, reference, max_error, device)
+            if isinstance(answer, cudnn.Answer):
+                theirs = _theirs(w, plain, answer, max_error, device)
         except Exception as error:  # other people's code, which may raise anything
             absent[_PEER] = failure("peer", error).message
         chosen = _chosen(library, w, ours, max_error)
@@ -101,10 +113,10 @@ def _ours(
     library: KernelLibrary,
     w: ConvWorkload,
     arrays: Arrays,
-    reference: np.ndarray,
+    answer: _Answer | cudnn.Answer,
     max_error: float | None,
 ) -> dict[str, tuple[Run, float]]:
-    """A call of each algorithm on tensors of the device, and its error; `reference` is NCHW."""
+    """A call of each algorithm on tensors of the device, and its error."""
     gpu, found = tvm.cuda(0), dict[str, tuple[Run, float]]()
     data, weight, bias = arrays
     there = tvm.runtime.tensor(data, gpu)
@@ -114,8 +126,7 @@ def _ours(
         out = tvm.runtime.empty(w.out_shape(library.layout), w.dtype, gpu)
         run = partial(library.plan_by(kernel, w, weight, bias), there, out=out)
         result = run().numpy()
-        plain = result.transpose(0, 3, 1, 2) if library.layout == "NHWC" else result
-        error = relative_error(plain, reference)
+        error = answer.error(result.transpose(0, 3, 1, 2) if library.layout == "NHWC" else result)
         if not _is_refused(kernel, error, max_error):
             found[kernel.algorithm] = run, error
     return found
@@ -128,7 +139,7 @@ def _is_refused(kernel: Kernel, error: float, max_error: float | None) -> bool:
 def _theirs(
     w: ConvWorkload,
     arrays: Arrays,
-    reference: np.ndarray,
+    answer: cudnn.Answer,
     max_error: float | None,
     device: str,
 ) -> dict[str, tuple[Run, float]]:
@@ -137,11 +148,9 @@ def _theirs(
     Raises ConvtvmError if one computes something else.
     """
     found = {}
-    unbiased = reference - arrays[2].astype(np.float64)[:, None, None]
     runs = cudnn.contestants(w, *arrays, tf32=max_error is not None, device=device)
     for name, run in runs.items():
-        right = unbiased if name.endswith(cudnn.NO_BIAS) else reference
-        error = relative_error(run().cpu().numpy(), right)
+        error = answer.error(run(), not name.endswith(cudnn.NO_BIAS))
         if not error < WRONG:
             raise ConvtvmError(wrong_answer(error, WRONG).message)
         if "tf32" not in name or error <= (max_error or 0.0):
