@@ -37,6 +37,7 @@ PRESENT = {
     "setuptools": "",
     "typing-extensions": "typing_extensions",
 }
+UNUSED = {"3rdparty", "__pycache__", "cmake", "include", "sboms", "src", "tests", "web"}
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64")
 
 
@@ -71,12 +72,14 @@ def _requirements() -> list[str]:
 
 def _is_needed(path: Path) -> bool:
     """Not tests, headers and sources that nothing imports."""
-    return not {"tests", "include", "__pycache__"} & set(path.parts) and path.suffix != ".pyx"
+    sources = path.suffix in (".c", ".cc", ".h", ".pxi", ".pyx") or "testing.so" in path.name
+    return not UNUSED & set(path.parts) and not sources
 
 
 def _archive(target: Path, site: Path, files: list[Path]) -> None:
     paths = "\n".join(str(p.relative_to(site)) for p in sorted(files))
-    command = ["tar", "-C", str(site), "-I", "xz -6 -T0", "-cf", str(target), "-T", "-"]
+    filters = "xz --x86 --lzma2=preset=9e,dict=256MiB"  # code of this machine; minutes, once
+    command = ["tar", "-C", str(site), "-I", filters, "-cf", str(target), "-T", "-"]
     subprocess.run(command, input=paths, text=True, check=True)
     size = target.stat().st_size
     print(f"{target}: {size / (1 << 20):.1f} MiB")
@@ -90,6 +93,7 @@ def unpack() -> None:
         for archive in sorted(CARRY.glob("*.tar.xz")):
             with tarfile.open(archive) as file:
                 file.extractall(site, filter="data")
+    sys.path.insert(0, str(site))
     missing = [name for name, module in PRESENT.items() if module and not find_spec(module)]
     if missing:
         sys.exit(f"not carried and not here: {', '.join(missing)}; take them out of PRESENT")
