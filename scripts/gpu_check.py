@@ -45,6 +45,7 @@ HALF = "float16"
 # As small as an emulated GPU needs them, with padding that a stride never reads on two sides.
 TINY = ('mb1ic5ih9oc8oh9kh3ph1n"tiny"', 'mb1ic3ih8oc8oh4kh3sh2ph1n"strided"')
 EMULATED_TRIALS = 6  # of a batch and precision
+MOST_HELPERS = 16  # that build and check kernels at once
 REPEATS = 40
 TF32_ERROR = 2e-3  # that a choice in TF32 may have
 # Precision -> its share of the time, dtype, layout, algorithms to tune (all but the opt-ins for
@@ -55,7 +56,7 @@ PRECISIONS: dict[str, tuple[float, str, str, list[str] | None]] = {
     "fp16": (0.4, HALF, "NHWC", None),
 }
 # When steps have to be over, as shares of all the time; what is left is for graphs.
-NUMERICS_END, LAYERS_END = 0.15, 0.75
+NUMERICS_END, LAYERS_END = 0.15, 0.7
 TUNING = 0.7  # of a precision's time; its library and the comparison take the rest
 
 
@@ -190,7 +191,7 @@ def numerics(report: Report, shapes: int) -> dict[str, dict[str, Any]]:
     rows = {}
     deadline = time.monotonic() + report.left(NUMERICS_END)
     jobs = [checks_of(*case, shapes, random.Random(i)) for i, case in enumerate(cases)]
-    with ThreadPoolExecutor(max(1, min(12, len(os.sched_getaffinity(0)) - 2))) as pool:
+    with ThreadPoolExecutor(min(MOST_HELPERS, len(os.sched_getaffinity(0)))) as pool:
         outcomes = pool.map(lambda job: checked(job, deadline), jobs)
         for (name, dtype), row in zip(cases, outcomes, strict=True):
             rows[label := f"{name} {dtype}"] = row

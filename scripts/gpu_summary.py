@@ -26,7 +26,8 @@ def print_summary(report: dict[str, Any]) -> None:
             print(f"{cells[0]:16}" + "".join(f"{cell:>13}" for cell in cells[1:]))
     for name, row in results.get("graphs", {}).items():
         times = ", ".join(f"{who} {ms:.3f}" for who, ms in row.get("ms", {}).items())
-        print(f"graph {name}: ms: {times}{'  WRONG' if row.get('wrong') else ''}")
+        said = "  WRONG" if row.get("wrong") else "  unfinished" if row.get("unfinished") else ""
+        print(f"graph {name}, ms: {times or 'none'}{said}")
     for name, error in failed.items():
         print(f"FAILED {name}: {error.strip().splitlines()[-1]}")
 
