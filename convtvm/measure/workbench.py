@@ -89,14 +89,16 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         self.zygote, self.task, self.limits = zygote, task, limits
         self.outcomes: dict[str, Outcome] = {}
         self.pack = str(zygote.fresh_path("-pack.so"))
+        self._packing = False  # its build was asked for
         self._ready: dict[tuple[tuple[str, int], ...], str] = {}  # built ahead: decisions -> path
         self.scratch: dict[str, Scratch] = {}  # path -> workspaces that a GPU's kernel is given
 
     def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob]:
         """What is left to build for candidates with these decisions; the packing function once."""
         packed = self.outcomes.get(self.pack)
-        again = packed is None or packed.kind == ENVIRONMENT
-        jobs = [BuildJob(self.task, None, self.pack)] if again else []
+        wanted = packed.kind == ENVIRONMENT if packed else not self._packing
+        jobs = [BuildJob(self.task, None, self.pack)] if wanted else []
+        self._packing = True
         for decisions in many:
             path = str(self.zygote.fresh_path(".so"))
             if self._ready.setdefault(_frozen(decisions), path) == path:
@@ -117,16 +119,26 @@ def _frozen(decisions: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(decisions.items()))
 
 
+Owned = tuple[ZygoteBuilder, BuildJob]
+
+
+def jobs_ahead(benches: Sequence[tuple[Workbench, Sequence[Mapping[str, int]]]]) -> list[Owned]:
+    """What is to be built for candidates of many tasks, with who asks for it."""
+    return [(bench.builder, job) for bench, many in benches for job in bench.builder.jobs(many)]
+
+
 def build_ahead(
     benches: Sequence[tuple[Workbench, Sequence[Mapping[str, int]]]], zygote: Zygote
 ) -> None:
     """Build a few candidates of many tasks together, so that all cores have work; measured
     later."""
-    owners = []
-    for bench, many in benches:
-        owners += [(bench.builder, job) for job in bench.builder.jobs(many)]
-    for index, outcome in zygote.call("build", [job for _, job in owners], build_limits()):
-        builder, job = owners[index]
+    build_jobs(jobs_ahead(benches), zygote)
+
+
+def build_jobs(owned: Sequence[Owned], zygote: Zygote) -> None:
+    """Build what `jobs_ahead` has found."""
+    for index, outcome in zygote.call("build", [job for _, job in owned], build_limits()):
+        builder, job = owned[index]
         builder.outcomes[job.path] = outcome
 
 

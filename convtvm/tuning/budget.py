@@ -26,6 +26,12 @@ class Contender:
     progress: TaskProgress
     search: TaskSearch
 
+    @property
+    def left(self) -> int:
+        """Trials that it may still be given; some may be pending."""
+        progress = self.progress
+        return progress.trials - progress.done - len(self.search.pending)
+
 
 class Budget:
     """Time and trials of one run, shared by its tasks."""
@@ -40,7 +46,7 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether no trial is left."""
+        """Whether all trials were made."""
         return self._left <= 0
 
     def spend(self) -> None:
@@ -53,13 +59,13 @@ class Budget:
             return self.deadline
         return self.deadline - min(each * workloads, most * self._seconds)
 
-    def batch(self, progress: TaskProgress) -> int:
-        """How many trials a task gets at once."""
+    def batch(self, contender: Contender, pending: int = 0) -> int:
+        """How many trials a task gets at once, where all tasks together have some pending."""
         most = max(_BATCH, 2 * physical_cores())
-        return int(min(most, progress.trials - progress.done, self._left))
+        return max(0, int(min(most, contender.left, self._left - pending)))
 
     def choose(self, contenders: Sequence[Contender]) -> Contender | None:
-        """The task for the next batch, None if no trial is left or wanted.
+        """The task for the next batch, None if no trial is left or wanted, or all are pending.
 
         Sets `ended` of the tasks that get no more, with the reason.
         """
@@ -70,11 +76,15 @@ class Budget:
         for contender in contenders:
             progress = contender.progress
             rival = best[progress.task.workload]
+            pending = contender.search.pending
             if progress.ended or self._ends(contender, rival):
+                continue
+            if pending and (contender.left <= 0 or not contender.search.known):
                 continue
             if contender.search.lacks_default:
                 return contender
-            ranked.append((self._value(contender, rival), -progress.done, contender))
+            value = self._value(contender, rival) / (1 + len(pending))
+            ranked.append((value, -progress.done - len(pending), contender))
         poor = _neglected(contenders)
         ranked = [r for r in ranked if r[2].progress.task.workload in poor] or ranked
         return max(ranked, key=lambda r: r[:2])[2] if ranked else None
@@ -99,7 +109,7 @@ class Budget:
         """Seconds that the next batch is expected to save in a network, for each second it
         takes."""
         progress = contender.progress
-        gain = contender.search.expected_gain(self.batch(progress), rival)
+        gain = contender.search.expected_gain(self.batch(contender), rival)
         saved = progress.task.workload.multiplicity * rival * gain
         cost = progress.seconds / progress.measured if progress.measured else 1.0
         return saved / cost if math.isfinite(saved) else math.inf

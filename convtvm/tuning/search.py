@@ -190,6 +190,7 @@ class TaskSearch:
     ) -> None:
         self.task, self.speed, self.zygote, self.seed = task, speed, zygote, seed
         self.known = {self._point(r.decisions): r.seconds for r in old}
+        self.pending: set[tuple[int, ...]] = set()  # proposed, and not measured yet
         if old:
             speed.learn(task, [(r.decisions, r.seconds) for r in old])
         self._cost_model = KnobCostModel(task, speed)
@@ -212,14 +213,17 @@ class TaskSearch:
 
     @property
     def lacks_default(self) -> bool:
-        """Whether the default decisions were never measured."""
-        return self._point(self.task.space.default) not in self.known
+        """Whether the default decisions were never measured, nor proposed."""
+        return self._is_new(self._point(self.task.space.default))
+
+    def _is_new(self, point: tuple[int, ...]) -> bool:
+        return point not in self.known and point not in self.pending
 
     @property
     def opening(self) -> list[Mapping[str, int]]:
         """What is measured before anything else, as far as it is not known."""
         wanted = [self.task.space.default, self.favourite or self.task.space.default]
-        fresh = {self._point(d): d for d in wanted if self._point(d) not in self.known}
+        fresh = {self._point(d): d for d in wanted if self._is_new(self._point(d))}
         return list(fresh.values())
 
     def expected_gain(self, count: int, rival: float) -> float:
@@ -261,16 +265,30 @@ class TaskSearch:
 
         `seeds` are decisions to try before the strategy's, those that the space accepts.
         """
+        yield from self.measure(self.propose(count, seeds))
+
+    def propose(
+        self, count: int, seeds: Sequence[Mapping[str, int]] = ()
+    ) -> list[MeasureCandidate]:
+        """Up to `count` new candidates, which are pending until they are measured."""
         space = self.task.space
         if self.lacks_default:
             proposed = [candidate(space, d) for d in self.opening[:count]]
         else:
             shared = (space.spread(d) for d in seeds if space.contains(d))
-            fitting = [d for d in shared if self._point(d) not in self.known]
+            fitting = [d for d in shared if self._is_new(self._point(d))]
             proposed = [candidate(space, d) for d in fitting[:count]] or self._propose(count)
-        fresh = {self._decided(c): c for c in proposed if self._decided(c) not in self.known}
+        fresh = {self._decided(c): c for c in proposed if self._is_new(self._decided(c))}
+        self.pending |= fresh.keys()
+        return list(fresh.values())
+
+    def measure(self, fresh: list[MeasureCandidate]) -> Iterator[tuple[dict[str, int], Trial]]:
+        """Measure what `propose` has returned, each yielded when finished."""
         self.trouble = ""
-        yield from self._measure(list(fresh.values()))
+        try:
+            yield from self._measure(fresh)
+        finally:
+            self.pending -= {self._decided(c) for c in fresh}
 
     def _propose(self, count: int) -> list[MeasureCandidate]:
         """What the strategy would measure next."""

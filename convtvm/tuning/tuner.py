@@ -37,6 +37,7 @@ from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
+from convtvm.tuning.builders import Builders, next_round
 from convtvm.tuning.interrupts import until_interrupted
 from convtvm.tuning.progress import LATE, Listener, TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch
@@ -260,13 +261,30 @@ class _Session:
 
     def _tune(self, zygote: Zygote) -> None:
         """The defaults of all tasks, then whatever promises the most."""
-        with self._timed("defaults"):
-            going = self._defaults(zygote)
-        with self._timed("search"):
-            while going and (chosen := self.budget.choose(self.contenders)) is not None:
-                going = self._has_time(zygote) and self._batch(chosen, zygote.deadline)
+        if self.farm is None and self.summary.tasks[0].task.target.kind == "cuda":
+            with self._timed("search"):
+                self._tune_overlapped(zygote)
+        else:
+            with self._timed("defaults"):
+                going = self._defaults(zygote)
+            with self._timed("search"):
+                while going and (chosen := self.budget.choose(self.contenders)) is not None:
+                    going = self._has_time(zygote) and self._batch(chosen, zygote.deadline)
         if self.budget.is_spent:
             self.summary.stopped = "all trials of the budget done"
+
+    def _tune_overlapped(self, zygote: Zygote) -> None:
+        """While the GPU measures a round, the next ones are built."""
+        found = self.contenders, self.budget, self.neighbours
+        with Builders(zygote.deadline) as builders:
+            while self._has_time(zygote):
+                while builders.have_room and (batches := next_round(*found)):
+                    builders.start(batches)
+                if not builders.waiting:
+                    return
+                built = builders.finished()
+                if not all(self._measure(*batch, zygote.deadline) for batch in built):
+                    return
 
     def _defaults(self, zygote: Zygote) -> bool:
         """Measure what was never measured; False if there is nothing more to measure with."""
@@ -290,10 +308,17 @@ class _Session:
 
     def _batch(self, contender: Contender, deadline: float) -> bool:
         """One batch of a task; False if no device is left to measure on."""
+        search = contender.search
+        seeds = self.neighbours.seeds(search.task)
+        return self._measure(
+            contender, search.propose(self.budget.batch(contender), seeds), deadline
+        )
+
+    def _measure(self, contender: Contender, proposed: list[Any], deadline: float) -> bool:
+        """As `_batch`, of candidates that were proposed."""
         progress, search = contender.progress, contender.search
         started = time.monotonic()
-        seeds = self.neighbours.seeds(search.task)
-        for decisions, trial in search.batch(self.budget.batch(progress), seeds):
+        for decisions, trial in search.measure(proposed):
             self._record(progress, decisions, trial)
             self.budget.spend()
             if time.monotonic() >= deadline:
