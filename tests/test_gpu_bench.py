@@ -108,6 +108,29 @@ def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limit: str) -
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_command_without_peers(form: list[str]) -> None:
+    options = ["--target", "cuda", "--dtype", "float16", "--layout", "NHWC", "--repeat", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "convtvm", "bench", 'ic8ih3oc8oh3kh1n"point"', *options, *form],
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    if not form:
+        assert "cold L2 cache" in done.stdout and "point" in done.stdout
+        return
+    found = json.loads(done.stdout)
+    (layer,) = found["layers"]
+    assert (found["target"], found["layout"]) == ("cuda -arch=sm_90", "NHWC")
+    assert layer["chosen"] in layer["algorithms"] and layer["workload"].endswith("_f16")
+    assert found["geomean"] is layer["speedup"] is None and layer["peers"] == {}
+    assert all(0 < m["max_error"] < 1e-3 for m in layer["algorithms"].values())
+
+
+@pytest.mark.emulated
 def test_what_errs_too_much_takes_no_part() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     _, found = emulated_bench("NCHW", "float32", "1e-5")
