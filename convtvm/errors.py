@@ -65,6 +65,10 @@ class NoMemory(ConvtvmError, MemoryError):
     """There is no memory for an array or for a kernel's workspace; the message names the bytes."""
 
 
+class ReportError(ConvtvmError, ValueError):
+    """A report has nothing to show, or a comparison to show in it cannot be read."""
+
+
 class BuildError(ConvtvmError, RuntimeError):
     """A kernel or a library did not compile or link; holds the first line of the true error."""
 

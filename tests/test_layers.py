@@ -101,6 +101,12 @@ ROOMS = [
         None,
     ),
     Room("convtvm/compare/", "other libraries beside ours", ALL_ABOVE, None),
+    Room(
+        "convtvm/report/",
+        "pages and pictures of what was tuned, chosen and compared",
+        ALL_ABOVE,
+        None,
+    ),
     Room("convtvm/cli/", "what a person types", ALL_ABOVE, None),
 ]
 

@@ -18,6 +18,7 @@ from convtvm.cli.deploying import deploy
 from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
+from convtvm.cli.reporting import report
 from convtvm.cli.running import run
 from convtvm.cli.tuning import tune
 from convtvm.errors import ConvtvmError, blames_environment
@@ -48,7 +49,7 @@ def commands(ctx: click.Context) -> None:
         ctx.exit(MISUSE)
 
 
-for _command in (tune, compile_, run, deploy, bench, log, cache, info):
+for _command in (tune, compile_, run, deploy, bench, report, log, cache, info):
     commands.add_command(_command)
 
 

@@ -88,8 +88,8 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
 
     A record that several files hold counts once.
     """
-    from convtvm.cli.logcheck import stale
     from convtvm.logs import records
+    from convtvm.logs.checking import stale
 
     lines = list(_distinct(_used(files)))
     tasks: dict[tuple[Any, ...], list[TuningRecord]] = {}
@@ -114,8 +114,8 @@ def list_(files: Sequence[Path], as_json: bool) -> None:
 
 
 def _task_entry(found: Sequence[TuningRecord], standing: Standing | None) -> dict[str, Any]:
-    from convtvm.cli.logcheck import stale
     from convtvm.logs import records
+    from convtvm.logs.checking import stale
 
     first, best = found[0], records.best(found, standing)
     if best is not None and standing is not None:
@@ -179,7 +179,7 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
 
     Records that today's templates cannot use are left out and named.
     """
-    from convtvm.cli.logcheck import stale
+    from convtvm.logs.checking import stale
 
     if out is not None:
         check_writable(out)
@@ -290,7 +290,7 @@ def check(ctx: click.Context, files: Sequence[Path], as_json: bool) -> None:
 
     Exit status 1 if there is any.
     """
-    from convtvm.cli.logcheck import Checker
+    from convtvm.logs.checking import Checker
 
     checker = Checker()
     problems: list[dict[str, Any]] = []

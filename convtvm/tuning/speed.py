@@ -24,10 +24,13 @@ def median_seconds(result: Any) -> float:
     return statistics.median(float(s) for s in result.run_secs) if result.run_secs else math.inf
 
 
+_SHAPE = ("n", "ic", "oc", "oh", "ow", "kh", "kw", "sh", "sw", "groups", "flops")
+
+
 def workload_features(w: ConvWorkload) -> list[float]:
-    """What a cost model needs of the shape, so that one model serves many workloads."""
-    sizes = (w.n, w.ic, w.oc, w.oh, w.ow, w.kh, w.kw, w.sh, w.sw, w.groups, w.flops)
-    return [math.log2(size) for size in sizes]
+    """What a cost model needs of the shape, so that one model serves many workloads; the
+    logarithms of `_SHAPE`."""
+    return [math.log2(getattr(w, size)) for size in _SHAPE]
 
 
 class SpeedModel:
@@ -43,6 +46,7 @@ class SpeedModel:
         self._seconds: list[float] = []  # infinite for a failure
         self._tasks: list[tuple[Any, ...]] = []
         self._known: dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]] = {}
+        self._names: set[tuple[str, ...]] = set()  # of the columns behind the shape's
         self._booster: Any = None
         self._is_fitted = True
         self.outlook = Outlook()
@@ -103,6 +107,19 @@ class SpeedModel:
         predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
         return predicted.astype("float64")
 
+    def influence(self) -> dict[str, float]:
+        """By knob and derived feature, how far it moves the predicted speed on average: the mean
+        magnitude of its SHAP values over the samples, as a share of the task's best speed. Empty
+        while little is known, and where the tasks have different knobs.
+        """
+        if not self.is_warm or len(self._names) != 1:
+            return {}
+        (names,) = self._names
+        rows = xgboost.DMatrix(np.array(self._rows, dtype=np.float32))
+        shares = np.abs(self._booster.predict(rows, pred_contribs=True)).mean(axis=0)
+        found = dict(zip(names, map(float, shares[1 + len(_SHAPE) :]), strict=False))
+        return {name: share for name, share in found.items() if share > 0}
+
     def _features(self, task: Task, points: Sequence[Mapping[str, int]]) -> list[list[float]]:
         """The rows of these points, each computed once: a run asks for the same ones after every
         batch."""
@@ -115,8 +132,10 @@ class SpeedModel:
             row = known.get(point)
             if row is None:
                 space = task.space
-                derived = [*space.features(decisions).values(), space.idling(decisions)]
+                quantities = space.features(decisions)
+                derived = [*quantities.values(), space.idling(decisions)]
                 row = [*shape, *map(float, point), *derived, space.estimate(decisions)]
+                self._names.add((*space.knobs, *quantities, "idling", "estimate"))
                 known[point] = row
             found.append(row)
         return found

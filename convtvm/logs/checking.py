@@ -26,7 +26,7 @@ class Checker:
         if reason:
             return reason
         if record.task_key not in self._tasks:
-            self._tasks[record.task_key] = _task(record)
+            self._tasks[record.task_key] = task_of(record)
         task = self._tasks[record.task_key]
         if isinstance(task, str):
             return task
@@ -52,7 +52,7 @@ def _table(record: TuningRecord) -> Mapping[str, Algorithm]:
     return TABLES["cuda" if record.target.startswith("cuda") else "cpu"]
 
 
-def _task(record: TuningRecord) -> Task | str:
+def task_of(record: TuningRecord) -> Task | str:
     """The task of a record, or why there is none that would ever look for it."""
     try:
         w = ConvWorkload.parse(record.workload)

@@ -1,0 +1,207 @@
+"""What `convtvm bench --json` and `convtvm run --profile --json` wrote, read back and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convtvm.errors import ReportError, WorkloadError
+from convtvm.problem.workload import ConvWorkload
+
+
+@dataclass(frozen=True)
+class Time:
+    """Median seconds of a call, error relative to the largest output, workspace if known."""
+
+    seconds: float
+    max_error: float
+    workspace_bytes: int | None = None
+    disturbed: bool = False
+
+
+@dataclass(frozen=True)
+class LayerBench:
+    """One layer: our algorithms and the peers' settings by name."""
+
+    workload: ConvWorkload
+    chosen: str
+    algorithms: Mapping[str, Time]
+    peers: Mapping[str, Time]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.algorithms[self.chosen].seconds
+
+    @property
+    def libraries(self) -> dict[str, float]:
+        """Seconds of each library by its fastest setting."""
+        found: dict[str, float] = {}
+        for setting, time in self.peers.items():
+            library = setting.partition("-")[0]
+            found[library] = min(time.seconds, found.get(library, time.seconds))
+        return found
+
+    @property
+    def speedup(self) -> float | None:
+        return min(self.libraries.values()) / self.seconds if self.peers else None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison of layers; `peak` in FLOP/s."""
+
+    target: str
+    threads: int
+    layers: Sequence[LayerBench]
+    peak: float | None = None
+    device: str = ""
+
+    @property
+    def disturbed(self) -> int:
+        """Figures from a machine that was never at rest."""
+        every = (t for row in self.layers for t in (*row.algorithms.values(), *row.peers.values()))
+        return sum(t.disturbed for t in every)
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """A whole model beside other libraries."""
+
+    model: str
+    target: str
+    threads: int
+    ours: Time
+    peers: Mapping[str, Time]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of a model: median seconds of a call, and in words what its kernel computes."""
+
+    label: str
+    about: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The operators of a model, and the seconds of a call of all of it if that was measured."""
+
+    model: str
+    target: str
+    threads: int
+    operators: Sequence[Operator]
+    seconds: float | None = None
+
+
+def read(path: str | Path) -> Bench | ModelBench | Profile:
+    """Whichever of the three the file holds. Raises ReportError for anything else."""
+    try:
+        entry = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"cannot read {path}: it is no JSON document ({error})") from None
+    return parse(entry, str(path))
+
+
+def parse(entry: Any, path: str) -> Bench | ModelBench | Profile:
+    """The document that `entry` is; `path` names it in errors. Raises ReportError."""
+    try:
+        if isinstance(entry, dict):
+            if "layers" in entry:
+                return _layers(entry)
+            if "ours" in entry:
+                return _model(entry)
+            if "profile" in entry:
+                return _profile(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, WorkloadError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ReportError(f"{path} is damaged: {reason}; write it anew by --json") from None
+    raise ReportError(
+        f"{path} is no comparison: expected what `convtvm bench ... --json` or "
+        "`convtvm run MODEL.so --profile --json` prints"
+    )
+
+
+def _layers(entry: Mapping[str, Any]) -> Bench:
+    peak = entry.get("peak_flops")
+    return Bench(
+        str(entry["target"]),
+        _count(entry["threads"]),
+        [_layer(row) for row in entry["layers"]],
+        None if peak is None else _positive(peak),
+        str(entry.get("device", "")),
+    )
+
+
+def _layer(row: Mapping[str, Any]) -> LayerBench:
+    name = row.get("name", "")
+    key = row["workload"]
+    made = LayerBench(
+        ConvWorkload.parse(f'{key}n"{name}"' if name else key),
+        str(row["chosen"]),
+        _times(row["algorithms"]),
+        _times(row["peers"]),
+        {str(k): str(v) for k, v in row.get("absent", {}).items()},
+    )
+    if made.chosen not in made.algorithms:
+        raise ValueError(f"{made.chosen!r} is chosen and was not measured")
+    return made
+
+
+def _model(entry: Mapping[str, Any]) -> ModelBench:
+    return ModelBench(
+        str(entry["model"]),
+        str(entry["target"]),
+        _count(entry["threads"]),
+        _time(entry["ours"]),
+        _times(entry["peers"]),
+    )
+
+
+def _profile(entry: Mapping[str, Any]) -> Profile:
+    steps = [
+        Operator(str(s["label"]), str(s["about"]), _positive(s["seconds"], least=0.0))
+        for s in entry["profile"]
+    ]
+    median = entry.get("median_secs")
+    return Profile(
+        str(entry["library"]),
+        str(entry["target"]),
+        _count(entry["threads"]),
+        steps,
+        None if median is None else _positive(median),
+    )
+
+
+def _times(entries: Mapping[str, Any]) -> dict[str, Time]:
+    return {str(name): _time(entry) for name, entry in entries.items()}
+
+
+def _time(entry: Mapping[str, Any]) -> Time:
+    workspace = entry.get("workspace_bytes")
+    return Time(
+        _positive(entry["seconds"]),
+        _positive(entry["max_error"], least=0.0),
+        None if workspace is None else _count(workspace),
+        bool(entry.get("disturbed", False)),
+    )
+
+
+def _positive(value: Any, least: float | None = None) -> float:
+    """`value` as a float above 0, or of at least `least`. Raises ValueError."""
+    fine = type(value) in (int, float) and value < 1e30
+    if not fine or not (value > 0 if least is None else value >= least):
+        raise ValueError(f"found {str(value)[:40]!r} where a positive number belongs")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"found {str(value)[:40]!r} where a count belongs")
+    return value

@@ -1,0 +1,189 @@
+"""Layers and whole models beside other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convtvm.report.bench import Bench, ModelBench
+from convtvm.report.labels import Labels
+from convtvm.report.picture import (
+    LIBRARIES,
+    LIBRARY_SHAPES,
+    Figure,
+    Spec,
+    Table,
+    chart,
+    error_of,
+    geomean,
+    inline,
+    ms,
+    plural,
+    ratio,
+    time_of,
+    variable,
+)
+
+
+def labels_of(bench: Bench) -> dict[str, str]:
+    return dict(Labels.of(row.workload for row in bench.layers).texts)
+
+
+def headline(bench: Bench) -> str:
+    """The outcome of all layers in one line."""
+    speedups = [row.speedup for row in bench.layers if row.speedup]
+    where = f"{bench.device or bench.target}, {plural(bench.threads, 'thread')}"
+    if not speedups:
+        return f"{plural(len(bench.layers), 'layer')} on {where}"
+    return (
+        f"{ratio(geomean(speedups))} the fastest other library of each layer "
+        f"(geometric mean; least {ratio(min(speedups))}) on {where}"
+    )
+
+
+def layers(bench: Bench) -> list[Figure]:
+    """All layers by the ratio of each library's time to ours; none without peers."""
+    compared = [row for row in bench.layers if row.peers]
+    if not compared:
+        return []
+    label = labels_of(bench)
+    rows = [
+        {
+            "layer": label[row.workload.key],
+            "library": library,
+            "ratio": seconds / row.seconds,
+            "ms": seconds * 1e3,
+            "ours": row.seconds * 1e3,
+            "by": row.chosen,
+            "best": seconds == min(row.libraries.values()),
+        }
+        for row in compared
+        for library, seconds in row.libraries.items()
+    ]
+    names = _libraries(bench)
+    table = Table(
+        ["layer", "by", ">convtvm ms", *(f">{name} ms" for name in names), ">times the best"],
+        [
+            [
+                label[row.workload.key],
+                row.chosen,
+                ms(row.seconds),
+                *(ms(row.libraries.get(name)) for name in names),
+                "–" if row.speedup is None else ratio(row.speedup),
+            ]
+            for row in bench.layers
+        ],
+    )
+    sentence = (
+        f"Time of each library's fastest setting over convtvm's: {headline(bench)}. Right of the "
+        "line convtvm is faster; full marks are the fastest other library of the layer."
+    )
+    if bench.disturbed:
+        sentence += f" {plural(bench.disturbed, 'figure')} came from a machine never at rest."
+    return [Figure("Beside other libraries", sentence, _ratios(rows, names), table)]
+
+
+def _libraries(bench: Bench) -> list[str]:
+    found = {name for row in bench.layers for name in row.libraries}
+    return [n for n in LIBRARIES if n in found] + sorted(found - set(LIBRARIES))
+
+
+def _library_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
+    colours = [variable(name if name in LIBRARIES else "peer") for name in names]
+    places = [LIBRARIES.index(n) if n in LIBRARIES else 0 for n in names]
+    shapes = [LIBRARY_SHAPES[place] for place in places]
+    return {"domain": names, "range": colours}, {"domain": names, "range": shapes}
+
+
+def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
+    order = list(dict.fromkeys(row["layer"] for row in rows))
+    low = min(0.9, *(row["ratio"] for row in rows))
+    high = max(row["ratio"] for row in rows)
+    y: Spec = {"field": "layer", "type": "nominal", "sort": order, "title": None}
+    y["axis"] = {"grid": True, "labelLimit": 180}
+    x: Spec = {
+        "field": "ratio",
+        "type": "quantitative",
+        "title": "× convtvm's time",
+        "scale": {"type": "log", "domain": [low * 0.96, min(high * 1.05, 16)], "nice": False}
+        | {"clamp": True},
+        "axis": {"values": [0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16], "format": "~g"}
+        | {"grid": False},
+    }
+    colours, shapes = _library_scales(names)
+    gain = {
+        "transform": [{"filter": "datum.best"}],
+        "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5, "strokeCap": "butt"},
+        "encoding": {
+            "y": y,
+            "x": {"datum": 1, "type": "quantitative"},
+            "x2": {"field": "ratio"},
+            "color": {
+                "condition": {"test": "datum.ratio >= 1", "value": variable("accent")},
+                "value": variable("torch"),
+            },
+        },
+    }
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 70},
+        "encoding": {
+            "y": y,
+            "x": x,
+            "color": {"field": "library", "type": "nominal", "scale": colours},
+            "shape": {"field": "library", "type": "nominal", "scale": shapes},
+            "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.45},
+            "tooltip": [
+                {"field": "layer"},
+                {"field": "library"},
+                {"field": "ms", "title": "its ms", "format": ".4~g"},
+                {"field": "ours", "title": "convtvm's ms", "format": ".4~g"},
+                {"field": "by", "title": "by"},
+                {"field": "ratio", "title": "ratio", "format": ".2f"},
+            ],
+        },
+    }
+    line = {
+        "data": {"values": [{"one": 1}]},
+        "mark": {"type": "rule", "strokeWidth": 1.5, "color": variable("ink")},
+        "encoding": {"x": {"field": "one", "type": "quantitative"}},
+    }
+    return chart(
+        "Time of other libraries over convtvm's",
+        {"step": 22},
+        data=inline(rows),
+        layer=[gain, line, dots],
+    )
+
+
+def model(bench: ModelBench) -> list[Figure]:
+    """A whole model's time beside each library's."""
+    times = [("convtvm", bench.ours), *bench.peers.items()]
+    times.sort(key=lambda item: item[1].seconds)
+    rows = [
+        {"name": name, "ms": t.seconds * 1e3, "text": ms(t.seconds), "ours": t is bench.ours}
+        for name, t in times
+    ]
+    y: Spec = {"field": "name", "type": "nominal", "title": None, "sort": [r["name"] for r in rows]}
+    x: Spec = {"field": "ms", "type": "quantitative", "title": "ms a call"}
+    x["scale"] = {"domain": [0, 1.15 * max(t.seconds for _, t in times) * 1e3], "nice": False}
+    colour = {
+        "condition": {"test": "datum.ours", "value": variable("accent")},
+        "value": variable("peer"),
+    }
+    bars = {"mark": {"type": "bar", "height": 15}, "encoding": {"y": y, "x": x, "color": colour}}
+    text: Spec = {"mark": {"type": "text", "align": "left", "dx": 5}}
+    text["encoding"] = {"y": y, "x": x, "text": {"field": "text"}}
+    spec = chart("Time of a whole model", {"step": 24}, data=inline(rows), layer=[bars, text])
+    table = Table(
+        ["by", ">ms", ">of convtvm's", ">error"],
+        [
+            [name, ms(t.seconds), ratio(t.seconds / bench.ours.seconds), error_of(t.max_error)]
+            for name, t in times
+        ],
+    )
+    sentence = f"{bench.model}: a call takes {time_of(bench.ours.seconds)}"
+    if bench.peers:
+        name = min(bench.peers, key=lambda n: bench.peers[n].seconds)
+        best = bench.peers[name].seconds / bench.ours.seconds
+        sentence += f", {ratio(best)} as fast as {name}, the fastest other library"
+    return [Figure("The whole model", f"{sentence}; median of calls in turn.", spec, table)]
