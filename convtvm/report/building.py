@@ -30,9 +30,9 @@ from convtvm.report.picture import Figure, geomean, ms, plural, ratio, size_of
 from convtvm.report.runs import Run, runs_of
 
 _BARS = (
-    "A bar for each way to compute a layer, the chosen one in full colour; ticks are the same "
-    "algorithm untuned. Blue is direct, orange im2col, green MEC, pink Winograd, grey another "
-    "library."
+    "A bar for each way to compute a layer, the chosen one in full colour with a check mark; ticks "
+    "are the same algorithm untuned. Blue is direct, orange im2col, green MEC, pink Winograd, "
+    "grey another library."
 )
 _KNOBS = "A card for each schedule template that the log has enough trials of."
 
@@ -89,7 +89,7 @@ def report(evidence: Evidence) -> str:
     if stale:
         notes.append(
             f"{plural(stale, 'record')} by older templates, or of algorithms that this version "
-            "does not have, are left out; `compile` does not use them either."
+            "does not have, are left out; compile does not use them either."
         )
     if notes:
         sections[0] = Section(**{**vars(sections[0]), "notes": [*notes, *sections[0].notes]})
@@ -164,7 +164,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Templates", ", ".join(templates)),
     ]
     if times:
-        facts.append(("When", times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"))
+        first, last = (text[:16].replace("T", " ") for text in (times[0], times[-1]))
+        facts.append(("When", first if first == last else f"{first} to {last}"))
     disturbed = sum(r.disturbed for r in run.made)
     if disturbed:
         facts.append(("Disturbed", f"{disturbed:,} times were taken while something else ran"))

@@ -149,7 +149,7 @@ def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
     }
     return chart(
         "Time of other libraries over convtvm's",
-        {"step": 22},
+        22 * len(order),
         data=inline(rows),
         layer=[gain, line, dots],
     )
@@ -173,7 +173,7 @@ def model(bench: ModelBench) -> list[Figure]:
     bars = {"mark": {"type": "bar", "height": 15}, "encoding": {"y": y, "x": x, "color": colour}}
     text: Spec = {"mark": {"type": "text", "align": "left", "dx": 5}}
     text["encoding"] = {"y": y, "x": x, "text": {"field": "text"}}
-    spec = chart("Time of a whole model", {"step": 24}, data=inline(rows), layer=[bars, text])
+    spec = chart("Time of a whole model", 24 * len(rows), data=inline(rows), layer=[bars, text])
     table = Table(
         ["by", ">ms", ">of convtvm's", ">error"],
         [

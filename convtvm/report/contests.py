@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from convtvm.dispatch.manifest import Manifest
 from convtvm.problem.workload import ConvWorkload
 from convtvm.report.bench import LayerBench
-from convtvm.report.labels import Labels
+from convtvm.report.labels import Labels, sizes
 from convtvm.report.picture import (
     Figure,
     Spec,
@@ -28,6 +28,8 @@ from convtvm.report.picture import (
 from convtvm.report.runs import Layer
 
 _STEP = 22  # pixels of a bar
+_LONGEST = 6  # times the shortest bar; longer ones are cut off
+_MARKS = {"chosen": " ✓", "opt-in": " opt-in", "predicted": " predicted"}
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,25 @@ def of_manifest(manifest: Manifest) -> dict[str, tuple[ConvWorkload, list[Conten
 
 def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figure:
     """A bar for each contender of a layer, and a tick for each untuned default."""
+    times = [c.seconds for c in contenders]
+    limit = min(max(times), _LONGEST * min(times))
     rows = [
         {
             "name": c.name,
             "kind": "peer" if c.is_peer else family(c.name),
             "ms": c.seconds * 1e3,
             "default": None if c.default is None else c.default * 1e3,
-            "text": f"{ms(c.seconds)}{f' · {c.note}' if c.note else ''}",
+            "text": f"{ms(c.seconds)}{_MARKS.get(c.note, '')}",
+            # Where a text goes: behind the bar and the tick, whichever ends last.
+            "end": max(c.seconds, c.default if c.default and c.default <= 1.1 * limit else 0.0)
+            * 1e3,
             "chosen": c.note == "chosen",
             "workspace": "–" if c.is_peer else size_of(c.workspace_bytes),
             "error": error_of(c.max_error),
         }
         for c in contenders
     ]
-    top = max(max(c.seconds, 0.0) for c in contenders) * 1e3
-    limit = min(top, 6 * min(c.seconds for c in contenders) * 1e3)
-    spec = _bars(f"Time of each way to compute {label}", rows, limit * 1.32)
+    spec = _bars(f"Time of each way to compute {label}", rows, limit * 1e3)
     table = Table(
         ["algorithm", ">ms", ">GFLOP/s", ">untuned ms", ">workspace", ">error", "note"],
         [
@@ -142,7 +147,8 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
             for c in contenders
         ],
     )
-    return Figure(label, _verdict(contenders), spec, table, small=True)
+    about = "" if label == sizes(w) else f"{sizes(w)}: "
+    return Figure(label, f"{about}{_verdict(contenders)}", spec, table, small=True)
 
 
 def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) -> Spec:
@@ -153,7 +159,7 @@ def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) 
         "type": "quantitative",
         "title": "ms",
         "axis": {"tickCount": 4, "grid": True},
-        "scale": {"domain": [0, limit], "clamp": True, "nice": False},
+        "scale": {"domain": [0, 1.4 * limit], "clamp": True, "nice": False},
     }
     tooltip: list[Spec] = [
         {"field": "name", "title": "by"},
@@ -179,15 +185,15 @@ def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) 
         },
     }
     tick = {
-        "transform": [{"filter": f"datum.default != null && datum.default <= {limit:.6g}"}],
+        "transform": [{"filter": f"datum.default != null && datum.default <= {1.1 * limit:.6g}"}],
         "mark": {"type": "tick", "thickness": 2, "size": 16, "color": variable("ink")},
         "encoding": {"y": y, "x": {**x, "field": "default"}},
     }
     label = {
         "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11},
-        "encoding": {"y": y, "x": x, "text": {"field": "text"}},
+        "encoding": {"y": y, "x": {**x, "field": "end"}, "text": {"field": "text"}},
     }
-    return chart(description, {"step": _STEP}, data=inline(rows), layer=[bar, tick, label])
+    return chart(description, _STEP * len(rows), data=inline(rows), layer=[bar, tick, label])
 
 
 def _verdict(contenders: Sequence[Contender]) -> str:

@@ -35,7 +35,7 @@ def figures(run: Run) -> list[Figure]:
     ]
     spec = chart(
         "Failures by kind",
-        {"step": 26},
+        26 * len(kinds),
         data=inline(rows),
         mark={"type": "bar", "height": 15},
         encoding={

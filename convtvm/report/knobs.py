@@ -47,7 +47,7 @@ def _figure(task: Task, count: int, influence: Mapping[str, float], knobs: set[s
     ]
     spec = chart(
         f"Influence of the knobs of {name}",
-        {"step": 20},
+        20 * len(rows),
         data=inline(rows),
         mark={"type": "bar", "height": 12},
         encoding={

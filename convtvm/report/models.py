@@ -104,7 +104,7 @@ def _bars(rows: Sequence[dict[str, object]]) -> Spec:
     }
     text: Spec = {"mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11}}
     text["encoding"] = {"y": y, "x": x, "text": {"field": "text"}}
-    return chart("Operators by time", {"step": 20}, data=inline(rows), layer=[bars, text])
+    return chart("Operators by time", 20 * len(rows), data=inline(rows), layer=[bars, text])
 
 
 _PEER = "datum.label == 'peer' ? 'other operators' : datum.label"

@@ -96,13 +96,12 @@ def shape_scale(names: Iterable[str]) -> Spec:
     return {"domain": domain, "range": [SHAPES[f] for f in domain]}
 
 
-def chart(description: str, height: int | Spec, **content: Any) -> Spec:
+def chart(description: str, height: int, **content: Any) -> Spec:
     """A Vega-Lite chart as wide as its place."""
     return {
         "description": description,
         "width": "container",
         "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
         **content,
     }
 
@@ -155,6 +154,7 @@ def config() -> Spec:
             "orient": "top",
             "title": None,
             "symbolStrokeWidth": 0,
+            "symbolOpacity": 1,
             "columnPadding": 14,
         },
         "text": {"color": variable("ink"), "fontSize": 12},

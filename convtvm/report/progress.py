@@ -26,12 +26,15 @@ from convtvm.report.runs import Layer, Run
 
 PAUSE = 300.0  # seconds without a record that are a break between runs, not tuning
 _ALL = "all layers"
+_SEARCH = 1.5  # trials of a task, on average, that are a search
 
 
 def figures(run: Run) -> list[Figure]:
-    """Best time against trials and against seconds; none where nothing was tried twice."""
-    layers = [layer for layer in run.layers if len(_trials(layer)) > 1 and layer.best]
-    if not layers:
+    """Best time against trials and against seconds; none in a log of winners, which hardly has
+    more trials than tasks."""
+    layers = [layer for layer in run.layers if _falls(_trials(layer))]
+    tasks = {r.task_key for r in run.trials}
+    if not layers or len(run.trials) < _SEARCH * len(tasks):
         return []
     found = [_by_trials(layers)]
     clock = elapsed(run.trials)

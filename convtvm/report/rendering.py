@@ -63,7 +63,6 @@ def _variables(colours: dict[str, str]) -> str:
 
 def _standing_alone(figure: Figure, title: str, subtitle: str) -> Spec:
     spec = copy.deepcopy(figure.spec)
-    spec.pop("autosize")
     heading = {"text": title, "subtitle": subtitle, "subtitleColor": "var(--muted)", "offset": 14}
     return {
         **spec,

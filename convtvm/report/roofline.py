@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convtvm.errors import ConvtvmError
@@ -29,6 +29,8 @@ from convtvm.report.picture import (
 )
 from convtvm.report.runs import Layer, Run
 
+_APART = 1.12  # times as high, so that what is written at two lines does not overlap
+
 
 @dataclass(frozen=True)
 class Roof:
@@ -37,6 +39,7 @@ class Roof:
     peak: float | None = None
     bandwidth: float | None = None
     origin: str = ""
+    is_peak: bool = True
 
 
 def roof_of(run: Run, benches: Sequence[Bench]) -> Roof:
@@ -52,8 +55,7 @@ def roof_of(run: Run, benches: Sequence[Bench]) -> Roof:
         except (ConvtvmError, OSError):  # it can be named here and not built, or run
             peak = 0.0
         if peak:
-            known = max(peak, (bench and bench.peak) or 0.0)
-            return Roof(known, measure_bandwidth(run.threads), "measured for this report")
+            return Roof(peak, measure_bandwidth(run.threads), "measured for this report")
     if bench is not None:
         return Roof(bench.peak, None, "measured by the benchmark")
     return Roof()
@@ -75,6 +77,12 @@ def figures(run: Run, roof: Roof) -> list[Figure]:
     if not measured:
         return []
     fastest = max(_own_rate(layer, r) for layer, r in measured)
+    if roof.peak and roof.peak < fastest:
+        origin = (
+            f"{roof.origin} at {roof.peak / 1e9:,.0f} while something else ran: the line is the "
+            "most that any candidate multiplied"
+        )
+        roof = replace(roof, peak=fastest, origin=origin, is_peak=False)
     firsts = [(layer, r) for layer in run.layers for r in layer.best.values()]
     best = {id(r) for _, r in firsts}
     others = thinned([pair for pair in measured if id(pair[1]) not in best])
@@ -112,7 +120,7 @@ def _about(roof: Roof, fastest: float, run: Run) -> str:
             f"The log is of {where}, whose peak nobody measured here: the line is the most that "
             f"any candidate multiplied, {fastest / 1e9:,.0f} GFLOP/s."
         )
-    text = f"Peak {roof.peak / 1e9:,.0f} GFLOP/s"
+    text = f"Peak {'at least ' * (not roof.is_peak)}{roof.peak / 1e9:,.0f} GFLOP/s"
     if roof.bandwidth:
         text += f", bandwidth {roof.bandwidth / 1e9:,.1f} GB/s"
     return f"{text}, {roof.origin}."
@@ -149,14 +157,26 @@ def _dot(layer: Layer, record: TuningRecord, peak: float, is_best: bool) -> dict
     }
 
 
+def _ceilings(reach: Mapping[str, float]) -> list[tuple[str, float]]:
+    """What to write at each ceiling; those of nearly one height share a line."""
+    found: list[tuple[list[str], float]] = []
+    for name, times in sorted(reach.items(), key=lambda item: item[1]):
+        tile = f"F({name.partition(':')[2]})"
+        if found and times < _APART * found[-1][1]:
+            found[-1] = ([*found[-1][0], tile], times)
+        else:
+            found.append(([tile], times))
+    return [(f"{', '.join(sorted(tiles))} {times:.1f}×", times) for tiles, times in found]
+
+
 def _lines(
     roof: Roof, peak: float, reach: Mapping[str, float], low: float, high: float
 ) -> list[dict[str, Any]]:
     """The roof and the ceilings above it, each as its two or three corners."""
     rows: list[dict[str, Any]] = []
-    name = "peak" if roof.peak else "most multiplied"
+    name = "peak" if roof.peak and roof.is_peak else "most multiplied"
     highest = max([1.0, *reach.values()])
-    for text, times in ((name, 1.0), *((f"F({n[9:]}) {t:.1f}×", t) for n, t in reach.items())):
+    for text, times in ((name, 1.0), *_ceilings(reach)):
         level = peak * times
         ridge = level / roof.bandwidth if roof.bandwidth else low
         corners = [(max(ridge, low), level), (high, level)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +74,7 @@ def workspace(run: Run) -> list[Figure]:
     ]
     without = [t for t in free if t is not None]
     sentence = (
-        "Each line is the Pareto set of a layer, the candidates that some `workspace_limit` makes "
+        "Each line is the Pareto set of a layer, the candidates that some limit on workspace makes "
         "the choice; dots are all other candidates up to three times as slow as the fastest"
         f"{_thinning(len(drawn), len(dots))}."
     )
@@ -119,7 +120,7 @@ def _fronts(dots: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         "field": "times",
         "type": "quantitative",
         "title": "× the fastest",
-        "scale": {"domain": [1, _SLOWEST], "clamp": True},
+        "scale": {"domain": [0.96, _SLOWEST], "clamp": True, "nice": False},
         "axis": {"tickCount": 5},
     }
     near = {"param": "hover", "empty": False}
@@ -218,7 +219,10 @@ def _errors(rows: Sequence[dict[str, Any]], limits: dict[str, float], tiles: lis
     x: Spec = {"field": "tile", "type": "nominal", "sort": tiles, "title": None}
     x["axis"] = {"labelAngle": 0, "grid": False}
     y: Spec = {"field": "error", "type": "quantitative", "title": "relative error"}
-    y |= {"scale": {"type": "log"}, "axis": {"format": ".0e", "tickCount": 6}}
+    found = [*(r["error"] for r in rows), *limits.values()]
+    decades = [math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))]
+    y["scale"] = {"type": "log", "domain": [10.0**d for d in decades]}
+    y["axis"] = {"values": [10.0**d for d in range(decades[0], decades[1] + 1)], "format": ".0e"}
     names = [str(r["algorithm"]) for r in rows]
     dots = {
         "transform": [{"calculate": "(datum.spread % 7) * 5 - 15", "as": "shift"}],
