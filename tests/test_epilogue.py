@@ -11,8 +11,9 @@ import pytest
 import tvm_ffi
 from support import compiled, pack_weight
 
+import convtvm
 from convtvm.compute.epilogue import EPILOGUES, operands_of
-from convtvm.errors import WorkloadError
+from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
@@ -157,3 +158,64 @@ def test_refusals(text: str) -> None:
 def test_records_do_not_know_epilogues() -> None:
     w = ConvWorkload.parse("mb1ic4ih4oc4kh3")
     assert len({Task(w, "direct", NATIVE, "NCHW", e).key for e in EPILOGUES}) == 1
+
+
+# Activation -> the same in NumPy.
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "silu": _silu,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "gelu": lambda x: x * 0.5 * (1 + ERF(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x / (1 + np.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))),
+    "hardswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
+    "hardsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+    "leaky_relu": lambda x: np.maximum(x, 0.01 * x),
+    "leaky_relu:0.25": lambda x: np.maximum(x, 0.25 * x),
+    "leaky_relu:-1e-1": lambda x: np.where(x > 0, x, -0.1 * x),
+}
+
+
+@pytest.fixture(scope="module")
+def libraries() -> list[convtvm.KernelLibrary]:
+    """With every function in the kernels, and with none."""
+    names = [*FUNCTIONS, *(f"add+{name}" for name in FUNCTIONS)]
+    return [
+        convtvm.compile(SMALL, threads=1, logs=[], algorithms="direct", epilogues=epilogues)
+        for epilogues in (names, [])
+    ]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str, adds: bool, libraries: list[convtvm.KernelLibrary]) -> None:
+    w = ConvWorkload.parse(SMALL)
+    data, weight, bias = random_inputs(w, 3, "NCHW")
+    bias[0] = 200  # the exponential of it is no float32, nor that of its opposite
+    bias[1] = -200
+    residual = np.random.default_rng(1).standard_normal(w.out_shape("NCHW"), np.float32)
+    sums = conv2d_reference(w, data, weight, bias, "NCHW").astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = FUNCTIONS[name](sums + residual if adds else sums)
+    for library, where in zip(libraries, ("inside the kernel", "after it"), strict=True):
+        plan = library.plan(w, weight, bias, activation=name, residual=adds)
+        assert where in plan.explain()
+        np.testing.assert_allclose(
+            plan(data, residual=residual if adds else None), expected, rtol=1e-5, atol=3e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["swish", "silu:2", "leaky_relu:", "leaky_relu:nan", "add+silu"])
+def test_unknown_functions(name: str, libraries: list[convtvm.KernelLibrary]) -> None:
+    with pytest.raises(ConvtvmError, match=r"activation is .*, expected relu, relu6, silu"):
+        libraries[0].plan(SMALL, np.zeros((9, 3, 3, 3), np.float32), activation=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["add+relu", "clip+silu", "add+", "+silu", "x * x", "leaky_relu:x"]
+)
+def test_unknown_epilogues(name: str) -> None:
+    with pytest.raises(
+        ConvtvmError, match=r"epilogue is .*, expected one of none, clip, add, silu"
+    ):
+        convtvm.compile(SMALL, threads=1, logs=[], epilogues=[name])

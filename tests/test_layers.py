@@ -36,7 +36,7 @@ ROOMS = [
     Room(
         "convtvm/problem/",
         "what is computed: workload, its grammar, where workloads come from, the float64 answer, "
-        "how similar two are, the order of a kernel's arguments",
+        "how similar two are, the order of a kernel's arguments, activations",
         (),
         ("numpy",),
     ),

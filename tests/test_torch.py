@@ -179,6 +179,56 @@ def test_weights_that_change_are_seen(library: Path, example: Any, change: Any) 
         assert changed or net.a.weight.stride() != build().a.weight.stride()
 
 
+ACTIVATIONS = {
+    "silu": nn.SiLU(),
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "mish": nn.Mish(),
+    "leaky_relu:0.01": nn.LeakyReLU(),
+    "leaky_relu:0.2": nn.LeakyReLU(0.2, inplace=True),
+    "relu6": nn.ReLU6(),
+    "bounds": nn.Hardtanh(-0.5, 2.0),
+}
+
+
+class Ends(nn.Module):
+    """A convolution with each activation, every other one after a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in ACTIVATIONS)
+        self.ends = nn.ModuleList(ACTIVATIONS.values())
+
+    def forward(self, x: Any) -> Any:
+        for i, (layer, end) in enumerate(zip(self.layers, self.ends, strict=True)):
+            x = end(layer(x) + x if i % 2 else layer(x)) + 0.5
+        return x
+
+
+@pytest.mark.parametrize("rest", ["eager", "inductor"])
+def test_activations_go_into_kernels(rest: str) -> None:
+    torch.manual_seed(0)
+    net, x = Ends().eval().requires_grad_(False), torch.randn(2, 4, 9, 7)
+    twin = copy.deepcopy(net)
+    with optimize(net, x, **{**EAGER, "rest": rest}) as handle, torch.no_grad():
+        close(net(x), twin(x))
+        for i, (name, site) in enumerate(zip(ACTIVATIONS, handle.sites, strict=True)):
+            assert site.parts == ("conv+residual+" if i % 2 else "conv+") + name
+            assert "applied inside the kernel" in str(site)
+
+
+def test_kernels_without_the_function_leave_it_to_pytorch() -> None:
+    net, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU()).eval(), torch.randn(1, 4, 9, 7)
+    library = convtvm.compile("mb1ic4ih9iw7oc8kh3kw3", threads=1, logs=[])
+    with optimize(net, x, library, rest="eager") as handle, torch.no_grad():
+        close(net(x), nn.Sequential(*net)(x))
+        assert [s.parts for s in handle.sites] == ["conv"] and handle.sites[0].plan
+
+
 class Derived(nn.Module):
     """Weights that are computed from parameters at every call."""
 

@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     metavar="A,B",
     default="",
     help="Endings to compile into kernels besides the plain ones: clip (ReLU and other bounds), "
-    "add (a residual, then bounds).  [default: none; a plan then applies them afterwards]",
+    "add (a residual, then bounds), silu and other functions, add+silu.  [default: none; a plan "
+    "then applies them afterwards]",
 )
 @model_options
 @json_option

@@ -3,6 +3,7 @@
     none   out = sum + bias
     clip   out = min(high, max(low, sum + bias))               ReLU, ReLU6 and other bounds
     add    out = min(high, max(low, sum + bias + residual))    the end of a residual block
+    silu, add+silu and the like, by `convtvm.problem.activations`
 
 `low` and `high`, float32 numbers, are arguments of each call, infinite for no bound; `residual` is
 a tensor like `out`; `convtvm.problem.arguments` has their places. Any other epilogue is an
@@ -37,6 +38,7 @@ from tvm.s_tir.stmt import SBlock
 
 from convtvm.errors import WorkloadError
 from convtvm.problem import arguments
+from convtvm.problem.activations import expression
 
 EPILOGUES = ("none", "clip", "add")
 _BOUNDS, _RESIDUAL = ("low", "high"), "residual"
@@ -120,7 +122,7 @@ class _Reader:
     def __init__(self, epilogue: str) -> None:
         self.text = epilogue
         try:
-            self.statements = ast.parse(_NAMED.get(epilogue, epilogue)).body
+            self.statements = ast.parse(_text(epilogue)).body
         except (SyntaxError, ValueError):
             raise self._refusal("no expression") from None
         if not self.statements or not isinstance(self.statements[-1], ast.Expr):
@@ -192,6 +194,15 @@ class _Reader:
             f"epilogue {self.text!r}: found {found}; expected one of {', '.join(EPILOGUES)}, or an "
             f"expression of x, r0, c0, numbers and {', '.join(FUNCTIONS)}"
         )
+
+
+def is_named(epilogue: Any) -> bool:
+    """Whether a library may have it: it is no expression, whose arguments a plan would not know."""
+    return isinstance(epilogue, str) and (epilogue in _NAMED or bool(expression(epilogue)))
+
+
+def _text(epilogue: str) -> str:
+    return _NAMED.get(epilogue) or expression(epilogue) or epilogue
 
 
 def _is_comparison(node: ast.expr) -> TypeGuard[ast.Compare]:

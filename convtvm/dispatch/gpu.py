@@ -156,13 +156,12 @@ class GpuPlan(Plan):
         """Enqueue the kernel on tensors of one GPU; without `scratch` it gets TVM's."""
         self._prepare()
         device = tvm_ffi.device("cuda", index)
-        bounds = () if self._epilogue == "none" else self._bounds
         with tvm_ffi.use_raw_stream(device, stream):
             packed, bias = self._constants.get(index) or self._on(device, index)
             if scratch is None:
                 scratch = self._scratch(device, (index, stream))
             operands = (source, packed, bias, target)
-            self._run(*arguments.ordered(operands, scratch, bounds, added))
+            self._run(*arguments.ordered(operands, scratch, self._numbers, added))
 
     def _on(self, device: Any, index: int) -> tuple[Any, Any]:
         """Packed weight and bias on a device, copied there at the first call.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from convtvm.dispatch import gpu, runtime, selection, suitability
 from convtvm.dispatch import manifest as manifests
 from convtvm.dispatch.copies import Shared
 from convtvm.dispatch.manifest import Kernel, Manifest
-from convtvm.dispatch.plan import ACTIVATIONS, Code, Plan, SlicedPlan
+from convtvm.dispatch.plan import Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
 from convtvm.errors import (
     ConvtvmError,
@@ -29,6 +28,7 @@ from convtvm.errors import (
     check_number,
 )
 from convtvm.files import write_whole
+from convtvm.problem.activations import Activation
 from convtvm.problem.reference import random_inputs
 from convtvm.problem.workload import ConvWorkload
 
@@ -146,8 +146,9 @@ class KernelLibrary(Shared):
         `workload` is one, its text, or its name in the library. The fastest kernel within
         `workspace_limit` bytes and `max_error` (relative to the largest output, on data of ordinary
         size); an unmeasured error counts as no promise. `algorithm` restricts the choice to a name
-        or family. `bias` is [oc]. `activation` is relu, relu6 or the (lowest, highest) value
-        of an output; with `residual`, calls take a tensor that is added before it.
+        or family. `bias` is [oc]. `activation` is relu, relu6, the (lowest, highest) value
+        of an output, or a function such as silu, gelu or leaky_relu:0.1; with `residual`, calls
+        take a tensor that is added before it.
 
         `policy` says whose time counts: `logged`, measured while tuning; `predicted`, with
         predictions where nothing was measured; `measure`, the candidates that lead are timed now,
@@ -161,10 +162,10 @@ class KernelLibrary(Shared):
                 f"residual is a {type(residual).__name__}, expected True or False; its tensor is "
                 "given to each call: plan(x, residual=tensor)"
             )
-        bounds = _bounds(activation)
+        ending = Activation.of(activation)
         choices = self._choices(workload, wish)
         parts = {
-            w: self._make_plan(w, choice, weight, bias, bounds, residual)
+            w: self._make_plan(w, choice, weight, bias, ending, residual)
             for w, choice in dict(choices).items()
         }
         plans = [parts[w] for w, _ in choices]
@@ -251,23 +252,3 @@ def _unpickled(
     library = KernelLibrary(content, targets, threads)
     library.problems = problems
     return library
-
-
-def _bounds(activation: str | tuple[float, float] | None) -> tuple[float, float]:
-    """Lowest and highest output. Raises ConvtvmError."""
-    if activation is None:
-        return -math.inf, math.inf
-    if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ConvtvmError(
-                f"activation is {activation!r}, expected {known} or (lowest, highest)"
-            )
-        return ACTIVATIONS[activation]
-    try:
-        low, high = (check_number("activation", bound) for bound in activation)
-    except (TypeError, ValueError, ConvtvmError):
-        low, high = math.nan, math.nan
-    if not low <= high:
-        raise ConvtvmError(f"activation is {activation!r}, expected (lowest, highest) of an output")
-    return low, high

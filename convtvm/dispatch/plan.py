@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,9 @@ from convtvm.dispatch.copies import Local
 from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
 from convtvm.dispatch.threads import numbers, pool
+from convtvm.problem.activations import Activation
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
-
-# Name of an activation -> the bounds that it puts on the output.
-ACTIVATIONS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,8 @@ class Code:
 class Plan(Local):
     """A chosen kernel with its packed weight; call it with data, from any number of threads.
 
-    `bounds` are what the output is clipped to, `adds` says whether a residual is added before that.
-    Both happen inside the kernel if the library has it with that epilogue, else in one pass over
-    the output.
+    `activation` ends it, `adds` says whether a residual is added before that. Both happen inside
+    the kernel if the library has it with that epilogue, else in one pass over the output.
     """
 
     _elsewhere = "pickle its library, or load that there, and make the plan anew by `lib.plan(...)`"
@@ -49,21 +45,21 @@ class Plan(Local):
         choice: Choice,
         weight: Any,
         bias: Any,
-        bounds: tuple[float, float] = (-math.inf, math.inf),
+        activation: Activation = Activation(),  # noqa: B008 - it never changes
         adds: bool = False,
     ) -> None:
         self.code, self.workload, self.choice = code, workload, choice
         self._number = next(numbers)
         self._operands = operands(Port, workload, code.layout, adds)
-        self._bounds, self.adds, self._prepare = bounds, adds, code.prepare
+        self._activation, self.adds, self._prepare = activation, adds, code.prepare
         self._choose_epilogue()
         self._pack(weight, bias)
 
     def _choose_epilogue(self) -> None:
-        kernel, bounded = self.choice.kernel, self._bounds != (-math.inf, math.inf)
-        wanted = "add" if self.adds else "clip" if bounded else "none"
+        kernel, wanted = self.choice.kernel, self._activation.epilogue(self.adds)
         self._fused = wanted == "none" or wanted in kernel.epilogues
         self._epilogue = wanted
+        self._numbers = () if wanted == "none" else self._activation.numbers
         name = kernel.epilogues.get(wanted, kernel.function)
         self._run = self.code.function(name)
 
@@ -108,7 +104,9 @@ class Plan(Local):
             how = "inside the kernel"
             if not self._fused:
                 how = f"after it: the library was compiled without the epilogue {self._epilogue!r}"
-            what = "Residual and bounds are" if self.adds else "The bounds are"
+            function = self._activation.function
+            what, verb = (function, "is") if function else ("bounds", "are")
+            what = f"Residual and {what} are" if self.adds else f"The {what} {verb}"
             text += f" {what} applied {how}."
         return text
 
@@ -134,14 +132,14 @@ class Plan(Local):
         if self._epilogue == "none":
             self._run(source, self._packed, self._bias, target)
         elif self._fused:
-            self._run(source, self._packed, self._bias, target, *self._bounds, *added)
+            self._run(source, self._packed, self._bias, target, *self._numbers, *added)
         else:
             self._run(source, self._packed, self._bias, target)
             port = self._operands.out
             out = tensors.over(target, port)
             for tensor in added:
                 out += tensors.over(tensor, port)
-            np.clip(out, *self._bounds, out=out)
+            self._activation.apply(out)
 
 
 def operands(port: type[Port], workload: ConvWorkload, layout: str, adds: bool) -> Operands:

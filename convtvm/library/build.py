@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -9,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from convtvm import __version__
-from convtvm.compute.epilogue import EPILOGUES
+from convtvm.compute.epilogue import EPILOGUES, is_named
 from convtvm.dispatch import KernelLibrary, manifest
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.errors import ConvtvmError, WorkloadError
@@ -22,11 +23,13 @@ from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, resolve_several
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob
+from convtvm.problem.activations import FUNCTIONS
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 
 # For all workloads, or for each.
 Epilogues = Sequence[str] | Mapping[ConvWorkload, Sequence[str]]
+_NO_NAME = re.compile(r"\W")  # what the name of a function in a library cannot have
 
 
 def compile(
@@ -46,9 +49,12 @@ def compile(
     if keep not in KEEP:
         raise ConvtvmError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
     listed = chain(*epilogues.values()) if isinstance(epilogues, Mapping) else epilogues
-    unknown = [e for e in listed if e not in EPILOGUES]
+    unknown = [e for e in listed if not is_named(e)]
     if unknown:
-        raise ConvtvmError(f"epilogue is {unknown[0]!r}, expected one of {', '.join(EPILOGUES)}")
+        known = ", ".join((*EPILOGUES, *FUNCTIONS))
+        raise ConvtvmError(
+            f"epilogue is {unknown[0]!r}, expected one of {known}, or add+ and a function"
+        )
     if not workloads:
         raise ConvtvmError("no workloads to compile")
     targets = resolve_several(target, threads)
@@ -132,7 +138,7 @@ def _link(
         function = kernel_symbol(task, choice.decisions)
         add(task, choice.decisions, function)
         each = epilogues.get(task.workload, ()) if isinstance(epilogues, Mapping) else epilogues
-        fused = {e: f"{function}_{e}" for e in each if e != "none"}
+        fused = {e: f"{function}_{_NO_NAME.sub('_', e)}" for e in each if e != "none"}
         for epilogue, symbol in fused.items():
             add(replace(task, epilogue=epilogue), choice.decisions, symbol)
         kernels.append((choice, _kernel(choice, function, pack, fused)))

@@ -44,7 +44,8 @@ def compile(
     empty list none. `keep` says which candidates go in: `best` (the fastest), `pareto` (those that
     some limit on workspace or error could make the choice) or `all`. `epilogues` are compiled for
     every kernel besides the plain one: `clip` (ReLU and other bounds), `add` (a residual, then
-    bounds); a mapping says which for each workload.
+    bounds), a function such as `silu` (see `convtvm.problem.activations`), `add+silu`; a mapping
+    says which for each workload.
 
     A task without records takes the decisions of the nearest one that has: of the same workload on
     a target with as wide vectors and as many registers, or else of a similar workload; its time is

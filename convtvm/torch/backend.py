@@ -144,6 +144,8 @@ class Backend:
         convolutions = []
         for site in found:
             if site.recipe:
+                if not self.kernels.fuses(site.recipe.need):
+                    site.leave_activation()
                 site.why_not = self.kernels.objection(site.recipe.need)
             convolution = None
             if site.recipe and not site.why_not:

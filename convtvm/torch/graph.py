@@ -11,14 +11,14 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from convtvm.dispatch.plan import ACTIVATIONS
 from convtvm.errors import WorkloadError
+from convtvm.problem.activations import BOUNDS, LEAKY
 from convtvm.problem.workload import ConvWorkload
 from convtvm.torch.kernels import Need
 from convtvm.torch.operator import Recipe
@@ -42,7 +42,8 @@ _BOUNDS = (
     aten.clamp_min.default,
     aten.clamp_max.default,
 )
-HELD_BACK = (NORM, *NAMED, *_BOUNDS)
+_GELU, _LEAKY = aten.gelu.default, aten.leaky_relu.default
+HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY)
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},
@@ -71,6 +72,13 @@ class Site:
     def residual(self) -> fx.Node | None:
         """What `sum` adds to what comes before it, as the graph is now."""
         return _added(self.sum, self.nodes[self.nodes.index(self.sum) - 1]) if self.sum else None
+
+    def leave_activation(self) -> None:
+        """Let the graph keep the activation."""
+        assert self.recipe is not None
+        self.nodes.pop()
+        self.activation = None
+        self.recipe = replace(self.recipe, need=replace(self.recipe.need, activation=None))
 
     @property
     def last(self) -> fx.Node:
@@ -199,11 +207,15 @@ def _added(node: fx.Node, term: fx.Node) -> fx.Node | None:
 
 def _activation(node: fx.Node, term: fx.Node) -> str | tuple[float, float] | None:
     """The activation of `node` as `KernelLibrary.plan` takes it, None if a kernel has no such."""
-    if node.args[0] is not term or node.kwargs:
+    if node.args[0] is not term:
         return None
-    name = NAMED.get(node.target)  # type: ignore[call-overload]
-    if name is not None:
-        return name if name in ACTIVATIONS and len(node.args) == 1 else None
+    function = _function(node)
+    if function is not None:
+        # Kernels for GPUs are only tried with bounds.
+        right = function in BOUNDS or term.meta["val"].device.type == "cpu"
+        return function if right else None
+    if node.kwargs:
+        return None
     if node.target not in _BOUNDS or not all(_is_bound(a) for a in node.args[1:]):
         return None
     given = [*node.args[1:], None, None]
@@ -213,8 +225,20 @@ def _activation(node: fx.Node, term: fx.Node) -> str | tuple[float, float] | Non
         given = [None, given[0]]
     low = -math.inf if given[0] is None else float(given[0])  # type: ignore[arg-type]
     high = math.inf if given[1] is None else float(given[1])  # type: ignore[arg-type]
-    named = {bounds: name for name, bounds in ACTIVATIONS.items()}
+    named = {bounds: name for name, bounds in BOUNDS.items()}
     return named.get((low, high), (low, high)) if low <= high else None
+
+
+def _function(node: fx.Node) -> str | None:
+    """The name of an activation without arguments, of a GELU or a leaky ReLU."""
+    if node.target is _GELU:
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    if node.target is _LEAKY and not node.kwargs:
+        slope = node.args[1] if len(node.args) > 1 else 0.01
+        finite = isinstance(slope, (int, float)) and math.isfinite(slope)
+        return f"{LEAKY}:{float(slope)!r}" if finite else None
+    alone = len(node.args) == 1 and not node.kwargs
+    return NAMED.get(node.target) if alone else None  # type: ignore[call-overload]
 
 
 def _is_bound(value: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
 from convtvm.errors import ConvtvmError, NoCandidate, UnknownWorkload
+from convtvm.problem.activations import Activation
 from convtvm.problem.workload import LAYOUTS, ConvWorkload
 from convtvm.torch.options import Options
 
@@ -42,7 +43,7 @@ class Need:
 
     @property
     def epilogue(self) -> str:
-        return "add" if self.adds else "none" if self.activation is None else "clip"
+        return Activation.of(self.activation).epilogue(self.adds)
 
 
 class Kernels:
@@ -88,6 +89,16 @@ class Kernels:
                 except (NoCandidate, UnknownWorkload) as error:
                     problem = error
         raise problem
+
+    def fuses(self, need: Need) -> bool:
+        """Whether kernels end with a function as the need's; bounds can follow any kernel."""
+        if not Activation.of(need.activation).function:
+            return True
+        return any(
+            kernel.workload == need.workload.key and need.epilogue in kernel.epilogues
+            for library in self._fitting(need, need.workload)
+            for kernel in library.manifest.kernels
+        )
 
     def objection(self, need: Need) -> str:
         """Why no kernel serves the need; empty if one does."""
