@@ -10,7 +10,8 @@ log        the best records, fit for tuning_logs/
 summary    a table
 
 report.json is written again after every step; one that fails is recorded with its traceback, and
-the next goes on. A second run in the same folder goes on from the trials of the first.
+the next goes on. Tuning begins with the records that came along for this very GPU; a second run in
+the same folder goes on from the trials of the first, and with --no-tuning only compares again.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     folder, steps = arguments.folder, arguments.steps.split(",")
     folder.mkdir(parents=True, exist_ok=True)
+    keep_earlier(folder / "report.json")
     # An emulated GPU is slow: there trials are counted instead.
     seconds = math.inf if emulated else arguments.seconds
     report = Report(folder / "report.json", seconds)
@@ -138,6 +140,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sources", default="resnet50,vgg16", help="networks, files, workloads")
     parser.add_argument("--batches", default="1,16", help="images at once")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--no-tuning", action="store_true", help="compare what is in the log")
     parser.add_argument("--shapes", type=int, default=8, help="random shapes of the numerics")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "gpu_check")
     arguments = parser.parse_args()
@@ -150,18 +153,20 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def keep_earlier(path: Path) -> None:
+    """Give the report of an earlier run a name of its own: report-1.json and so on."""
+    if path.exists():
+        number = 1 + len(list(path.parent.glob("report-*.json")))
+        path.rename(path.with_name(f"report-{number}.json"))
+
+
 def facts() -> dict[str, str]:
     from convtvm.kernels.cuda.cubin import find_compiler
 
     device = gpu.devices()[0]
     found = {"GPU": device.name, "architecture": device.arch, "compiler": find_compiler().name}
     found["cores"] = str(len(os.sched_getaffinity(0)))
-    try:
-        query = "driver_version,clocks.max.sm,clocks.sm,power.limit"
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
-        found["nvidia-smi"] = subprocess.check_output(command, text=True).strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        found["nvidia-smi"] = str(error)
+    found["driver, highest clock"] = smi("driver_version,clocks.max.sm,power.limit")
     torch = pytorch()
     found["PyTorch"] = torch.__version__ if torch else "none with CUDA"
     if torch:
@@ -169,6 +174,15 @@ def facts() -> dict[str, str]:
     for name, value in found.items():
         print(f"{name}: {value}")
     return found
+
+
+def smi(query: str) -> str:
+    """What nvidia-smi knows of the first GPU, or why it says nothing."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.check_output(command, text=True).strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        return str(error)
 
 
 def pytorch() -> Any:
@@ -240,36 +254,48 @@ def layers(report: Report, arguments: argparse.Namespace, emulated: bool) -> Non
     batches = [int(n) for n in arguments.batches.split(",")]
     todo = [(n, p) for n in batches for p in arguments.precisions.split(",")]
     sources = TINY if emulated else tuple(arguments.sources.split(","))
+    log = arguments.folder / "tuning.jsonl"
+    begin(log)
     for i, (batch, precision) in enumerate(todo):
         rest = sum(PRECISIONS[p][0] for _, p in todo[i:])
         seconds = max(1.0, report.left(LAYERS_END)) * PRECISIONS[precision][0] / rest
 
         def run(batch: int = batch, precision: str = precision, seconds: float = seconds) -> Any:
-            return cell(precision, batch, seconds, sources, arguments.folder, emulated)
+            found = workloads(precision, batch, sources)
+            spent = {} if arguments.no_tuning else tune(precision, found, seconds, log, emulated)
+            return {"tuning": spent, **compare(precision, batch, found, log, emulated)}
 
         report.step(f"{precision}, batch {batch}", run)
 
 
-def cell(
-    precision: str,
-    batch: int,
-    seconds: float,
-    sources: tuple[str, ...],
-    folder: Path,
-    emulated: bool,
-) -> dict[str, Any]:
-    """Tune the sources' layers, compile the best kernels, compare them with PyTorch's."""
-    import convtvm
-    from convtvm.cli.gpu_benching import document, print_rows
-    from convtvm.compare.gpu_bench import bench
+def begin(log: Path) -> None:
+    """Let a new log begin with the records that came along for this very GPU."""
+    from convtvm.logs import records
+
+    if not log.exists():
+        device, lines = gpu.devices()[0].name, list[str]()
+        for path in records.shipped_logs():
+            lines += [t for t in path.read_text().splitlines() if json.loads(t)["device"] == device]
+        log.write_text("".join(f"{line}\n" for line in lines))
+        print(f"{log}: begins with {len(lines)} records of {device}")
+
+
+def workloads(precision: str, batch: int, sources: tuple[str, ...]) -> list[ConvWorkload]:
     from convtvm.problem.sources import merge_duplicates, read_source
 
-    _, dtype, layout, algorithms = PRECISIONS[precision]
     found = [w for source in sources for w in read_source(source)]
-    typed = merge_duplicates(replace(w, n=batch, dtype=dtype) for w in found)
-    log, path = folder / "tuning.jsonl", folder / f"{precision}_batch{batch}.so"
+    dtype = PRECISIONS[precision][1]
+    return merge_duplicates(replace(w, n=batch, dtype=dtype) for w in found)
+
+
+def tune(
+    precision: str, found: list[ConvWorkload], seconds: float, log: Path, emulated: bool
+) -> dict[str, Any]:
+    import convtvm
+
+    _, _, layout, algorithms = PRECISIONS[precision]
     made = convtvm.tune(
-        typed,
+        found,
         "cuda",
         trials=256,
         total_trials=EMULATED_TRIALS if emulated else None,
@@ -278,9 +304,21 @@ def cell(
         layout=layout,
         algorithms=algorithms,
     )
-    spent = {"trials": made.measured, "seconds": made.seconds, "failures": dict(made.failures)}
-    print(f"{len(typed)} layers, {made.measured} trials in {made.seconds:.0f} s, {made.failures}")
-    convtvm.compile(typed, "cuda", logs=[log], layout=layout, keep="best").export(path)
+    failures = dict(made.failures)
+    print(f"{len(found)} layers, {made.measured} trials in {made.seconds:.0f} s, {failures}")
+    return {"trials": made.measured, "seconds": made.seconds, "failures": failures}
+
+
+def compare(
+    precision: str, batch: int, found: list[ConvWorkload], log: Path, emulated: bool
+) -> dict[str, Any]:
+    """Compile the best kernels; each layer beside PyTorch's."""
+    import convtvm
+    from convtvm.cli.gpu_benching import document, print_rows
+    from convtvm.compare.gpu_bench import bench
+
+    layout, path = PRECISIONS[precision][2], log.with_name(f"{precision}_batch{batch}.so")
+    convtvm.compile(found, "cuda", logs=[log], layout=layout, keep="best").export(path)
     library = convtvm.load(path)
     print(f"{path}: {path.stat().st_size:,} bytes")
     # The emulated GPU runs none of PyTorch's kernels: there its place is taken by those of a CPU.
@@ -288,8 +326,10 @@ def cell(
     limit = TF32_ERROR if precision == "tf32" else None
     repeat = 3 if emulated else REPEATS
     rows = list(bench(library, bool(device), repeat, limit, device))
+    clock = smi("clocks.sm,clocks.mem,power.draw,temperature.gpu")
     print_rows(f"{precision}, batch {batch}, {layout}, cold L2 cache", rows)
-    return {"tuning": spent, **document(rows)}
+    print(f"clocks, power, temperature afterwards: {clock}")
+    return {"clock": clock, **document(rows)}
 
 
 def has_torch() -> bool:

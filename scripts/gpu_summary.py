@@ -43,7 +43,7 @@ def layer_row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
         for row in found
         if row["without_bias"] and row["chosen"]
     ]
-    tuning = result["tuning"]
+    tuning = result["tuning"] or {"trials": 0, "seconds": 0.0}
     speed = 60 * tuning["trials"] / tuning["seconds"] if tuning["seconds"] else 0.0
     ratios = (result["geomean"], result["worst"], result["best"])
     return (

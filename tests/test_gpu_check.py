@@ -55,13 +55,20 @@ def test_every_precision_and_batch_has_its_share_of_the_time(
     now, given = [0.0], dict[tuple[str, int], float]()
     monkeypatch.setattr(gpu_check.time, "monotonic", lambda: now[0])
 
-    def cell(precision: str, batch: int, seconds: float, *_: Any) -> None:
-        given[precision, batch] = seconds
+    def tune(precision: str, found: list[ConvWorkload], seconds: float, *_: Any) -> dict[str, Any]:
+        given[precision, found[0].n] = seconds
         now[0] += spends * seconds
+        return {}
 
-    monkeypatch.setattr(gpu_check, "cell", cell)
+    monkeypatch.setattr(gpu_check, "tune", tune)
+    monkeypatch.setattr(gpu_check, "compare", lambda *_: {})
+    (tmp_path / "tuning.jsonl").touch()
     arguments = argparse.Namespace(
-        batches="1,16", precisions="fp32,tf32,fp16", sources="resnet50", folder=tmp_path
+        batches="1,16",
+        precisions="fp32,tf32,fp16",
+        sources="resnet50",
+        folder=tmp_path,
+        no_tuning=False,
     )
     report = gpu_check.Report(tmp_path / "report.json", 1000)
     gpu_check.layers(report, arguments, False)
@@ -86,6 +93,29 @@ def test_the_log_is_fit_to_come_along(
     best = tmp_path / "sm_90" / "nvidia-h200.jsonl"
     assert left["file"] == str(best) and 0 < left["records"] <= len(shipped.splitlines())
     assert main(["log", "check", str(best)]) == 0
+
+
+@pytest.mark.parametrize(("name", "any_records"), [("NVIDIA H200", True), ("GeForce", False)])
+def test_a_new_log_begins_with_what_came_along_for_this_gpu(
+    name: str, any_records: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "devices", lambda: (gpu.Gpu(name, "sm_90", 1 << 20),))
+    log = tmp_path / "tuning.jsonl"
+    gpu_check.begin(log)
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert bool(found) == any_records and all(record["device"] == name for record in found)
+    log.write_text("kept\n")
+    gpu_check.begin(log)
+    assert log.read_text() == "kept\n"
+
+
+def test_an_earlier_report_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    for text in ("a", "b", "c"):
+        gpu_check.keep_earlier(path)
+        path.write_text(text)
+    texts = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert texts == {"report-1.json": "a", "report-2.json": "b", "report.json": "c"}
 
 
 def layer(speed: float) -> dict[str, Any]:

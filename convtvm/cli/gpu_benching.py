@@ -64,7 +64,8 @@ def bench_on_gpu(
         for reason in row.absent.values():
             warn(f"torch took no part in {row.workload}: {reason}")
     if as_json:
-        print_json({"target": lib.target, "layout": layout, **document(rows)})
+        facts = {"target": lib.target, "threads": lib.threads, "layout": layout}
+        print_json({**facts, "peak_flops": None, **document(rows)})
         return
     print_rows(f"{lib.target}, {layout}, cold L2 cache", rows)
 
@@ -113,7 +114,8 @@ def speedups(rows: Sequence[BenchRow]) -> list[float]:
 
 
 def document(rows: Sequence[BenchRow]) -> dict[str, Any]:
-    """The rows for --json; seconds with a cold L2 cache, `warm` of calls in a row."""
+    """The rows for --json, as of CPUs; seconds with a cold L2 cache, `warm` of calls in a row. The
+    GPU's peak is not measured."""
     speeds = speedups(rows)
     return {
         "geomean": statistics.geometric_mean(speeds) if speeds else None,
@@ -125,6 +127,8 @@ def document(rows: Sequence[BenchRow]) -> dict[str, Any]:
                 "name": row.workload.name,
                 "chosen": row.chosen,
                 "speedup": row.speedup,
+                "share_of_peak": None,
+                "share_of_ceiling": None,
                 "algorithms": {name: vars(m) for name, m in row.algorithms.items()},
                 "peers": {name: vars(m) for name, m in row.peers.items()},
                 "without_bias": {name: vars(m) for name, m in row.without_bias.items()},
