@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ import tvm
 from torch import nn
 from tvm import relax
 
+from convtvm.dispatch.model import Model
+from convtvm.machine.targets import resolve
+from convtvm.measure.client import Zygote
+from convtvm.models.building import assemble
 from convtvm.models.constants import op_name
+from convtvm.models.graph import make_program
 from convtvm.models.imported import Imported
 
 
@@ -113,6 +120,28 @@ def build_together(
         return lambda inputs: _called(function, model, inputs)
 
     return [runner(index, model) for index, model in enumerate(models)]
+
+
+def compile_together(
+    models: list[Imported], folder: Path
+) -> list[Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
+    """Model libraries of all of them, by the default decisions of our kernels, compiled at once."""
+    target = resolve("native", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an operator that stays without a schedule
+        programs = [(make_program(model, target, []), target) for model in models]
+    with Zygote() as zygote:
+        content = assemble(programs, zygote)
+
+    def runner(index: int) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            model = Model(replace(content, targets=[content.targets[index]]))
+            found = model(inputs)
+            return list(found) if isinstance(found, tuple) else [found]
+
+        return run
+
+    return [runner(index) for index in range(len(models))]
 
 
 def _called(

@@ -136,7 +136,13 @@ NODES = {
         helper.make_node("Relu", ["x"], ["y"], name="n7", domain="my.own"),
         ["n7", "my.own.Relu"],
     ),
-    "no name": (helper.make_node("LSTM", ["x", "x", "x"], ["y"]), ["output y", "LSTM"]),
+    "no name": (helper.make_node("Loop", ["x", "x", "x"], ["y"]), ["output y", "Loop"]),
+    "weights by data": (helper.make_node("LSTM", ["x", "x", "x"], ["y"], name="n7"), ["n7"]),
+    "no sequence": (helper.make_node("SequenceAt", ["x"], ["y"], name="n7"), ["n7", "sequence"]),
+    "a sequence at the end": (
+        helper.make_node("SequenceConstruct", ["x"], ["y"], name="n7"), ["output y", "sequence"],
+    ),
+    "more than there is": (helper.make_node("TopK", ["x"], ["y"], name="n7", k=9), ["n7"]),
     "shape by data": (helper.make_node("NonZero", ["x"], ["y"], name="n7"), ["n7", "depends"]),
     "reshape by data": (
         helper.make_node("Reshape", ["x", "x"], ["y"], name="n7"), ["n7", "at run time"],
@@ -179,6 +185,16 @@ def test_odd_models_that_are_right(path: Path, tmp_path: Path) -> None:
         "half": model_of(
             [helper.make_node("Mul", ["x", "w"], ["y"])], {"x": [1, 2]}, ["y"], {"w": half},
             TensorProto.FLOAT16,
+        ),
+        "sequence": model_of(
+            [
+                helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
+                helper.make_node("SequenceInsert", ["s", "x"], ["t"]),
+                helper.make_node("SequenceAt", ["t", "two"], ["u"]),
+                helper.make_node("SequenceConstruct", ["x", "u", "x"], ["v"]),
+                helper.make_node("ConcatFromSequence", ["v"], ["y"], axis=1),
+            ],
+            {"x": [1, 3]}, ["y"], {"two": np.array(-2, "int64")},
         ),
         "gather": model_of(
             [helper.make_node("Gather", ["x", "w"], ["y"], axis=1)], {"x": [1, 3]}, ["y"],

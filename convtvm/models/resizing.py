@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import relax
@@ -53,6 +53,7 @@ class Manner:
     exclude_outside: bool = False
     antialias: bool = False
     extrapolation: float = 0.0
+    single: bool = False  # places in float32, as ONNX Runtime has them: halves may fall elsewhere
 
 
 def resized(
@@ -66,10 +67,9 @@ def resized(
     for index, axis in enumerate(axes):
         if axis.old == axis.new and axis.scale == 1 and not cropped:
             continue
-        at = _places(axis, manner.places)
+        at = _places(axis, manner)
         if manner.mode == "nearest":
-            # A half may miss by the last bit.
-            nearest = ROUNDINGS[manner.rounding](np.round(at, 9))
+            nearest = ROUNDINGS[manner.rounding](at if manner.single else np.round(at, 9))
             table = np.clip(nearest, 0, axis.old - 1).astype("int64")
             x = builder.emit(relax.op.take(x, constant(table), index, mode="clip"))
         else:
@@ -79,9 +79,11 @@ def resized(
     return x
 
 
-def _places(axis: Axis, mode: str) -> np.ndarray:
+def _places(axis: Axis, manner: Manner) -> np.ndarray:
     """Where in the old axis every new element lies, by ONNX's coordinate transformation mode."""
-    x = np.arange(axis.new, dtype=np.float64)
+    mode, number = manner.places, np.dtype("float32" if manner.single else "float64").type
+    axis = replace(axis, scale=number(axis.scale))  # type: ignore[arg-type]
+    x: np.ndarray = np.arange(axis.new, dtype=number)
     if mode == "align_corners":
         return x * (axis.old - 1) / (axis.new - 1) if axis.new > 1 else x * 0
     if mode == "asymmetric":

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
-from tvm.s_tir import ScheduleError
+from tvm.s_tir import SBlockRealize, ScheduleError
 
 from convtvm.compute.epilogue import operands_of
 from convtvm.errors import BuildError
@@ -167,9 +167,18 @@ def _tensor(ty: relax.TensorType) -> Tensor:
 def _scheduled(func: tirx.PrimFunc, name: str, target: CompileTarget) -> tirx.PrimFunc:
     """The function with a schedule, taking memory that is not aligned."""
     plain = accept_unaligned(func)
+    if _has_its_own_loops(func):
+        return plain
     try:
         return schedule(plain, target)
     except ScheduleError as error:
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"operator {name} stays without a schedule: {reason}", stacklevel=2)
         return plain
+
+
+def _has_its_own_loops(func: tirx.PrimFunc) -> bool:
+    """Whether a function is one block and nothing around it: loops written out, such as a sort, or
+    a single number."""
+    body = func.body
+    return isinstance(body, SBlockRealize) and body.block.name_hint != "root"

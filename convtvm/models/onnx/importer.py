@@ -21,13 +21,16 @@ from tvm.relax.frontend.onnx import onnx_frontend as frontend
 from convtvm.errors import ModelError
 from convtvm.models.constants import array_of, constant
 from convtvm.models.imported import Port
-from convtvm.models.onnx import arithmetic, layers, resize, shapes
+from convtvm.models.onnx import arithmetic, layers, recurrent, resize, rows, sequences, shapes
 from convtvm.models.onnx.node import Node, described, raw_attributes
 
 _CONVERTERS = {
     **arithmetic.CONVERTERS,
     **layers.CONVERTERS,
+    **recurrent.CONVERTERS,
     **resize.CONVERTERS,
+    **rows.CONVERTERS,
+    **sequences.CONVERTERS,
     **shapes.CONVERTERS,
 }
 _CUT = "cut the graph before it (onnx.utils.extract_model) and compute the rest outside"
@@ -35,7 +38,7 @@ _NARROW = ("float16", "bfloat16")
 # Why an operator is refused, if it is for another reason than that nobody wrote a converter.
 _REFUSED = {
     **dict.fromkeys(
-        ("NonZero", "NonMaxSuppression", "Unique", "Compress"),
+        ("NonZero", "NonMaxSuppression", "Unique"),
         f"the shape of its result depends on the data, and a compiled model's are fixed; {_CUT}",
     ),
     **dict.fromkeys(
@@ -126,6 +129,8 @@ class _Importer:
         if declared.name not in self.values:
             raise ModelError(f"output {declared.name} is computed by no node")
         value = self.values[declared.name]
+        if isinstance(value, relax.Tuple):
+            raise ModelError(f"output {declared.name} is a sequence, expected a tensor")
         dtype = declared.type.tensor_type.elem_type
         if dtype in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
             half = "float16" if dtype == onnx.TensorProto.FLOAT16 else "bfloat16"
@@ -159,8 +164,8 @@ class _Importer:
 
     def bound(self, value: relax.Expr, node: Node) -> relax.Expr:
         """A result, as a variable that is known to come from its node."""
-        if isinstance(value, (tvm.ir.GenericConst, relax.Var)):
-            return value
+        if isinstance(value, (tvm.ir.GenericConst, relax.Var, relax.Tuple)):
+            return value  # a tuple is a sequence
         var = self.builder.emit(value)
         self.origins[var.name] = node.proto.name or node.proto.op_type
         return var
@@ -171,8 +176,8 @@ class _Importer:
         if operator == "If":
             return self.branch(node)
         operands = [array_of(expr) for expr in node.inputs if expr is not None]
-        standard = node.proto.domain in ("", "ai.onnx")
-        if operands and standard and all(array is not None for array in operands):
+        computed = node.proto.domain in ("", "ai.onnx") and "Sequence" not in operator
+        if operands and computed and all(array is not None for array in operands):
             return _computed(node)
         converter = self.converter(node)
         try:

@@ -142,14 +142,12 @@ def _dilated(node: Node, dilations: Sequence[int]) -> relax.Expr:
 # --- pooling -----------------------------------------------------------------------------------
 
 
-def _pool(node: Node, x: relax.Expr, kind: str, include: bool) -> relax.Expr:
-    """A pooling `kind` of `x`, which has the shape of the first operand.
-
-    Windows that the ceiling adds are written as padding at the end, so that only those count that
-    begin on the image or the padding before it.
-    """
+def _windows(node: Node) -> tuple[list[int], Window, list[int]]:
+    """The kernel, its window, and how far windows that the ceiling adds reach over the padding:
+    those only that begin on the image or the padding before it."""
     image, kernel = node.shape()[2:], node.sizes("kernel_shape", [0] * (len(node.shape()) - 2))
-    strides, dilations, before, after = _window(node, kernel, image)
+    _spatial(node, len(image))
+    window = strides, dilations, before, after = _window(node, kernel, image)
     beyond = [0] * len(image)
     for i, extent in enumerate(image):
         reach, padded_size = (kernel[i] - 1) * dilations[i] + 1, extent + before[i] + after[i]
@@ -158,29 +156,39 @@ def _pool(node: Node, x: relax.Expr, kind: str, include: bool) -> relax.Expr:
         if node.get("ceil_mode", 0) and (count - 1) * strides[i] >= extent + before[i]:
             count -= 1
         beyond[i] = max(0, (count - 1) * strides[i] + reach - padded_size)
-    if include and any(beyond):  # the padding counts, what lies beyond it does not
+    return kernel, window, beyond
+
+
+def _pool(node: Node, kind: str, include: bool) -> relax.Expr:
+    """A pooling of a `kind`, whose padding counts or not; what lies beyond it does not."""
+    x, (kernel, window, beyond) = node.input(), _windows(node)
+    strides, dilations, before, after = window
+    if include and any(beyond):
         x = node.emit(padded(x, [(0, 0), (0, 0), *zip(before, after, strict=True)]))
-        before, after, include = [0] * len(image), [0] * len(image), False
+        before, after, include = [0] * len(kernel), [0] * len(kernel), False
     after = [a + b for a, b in zip(after, beyond, strict=True)]
-    pool = getattr(relax.op.nn, f"{kind}_pool{len(image)}d")
+    pool = getattr(relax.op.nn, f"{kind}_pool{len(kernel)}d")
     return pool(x, kernel, strides, before + after, dilations, False, include)
 
 
 def _max_pool(node: Node) -> relax.Expr:
-    _spatial(node, len(node.shape()) - 2)
-    return _pool(node, node.input(), "max", False)
+    return _pool(node, "max", False)
 
 
 def _average_pool(node: Node) -> relax.Expr:
-    _spatial(node, len(node.shape()) - 2)
-    return _pool(node, node.input(), "avg", bool(node.get("count_include_pad", 0)))
+    return _pool(node, "avg", bool(node.get("count_include_pad", 0)))
 
 
 def _lp_pool(node: Node) -> relax.Expr:
-    p = float(node.get("p", 2))
+    """By the mean of powers over whole windows, zeros around the image written out."""
+    p, (kernel, window, beyond) = float(node.get("p", 2)), _windows(node)
+    strides, dilations, before, after = window
+    after = [a + b for a, b in zip(after, beyond, strict=True)]
     powers = node.emit(relax.op.power(relax.op.abs(node.input()), node.const(p)))
-    count = math.prod(node.sizes("kernel_shape", [0] * (len(node.shape()) - 2)))
-    total = relax.op.multiply(node.emit(_pool(node, powers, "avg", True)), node.const(count))
+    powers = node.emit(padded(powers, [(0, 0), (0, 0), *zip(before, after, strict=True)]))
+    pool = getattr(relax.op.nn, f"avg_pool{len(kernel)}d")
+    mean = node.emit(pool(powers, kernel, strides, 0, dilations))
+    total = relax.op.multiply(mean, node.const(math.prod(kernel)))
     return relax.op.power(total, node.const(1 / p))
 
 
@@ -227,6 +235,18 @@ def _standardised(
     scale = relax.op.reshape(node.input(1), affine)
     made = relax.op.multiply(relax.op.multiply(centred, inverse), scale)
     return relax.op.add(made, relax.op.reshape(node.input(2), affine)) if node.has(2) else made
+
+
+def _lp_norm(node: Node) -> relax.Expr:
+    """Divided by the norm along an axis; where that is 0, nothing."""
+    x, axis = node.input(), node.axis(node.get("axis", -1), len(node.shape()))
+    if node.get("p", 2) == 1:
+        norm = relax.op.sum(relax.op.abs(x), [axis], True)
+    else:
+        norm = relax.op.sqrt(relax.op.sum(relax.op.multiply(x, x), [axis], True))
+    norm = node.emit(norm)
+    divisor = relax.op.where(relax.op.equal(norm, node.const(0)), node.const(1), norm)
+    return relax.op.divide(x, divisor)
 
 
 def _layer_norm(node: Node) -> relax.Expr:
@@ -284,5 +304,6 @@ CONVERTERS: dict[str, Converter] = {
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "GroupNormalization": _group_norm,
+    "LpNormalization": _lp_norm,
     "LRN": _lrn,
 }

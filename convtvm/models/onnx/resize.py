@@ -19,7 +19,12 @@ def _resize(node: Node) -> relax.Expr:
     if mode not in ("nearest", "linear", "cubic"):
         raise node.fails(f"resizes by mode {mode}, expected nearest, linear or cubic")
     if node.opset < 11:  # one rule, and no attribute for it
-        return resized(node.builder, node.input(), _axes(node), Manner(mode, "asymmetric"))
+        return resized(
+            node.builder,
+            node.input(),
+            _axes(node),
+            Manner(mode, "asymmetric", single=mode == "nearest"),
+        )
     rounding = node.get("nearest_mode", "round_prefer_floor")
     if rounding not in ROUNDINGS:
         raise node.fails(f"rounds by {rounding}, expected one of {', '.join(ROUNDINGS)}")
@@ -31,6 +36,7 @@ def _resize(node: Node) -> relax.Expr:
         bool(node.get("exclude_outside", 0)),
         bool(node.get("antialias", 0)),
         float(node.get("extrapolation_value", 0.0)),
+        single=mode == "nearest",
     )
     return resized(node.builder, node.input(), _axes(node), manner)
 

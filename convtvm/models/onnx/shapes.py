@@ -192,6 +192,21 @@ def padded(
     return relax.op.nn.pad(x, flat, mode, value) if any(flat) else x
 
 
+def _crop_or_pad(node: Node) -> relax.Expr:
+    """Every chosen axis at its middle as long as wanted."""
+    shape, wanted = node.shape(), node.numbers(1, "shape") or []
+    axes = node.axes(node.get("axes") or range(len(shape)), len(shape))
+    if len(axes) != len(wanted) or min(wanted, default=1) < 1:
+        raise node.fails(f"wants sizes {wanted} of {len(axes)} axes")
+    widths = [(0, 0)] * len(shape)
+    for axis, size in zip(axes, wanted, strict=True):
+        more = size - shape[axis]
+        # What is odd is cut from the end and added there.
+        before = more // 2 if more > 0 else -(-more // 2)
+        widths[axis] = (before, more - before)
+    return padded(node.input(), widths)
+
+
 def _depth_to_space(node: Node) -> relax.Expr:
     block, mode = node.get("blocksize"), node.get("mode", "DCR")
     n, c, h, w = node.shape()
@@ -228,6 +243,7 @@ CONVERTERS: dict[str, Converter] = {
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,
+    "CenterCropPad": _crop_or_pad,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
 }
