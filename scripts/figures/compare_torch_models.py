@@ -1,13 +1,17 @@
 """Whole models in PyTorch: eager, torch.compile, the same with channels-last and freezing, convtvm.
 
     python scripts/figures/compare_torch_models.py [MODEL ...] [--threads 1,2] [--log FILE ...]
-        [--size 224] [--rounds N] [--json FILE]
+        [--size 224] [--seconds S] [--starts] [--prepare] [--json FILE]
 
-Batch 1, float32, no gradients. Every way is called in turn, round by round, so that a disturbance
-meets all of them; shown are medians in milliseconds, and the largest difference of an output from
-eager's in double precision, relative to the largest output. `gain` is the best of the others'
-medians over ours. Each number of threads runs in a process of its own.
-Without --log the convolutions run by the logs that came with convtvm.
+Batch 1, float32, no gradients; each model and number of threads in a process of its own. Every way
+is called in turn, round by round, so that a disturbance meets all of them; shown are medians in
+milliseconds, and the largest difference of an output from eager's in double precision, relative to
+the largest output. `gain` is the best of the others' medians over ours.
+
+--prepare only compiles, so that what Inductor and convtvm remember makes a later run short; it may
+run on a busy machine. --starts measures seconds from the start of a process to its first result,
+with what the run before has left to remember. Without --log the convolutions run by the logs that
+came with convtvm.
 
 Quoted by README.md.
 """
@@ -20,95 +24,194 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-
-from torch_models import MODELS, build
-
-from convtvm.torch import optimize
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 OURS = "convtvm"
-Way = Callable[[torch.Tensor], torch.Tensor]
+WAYS = ("eager", "compile", "frozen", OURS)
+LEAST_ROUNDS = 5
+LIMIT = 900  # seconds of a process, after which something hangs
+Row = dict[str, Any]
 
 
-def ways_of(name: str, example: torch.Tensor, options: argparse.Namespace) -> dict[str, Way]:
-    ways: dict[str, Way] = {"eager": build(name)}
-    ways["compile"] = torch.compile(build(name), dynamic=False)
-    wide = build(name).to(memory_format=torch.channels_last)
-    frozen = torch.compile(wide, dynamic=False, options={"freezing": True})
-    ways["frozen"] = lambda x: frozen(x.to(memory_format=torch.channels_last))
-    planned = build(name)
-    handle = optimize(planned, example, threads=options.threads, logs=options.log or None)
-    left = [s for s in handle.sites if s.plan is None]
-    print(f"{name}: {len(handle.sites)} convolutions, {len(left)} of them PyTorch's")
-    for site in left if not options.sites else handle.sites:
-        print(f"    {site}")
-    ways[OURS] = planned
-    return ways
+def way_of(way: str, name: str, example: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """A model as one contestant computes it, and what `optimize` says of it."""
+    import torch
+    from torch_models import build
+
+    from convtvm.torch import optimize
+
+    model = build(name)
+    if way == "compile":
+        return torch.compile(model, dynamic=False), None
+    if way == "frozen":
+        wide = model.to(memory_format=torch.channels_last)
+        frozen = torch.compile(wide, dynamic=False, options={"freezing": True})
+        return lambda x: frozen(x.to(memory_format=torch.channels_last)), None
+    if way == OURS:
+        logs = options.log or None
+        return model, optimize(model, example, threads=int(options.threads), logs=logs)
+    return model, None
 
 
-def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    torch._dynamo.reset()
-    example = torch.randn(1, 3, options.size, options.size, generator=torch.Generator())
+def example_of(options: argparse.Namespace) -> Any:
+    import torch
+
+    torch.set_num_threads(int(options.threads))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 3, options.size, options.size, generator=generator)
+
+
+def compare(name: str, options: argparse.Namespace) -> Row:
+    """One model: every way compiled, its result compared, then all timed in turn."""
+    import torch
+    from torch_models import build
+
+    example = example_of(options)
+    row: Row = {"model": name, "threads": int(options.threads), "size": options.size}
+    row |= {"error": {}, "compile_seconds": {}}
+    ways: dict[str, Callable[[Any], Any]] = {}
     with torch.no_grad():
-        ways = ways_of(name, example, options)
         reference = build(name).double()(example.double())
-        errors, secs = {}, {way: [] for way in ways}
+        for way in WAYS:
+            started = time.perf_counter()
+            ways[way], handle = way_of(way, name, example, options)
+            difference = (ways[way](example).double() - reference).abs().max()
+            row["compile_seconds"][way] = time.perf_counter() - started
+            row["error"][way] = float(difference / reference.abs().max())
+            if handle is not None:
+                row["planned"] = [str(s) for s in handle.sites if s.plan is not None]
+                row["left"] = [str(s) for s in handle.sites if s.plan is None]
+        secs = in_turn(ways, example, 0 if options.prepare else options.seconds)
+    row["rounds"] = len(secs[OURS])
+    row["ms"] = {way: 1e3 * statistics.median(taken) for way, taken in secs.items() if taken}
+    if row["ms"]:
+        row["gain"] = min(m for way, m in row["ms"].items() if way != OURS) / row["ms"][OURS]
+    return row
+
+
+def in_turn(ways: dict[str, Any], example: Any, seconds: float) -> dict[str, list[float]]:
+    """Seconds of single calls, one of each way a round, each warm after another way had the
+    caches."""
+    secs: dict[str, list[float]] = {way: [] for way in ways}
+    end = time.perf_counter() + seconds
+    while seconds and (len(secs[OURS]) < LEAST_ROUNDS or time.perf_counter() < end):
         for way, call in ways.items():
             call(example)
-            difference = (call(example).double() - reference).abs().max()
-            errors[way] = float(difference / reference.abs().max())
-        for _ in range(options.rounds):
-            for way, call in ways.items():
-                call(example)  # warm after another way had the caches
-                started = time.perf_counter()
-                call(example)
-                secs[way].append(time.perf_counter() - started)
-    medians = {way: statistics.median(times) for way, times in secs.items()}
-    gain = min(m for way, m in medians.items() if way != OURS) / medians[OURS]
-    print(
-        f"{name:16}{options.threads:8}"
-        + "".join(f"{m * 1e3:10.2f}" for m in medians.values())
-        + f"{gain:8.2f}{errors['eager']:10.1e}{errors[OURS]:10.1e}",
-        flush=True,
-    )
-    row = {"model": name, "threads": options.threads, "gain": gain, "error": errors}
-    return {**row, "ms": {way: 1e3 * m for way, m in medians.items()}}
+            started = time.perf_counter()
+            call(example)
+            secs[way].append(time.perf_counter() - started)
+    return secs
+
+
+def start(name: str, way: str, options: argparse.Namespace) -> None:
+    """The first result in this process: whoever started it takes the time."""
+    import torch
+
+    example = example_of(options)
+    with torch.no_grad():
+        way_of(way, name, example, options)[0](example)
+
+
+def run(name: str, threads: str, options: argparse.Namespace, *more: str) -> str:
+    """Run a model in a process of its own. Returns what is wrong, or nothing."""
+    command = [sys.executable, __file__, name, "--threads", threads, "--size", str(options.size)]
+    command += [part for log in options.log for part in ("--log", str(log))]
+    command += ["--seconds", str(options.seconds), *more]
+    command += ["--prepare"] * options.prepare
+    try:
+        done = subprocess.run(
+            command, check=False, timeout=LIMIT, stderr=subprocess.PIPE, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return f"not over after {LIMIT} s"
+    return "" if not done.returncode else done.stderr.strip()[-2000:]
+
+
+def measure(name: str, threads: str, options: argparse.Namespace) -> Row:
+    """A model's row, with the seconds of a start of each way if they are wanted."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        problem = run(name, threads, options, "--row", str(path))
+        if problem:
+            return {"model": name, "threads": int(threads), "problem": problem}
+        row: Row = json.loads(path.read_text())
+    if options.starts:
+        row["start_seconds"] = {}
+        for way in ("eager", "compile", OURS):
+            started = time.perf_counter()
+            problem = run(name, threads, options, "--start", way)
+            row["start_seconds"][way] = time.perf_counter() - started
+            if problem:
+                row["problem"] = problem
+    return row
+
+
+def show(row: Row, options: argparse.Namespace) -> None:
+    print(f"{row['model']:16}{row['threads']:8}", end="")
+    if row.get("problem"):
+        print(f"  failed: {row['problem']}", flush=True)
+        return
+    for way in WAYS:
+        print(f"{row['ms'][way]:10.2f}" if row["ms"] else f"{'-':>10}", end="")
+    print(f"{row.get('gain', math.nan):8.2f}", end="")
+    print(f"{row['error']['eager']:10.1e}{row['error'][OURS]:10.1e}", end="")
+    print(f"{len(row['planned']):9}{len(row['left']):6}", flush=True)
+    if options.starts:
+        listed = ", ".join(f"{way} {secs:.1f} s" for way, secs in row["start_seconds"].items())
+        print(f"    first result after {listed}")
+    for site in [*row["left"], *(row["planned"] if options.sites else ())]:
+        print(f"    {site}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--log", type=Path, action="append", default=[])
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=15, help="to time a model for")
+    parser.add_argument("--starts", action="store_true", help="measure second starts too")
+    parser.add_argument("--prepare", action="store_true", help="compile and compare only")
     parser.add_argument("--sites", action="store_true", help="list every convolution")
     parser.add_argument("--json", type=Path, help="append a line a model")
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--start", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if "," in options.threads:
-        for threads in options.threads.split(","):
-            subprocess.run([sys.executable, *sys.argv, "--threads", threads], check=True)
-        return
-    options.threads = int(options.threads)
-    torch.set_num_threads(options.threads)
+    if options.start:
+        start(options.models[0], options.start, options)
+    elif options.row:
+        options.row.write_text(json.dumps(compare(options.models[0], options)))
+    else:
+        compare_all(options)
+
+
+def compare_all(options: argparse.Namespace) -> None:
+    from torch_models import MODELS
+
     heads = ("ms: eager", "compile", "frozen", OURS)
     print(f"{'':16}{'threads':>8}" + "".join(f"{h:>10}" for h in heads), end="")
-    print(f"{'gain':>8}{'error':>10}{'ours':>10}")
-    rows = [compare(name, options) for name in options.models]
-    mean = math.exp(statistics.mean(math.log(row["gain"]) for row in rows))
-    print(f"geometric mean of the gain with {options.threads} threads: {mean:.2f}")
-    if options.json:
-        with options.json.open("a", encoding="utf8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{'gain':>8}{'error':>10}{'ours':>10}{'planned':>9}{'left':>6}")
+    for threads in options.threads.split(","):
+        rows = []
+        for name in options.models or MODELS:
+            rows.append(measure(name, threads, options))
+            show(rows[-1], options)
+            if options.json:
+                with options.json.open("a", encoding="utf8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+        gains = [row["gain"] for row in rows if "gain" in row]
+        if gains:
+            mean = math.exp(statistics.mean(map(math.log, gains)))
+            print(f"geometric mean of the gain, {threads} threads: {mean:.2f}", flush=True)
 
 
 if __name__ == "__main__":
