@@ -116,6 +116,19 @@ def test_a_whole_library_is_remembered(
         remembered(W, logs=[log])
 
 
+def test_a_library_for_gpus_is_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = remembered(W, target="cuda:sm_80", threads=None)
+    monkeypatch.setattr(build, "compile", None)
+    again = remembered(W, target="cuda:sm_80", threads=None)
+    assert again.content == first.content
+    for target in ("cuda:sm_90", "cuda:sm_80,sm_90", "cuda"):
+        with pytest.raises(TypeError):
+            remembered(W, target=target, threads=None)
+    monkeypatch.setenv("CONVTVM_NVCC", __file__)  # another compiler
+    with pytest.raises(TypeError):
+        remembered(W, target="cuda:sm_80", threads=None)
+
+
 def test_a_remembered_library_needs_no_compiler(folder: Path) -> None:
     remembered(W)
     code = (

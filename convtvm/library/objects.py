@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import tvm_ffi
@@ -116,14 +115,8 @@ def _key(job: Job) -> str:
         layout=task.layout,
         epilogue=task.epilogue,
         decisions=None if decisions is None else dict(decisions),
-        compiler=_cuda_compiler() if task.target.kind == "cuda" else "",
+        compiler=cubin.compiler_identity() if task.target.kind == "cuda" else "",
     )
-
-
-def _cuda_compiler() -> str:
-    with suppress(EnvironmentProblem):
-        return cubin.find_compiler().identity
-    return ""
 
 
 def _keep(cache: Cache, key: str, path: str, workspace: int) -> None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from convtvm.dispatch import KernelLibrary, manifest
 from convtvm.errors import LibraryError
+from convtvm.kernels.cuda.cubin import compiler_identity
 from convtvm.library.cache import key_of, open_cache
+from convtvm.machine import gpu
 from convtvm.machine.cpu import device_name, host_features, physical_cores
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
@@ -93,8 +95,7 @@ def _read(entry: bytes | None) -> KernelLibrary | None:
 def _key(
     workloads: Sequence[ConvWorkload], target: Any, threads: Any, logs: Any, options: dict[str, Any]
 ) -> str | None:
-    """What the library depends on; None for what is not remembered: a GPU's library, of which the
-    parts are, and whatever `build.compile` may have to refuse."""
+    """What the library depends on; None for whatever `build.compile` may have to refuse."""
     where, read = place(target, threads), log_digests(logs)
     if where is None or read is None:
         return None
@@ -110,10 +111,15 @@ def _key(
 
 
 def place(target: Any, threads: int | None) -> Any:
-    """What a CPU's target and its default number of threads depend on here; None for others."""
-    if not isinstance(target, str) or target.strip().startswith(("cuda", "{")):
+    """What a target and its default number of threads depend on here; None for TVM's own forms."""
+    if not isinstance(target, str) or target.strip().startswith("{"):
         return None
-    return target, threads or physical_cores(), device_name(), sorted(host_features().items())
+    here = device_name(), sorted(host_features().items())
+    if not target.strip().startswith("cuda"):
+        return target, threads or physical_cores(), *here
+    compiler = compiler_identity()
+    # Plain `cuda` is the GPU here.
+    return (target, threads, *here, [g.arch for g in gpu.devices()], compiler) if compiler else None
 
 
 def log_digests(logs: Any) -> list[Any] | None:

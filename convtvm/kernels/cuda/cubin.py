@@ -88,6 +88,14 @@ def find_compiler() -> Compiler:
     )
 
 
+def compiler_identity() -> str:
+    """Of the compiler that `find_compiler` finds; empty without one."""
+    try:
+        return find_compiler().identity
+    except (EnvironmentProblem, OSError):
+        return ""
+
+
 class Nvcc:
     """The toolkit's compiler at `path`."""
 
