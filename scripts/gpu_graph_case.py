@@ -3,12 +3,14 @@
     python scripts/gpu_graph_case.py MODEL PRECISION LOG ROWS.json
 
 Compiles and compares, says in the file that it is ready, and measures after a line on its input.
+If the line comes before, it measures what is compiled by then.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import select
 import statistics
 import sys
 import time
@@ -90,6 +92,10 @@ class Case:
         written.write_text(json.dumps({"ready": ready, "rows": self.rows}))
         written.replace(self.path)
 
+    def is_called(self) -> bool:
+        """Whether the time has come to measure what there is."""
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+
     def row(self, n: int) -> dict[str, Any]:
         label = f"{self.name} {self.precision} batch {n}"
         empty: dict[str, Any] = {"errors": {}, "wrong": {}, "failures": {}, "compile s": {}}
@@ -125,8 +131,6 @@ def attempt(case: Case, row: dict[str, Any], what: str) -> Iterator[None]:
 
 def compare(case: Case, n: int) -> dict[str, Run]:
     """Every way to compute a batch: compiled, and its error; what can be measured then."""
-    import torch
-
     row, model, x = case.row(n), case.model(), case.images(n)
     expected, runs = exact(model, x), dict[str, Run]()
 
@@ -136,32 +140,49 @@ def compare(case: Case, n: int) -> dict[str, Run]:
         if what.startswith(OURS) and not row["errors"][what] <= limit:
             row["wrong"][what] = f"an error of {row['errors'][what]:.1e}, expected {limit:.1e}"
 
-    def add(what: str, run: Run) -> None:
-        for _ in range(3):
-            y = run()
-        check(what, y)
-        runs[what] = run
+    for what, compiled in ways(case, row, model, x, runs).items():
+        if case.is_called():
+            row["unfinished"] = f"there was no time for {what}"
+            break
+        with attempt(case, row, what):
+            run = compiled()
+            check(f"{what}, first call", run())
+            for _ in range(3):
+                y = run()
+            check(what, y)
+            runs[what] = run
+    return runs
 
-    with attempt(case, row, "eager"):
-        add("eager", lambda: model(x))
-    with attempt(case, row, OURS):
-        ours, backend = case.compiled(model, dynamic=False)
-        check(f"{OURS}, first call", ours(x))
-        add(OURS, lambda: ours(x))
+
+def ways(
+    case: Case, row: dict[str, Any], model: Any, x: Any, runs: dict[str, Run]
+) -> dict[str, Callable[[], Run]]:
+    """How to compute a batch: what compiles each way, the one that matters most first."""
+    import torch
+
+    def ours() -> Run:
+        compiled, backend = case.compiled(model, dynamic=False)
+        compiled(x)
         row["PyTorch's"] = [str(site) for site in backend.sites if site.plan is None]
         row["sites"] = [str(site) for site in backend.sites if site.plan is not None]
-    with attempt(case, row, f"{OURS}, CUDA graph"):
-        held = captured(lambda: ours(x))
-        add(f"{OURS}, CUDA graph", held)
-    with attempt(case, row, f"{OURS}, reduce-overhead"):
-        reduced, _ = case.compiled(model, dynamic=False, mode="reduce-overhead")
-        add(f"{OURS}, reduce-overhead", lambda: reduced(x))
-    for mode in ("default", "reduce-overhead"):
-        what = "torch.compile" if mode == "default" else f"torch.compile, {mode}"
-        with attempt(case, row, what):
-            theirs = torch.compile(model, dynamic=False, mode=mode)
-            add(what, lambda theirs=theirs: theirs(x))
-    return runs
+        return lambda: compiled(x)
+
+    def reduced() -> Run:
+        compiled, _ = case.compiled(model, dynamic=False, mode="reduce-overhead")
+        return lambda: compiled(x)
+
+    def theirs(mode: str) -> Run:
+        compiled = torch.compile(model, dynamic=False, mode=mode)
+        return lambda: compiled(x)
+
+    return {
+        "eager": lambda: lambda: model(x),
+        OURS: ours,
+        f"{OURS}, CUDA graph": lambda: captured(runs[OURS]),
+        "torch.compile, reduce-overhead": lambda: theirs("reduce-overhead"),
+        f"{OURS}, reduce-overhead": reduced,
+        "torch.compile": lambda: theirs("default"),
+    }
 
 
 def captured(run: Run) -> Run:
@@ -315,18 +336,18 @@ def measure(runs: dict[str, Run], row: dict[str, Any]) -> None:
 def run_case(model: str, precision: str, log: Path, rows: Path) -> None:
     import torch
 
-    case, ways = Case(model, precision, log, rows), dict[int, dict[str, Run]]()
+    case, compiled = Case(model, precision, log, rows), dict[int, dict[str, Run]]()
     torch._dynamo.config.recompile_limit = 64  # all models of a process share their code
     with torch.no_grad():
         for n in MODELS[model]:
-            ways[n] = compare(case, n)
-        if model == "blocks":
+            compiled[n] = compare(case, n)
+        if model == "blocks" and not case.is_called():
             check_more(case)
         torch.cuda.synchronize()
         case.save(ready=True)
         if not sys.stdin.readline():  # there is no time to measure
             return
-        for n, runs in ways.items():
+        for n, runs in compiled.items():
             with attempt(case, case.row(n), "measure"):
                 measure(runs, case.row(n))
 

@@ -4,7 +4,7 @@
 
 Each model and precision has a process of its own, so that one that ends badly takes no other along.
 First all of them compile and compare at the same time, which takes the processor's cores; then one
-after another has the device to itself and measures.
+after another measures, what it has compiled by then.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def run_cases(
         try:
             for process in running:
                 process.wait_until_ready(started + SHARE * seconds)
-            for process in running:
-                process.measure(started + seconds)
+            for number, process in enumerate(running):
+                left = max(0.0, started + seconds - time.monotonic())
+                process.measure(left / (len(running) - number))
         finally:
             for process in running:
                 rows |= process.end()
@@ -84,14 +85,13 @@ class Process:
                 return
             time.sleep(0.2)
 
-    def measure(self, end: float) -> None:
-        """Let it measure, if it is ready by now, until the end of the time."""
-        if self._read().get("ready") and time.monotonic() < end and self.process.poll() is None:
-            assert self.process.stdin is not None
+    def measure(self, seconds: float) -> None:
+        """Let it measure, even if it has to leave out what is not compiled by now."""
+        assert self.process.stdin is not None
+        with suppress(subprocess.TimeoutExpired, BrokenPipeError):
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(max(1.0, end - time.monotonic()))
+            self.process.wait(seconds)
 
     def end(self) -> dict[str, dict[str, Any]]:
         """Its rows so far; one that says so if it failed or had no time."""
@@ -104,8 +104,7 @@ class Process:
             tail = self.output.read_text(errors="replace")[-3000:]
             rows[self.label] = {"wrong": {"process": f"ended with {status}"}, "output": tail}
         elif status is None or not rows:
-            row = rows.setdefault(self.label, {"wrong": {}})
-            row["unfinished"] = "there was no time for all of it"
+            rows.setdefault(self.label, {"wrong": {}})["unfinished"] = "there was no time for it"
         return rows
 
     def _read(self) -> dict[str, Any]:
