@@ -18,7 +18,7 @@ from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
-from convtvm.measure.workbench import write_problem
+from convtvm.measure.problems import write_problem
 from convtvm.problem.workload import ConvWorkload
 from schedules.knobs import Decisions
 

@@ -27,7 +27,8 @@ from convtvm.machine.targets import resolve
 from convtvm.measure import client, places
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, RunJob
-from convtvm.measure.workbench import Workbench, write_problem
+from convtvm.measure.problems import write_problem
+from convtvm.measure.workbench import Workbench
 from convtvm.problem.workload import ConvWorkload
 
 TESTS = Path(__file__).resolve().parent

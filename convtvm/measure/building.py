@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from convtvm.kernels import codegen
 from convtvm.kernels.cuda import codegen as gpu_codegen
 from convtvm.machine.targets import CompileTarget
-from convtvm.measure.jobs import BuildJob, FunctionJob, Outcome, failure
+from convtvm.measure.jobs import ENVIRONMENT, BuildJob, FunctionJob, Outcome, ProblemJob, failure
+from convtvm.measure.problems import make_problem
+
+Job = BuildJob | FunctionJob | ProblemJob
 
 
-def prepare(jobs: Sequence[BuildJob | FunctionJob]) -> None:
+def prepare(jobs: Sequence[Job]) -> None:
     """Make once, before children are forked, what several of them need: launchers of threads."""
     for target in _linked_for(jobs):
         codegen.launcher_of(target)
 
 
-def _linked_for(jobs: Sequence[BuildJob | FunctionJob]) -> set[CompileTarget]:
+def _linked_for(jobs: Sequence[Job]) -> set[CompileTarget]:
     """The targets of those that become libraries with parallel loops."""
     linked = (j for j in jobs if isinstance(j, BuildJob) and not j.path.endswith(".o"))
     return {j.task.target for j in linked if j.task.target.threads > 1}
 
 
-def build(job: BuildJob | FunctionJob) -> Outcome:
-    """Do the job; the value is the workspace in bytes."""
+def build(job: Job) -> Outcome:
+    """Do the job; the value is the workspace in bytes, None of a problem's."""
+    if isinstance(job, ProblemJob):
+        return _make_problem(job)
     return _build_function(job) if isinstance(job, FunctionJob) else _build_task(job)
+
+
+def _make_problem(job: ProblemJob) -> Outcome:
+    try:
+        make_problem(job.workload, job.layout, Path(job.path))
+    except Exception as error:
+        return failure(ENVIRONMENT, error)
+    return Outcome()
 
 
 def _build_function(job: FunctionJob) -> Outcome:

@@ -45,6 +45,7 @@ class Zygote:
     ) -> None:
         self.deadline, self.farm = deadline, farm
         self.folder = places.workplace(room)
+        self.asked: set[str] = set()  # folders of arrays that somebody makes or has made
         self._count = 0
         self._closed = self._stale = False
         self._process: subprocess.Popen[bytes] | None = None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from convtvm.kernels.task import Scratch, Task
     from convtvm.machine.targets import CompileTarget
+    from convtvm.problem.workload import ConvWorkload
 
 LENGTH = struct.Struct("<q")
 ENVIRONMENT = "environment"  # the kind of a failure that says nothing about the candidate
@@ -38,6 +39,16 @@ class BuildJob:
 
 
 @dataclass(frozen=True)
+class ProblemJob:
+    """Make the arrays that kernels of `workload` are checked on, with the right answer, in the
+    folder `path`."""
+
+    workload: ConvWorkload
+    layout: str
+    path: str
+
+
+@dataclass(frozen=True)
 class FunctionJob:
     """Compile the scheduled `func` for the CPU of `target`, as the function `symbol`, into the
     object file `path`; its parameters need no more than their dtype's alignment."""
@@ -52,8 +63,8 @@ class FunctionJob:
 class RunJob:
     """Check and time the kernel library `path` on the arrays in folder `inputs`.
 
-    The folder is one of measure.write_problem; the library `pack` packs its weight. `device` is the
-    kind of target; a GPU's kernel takes the buffers `scratch` besides.
+    The folder is one of problems.write_problem; the library `pack` packs its weight. `device` is
+    the kind of target; a GPU's kernel takes the buffers `scratch` besides.
     """
 
     path: str

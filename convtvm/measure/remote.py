@@ -225,6 +225,7 @@ def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> O
 
     from convtvm.measure.timing import timed
     from convtvm.measure.trial import judge
+    from convtvm.problem.reference import relative_error
 
     module = _load(session, job.path)
     args, reference = arrays["args"], arrays["reference"]
@@ -235,6 +236,7 @@ def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> O
         calls = module.time_evaluator("main", session.cpu(0), number=number, repeat=1)
         return float(calls(*args).results[0])
 
-    outcome = judge(job, args[3].numpy(), reference, partial(timed, evaluate), limits)
+    error = relative_error(args[3].numpy(), reference)
+    outcome = judge(job, error, partial(timed, evaluate), limits)
     session.remove(Path(job.path).name)
     return outcome

@@ -57,6 +57,8 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     import numpy as np
     import tvm
 
+    from convtvm.problem.reference import relative_error
+
     module = tvm.runtime.load_module(job.path)
     threads.connect(job.path, module)  # all candidates run on the same workers
     args, reference = arrays["args"], arrays["reference"]
@@ -65,20 +67,19 @@ def _run(job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     call = partial(module["main"], *args)
     call()
     timing = partial(timed, partial(mean_seconds, call))
-    return judge(job, args[3].numpy(), reference, timing, limits)
+    return judge(job, relative_error(args[3].numpy(), reference), timing, limits)
 
 
 def judge(
     job: RunJob,
-    out: Any,
-    reference: Any,
+    error: float,
     timing: Callable[[Limits], tuple[list[float], bool]],
     limits: Limits,
 ) -> Outcome:
-    """The value of a right answer is (run_secs, error, whether every sample was undisturbed)."""
-    from convtvm.problem.reference import relative_error
+    """The outcome of a kernel whose output is off by `error`, relative to the largest.
 
-    error = relative_error(out, reference)
+    The value of a right answer is (run_secs, error, whether every sample was undisturbed).
+    """
     if not error <= job.tolerance:
         return wrong_answer(error, job.tolerance)
     run_secs, clean = timing(limits) if limits.samples else ([], True)

@@ -1,27 +1,22 @@
-"""Builder and runner: MetaSchedule's interfaces over the zygote, plus the problem they measure
-on."""
+"""Builder and runner: MetaSchedule's interfaces over the zygote."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
-from convtvm.errors import EnvironmentProblem
 from convtvm.kernels.task import Scratch, Task, decisions_of
 from convtvm.measure.client import Zygote, build_limits, run_limits
-from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, RunJob
-from convtvm.problem.reference import conv2d_reference, random_inputs
-from convtvm.problem.workload import ConvWorkload
+from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, ProblemJob, RunJob
+from convtvm.measure.problems import problem_folder, write_problem
 
 _HOPELESS = 1.5  # times the best of the task: no reason to wait for a quiet moment
 
@@ -42,44 +37,6 @@ class Trial:
         return statistics.median(self.run_secs) if self.run_secs else math.inf
 
 
-def write_problem(
-    workload: ConvWorkload,
-    layout: str,
-    zygote: Zygote,
-    seed: int = 0,
-    kind: Literal["normal", "integer"] = "normal",
-) -> Path:
-    """A folder with the arrays that every kernel of `workload` is checked and timed on.
-
-    data, weight, bias and the float64 reference, as .npy files, made once per zygote; `kind` is
-    that of random_inputs.
-    """
-    folder = zygote.folder / f"{workload.key}-{layout}-{seed}-{kind}"
-    if not folder.exists():
-        data, weight, bias = random_inputs(workload, seed, layout, kind)
-        reference = conv2d_reference(workload, data, weight, bias, layout)
-        folder.mkdir()
-        arrays = {"data": data, "weight": weight, "bias": bias, "reference": reference}
-        try:
-            for name, array in arrays.items():
-                np.save(folder / f"{name}.npy", array)
-        except OSError as error:
-            shutil.rmtree(folder)
-            reason = error.strerror or str(error)  # NumPy's says only how much was written
-            raise EnvironmentProblem(
-                f"cannot write the arrays of {workload} to {zygote.folder}: {reason}; set TMPDIR "
-                "to a folder with more room"
-            ) from None
-    return folder
-
-
-def problem_bytes(workloads: Iterable[ConvWorkload]) -> int:
-    """Bytes of the folders that `write_problem` makes of these; the reference is float64."""
-    return sum(
-        w.data_bytes + w.weight_bytes + w.out_bytes * 8 // w.element_bytes for w in workloads
-    )
-
-
 @derived_object
 class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
     """Builds candidates of one task; `outcomes` keeps each library's Outcome by path."""
@@ -89,15 +46,24 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         self.zygote, self.task, self.limits = zygote, task, limits
         self.outcomes: dict[str, Outcome] = {}
         self.pack = str(zygote.fresh_path("-pack.so"))
+        self.inputs = problem_folder(task.workload, task.layout, zygote.folder)
+        if task.target.kind == "cpu":  # where nobody else would do it meanwhile
+            write_problem(task.workload, task.layout, zygote)
         self._packing = False  # its build was asked for
         self._ready: dict[tuple[tuple[str, int], ...], str] = {}  # built ahead: decisions -> path
         self.scratch: dict[str, Scratch] = {}  # path -> workspaces that a GPU's kernel is given
 
-    def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob]:
-        """What is left to build for candidates with these decisions; the packing function once."""
+    def jobs(self, many: Sequence[Mapping[str, int]]) -> list[BuildJob | ProblemJob]:
+        """What is left to build for candidates with these decisions; the packing function once, and
+        the arrays of the problem where nobody has asked for them."""
         packed = self.outcomes.get(self.pack)
         wanted = packed.kind == ENVIRONMENT if packed else not self._packing
-        jobs = [BuildJob(self.task, None, self.pack)] if wanted else []
+        jobs: list[BuildJob | ProblemJob] = []
+        if not self.inputs.exists() and str(self.inputs) not in self.zygote.asked:
+            self.zygote.asked.add(str(self.inputs))
+            jobs.append(ProblemJob(self.task.workload, self.task.layout, str(self.inputs)))
+        if wanted:
+            jobs.append(BuildJob(self.task, None, self.pack))
         self._packing = True
         for decisions in many:
             path = str(self.zygote.fresh_path(".so"))
@@ -111,6 +77,7 @@ class ZygoteBuilder(PyBuilder):  # type: ignore[misc]
         jobs = self.jobs(many)
         for index, outcome in self.zygote.call("build", jobs, self.limits):
             self.outcomes[jobs[index].path] = outcome
+        write_problem(self.task.workload, self.task.layout, self.zygote)  # if nobody else did
         paths = [self._ready.pop(_frozen(decisions)) for decisions in many]
         return [_builder_result(path, self.outcomes[path]) for path in paths]
 
@@ -119,7 +86,7 @@ def _frozen(decisions: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(decisions.items()))
 
 
-Owned = tuple[ZygoteBuilder, BuildJob]
+Owned = tuple[ZygoteBuilder, BuildJob | ProblemJob]
 
 
 def jobs_ahead(benches: Sequence[tuple[Workbench, Sequence[Mapping[str, int]]]]) -> list[Owned]:
@@ -172,12 +139,13 @@ class _Measurement(PyRunnerFuture):  # type: ignore[misc]
 class ZygoteRunner(PyRunner):  # type: ignore[misc]
     """Checks and times libraries of one task; `outcomes` keeps each one's Outcome by path."""
 
-    def __init__(self, builder: ZygoteBuilder, inputs: str, limits: Limits) -> None:
+    def __init__(self, builder: ZygoteBuilder, limits: Limits) -> None:
         super().__init__()
         task = builder.task
         self.zygote, self.limits, self.scratch = builder.zygote, limits, builder.scratch
         shape, tolerance = task.packed_shape(), task.tolerance
-        self.job = RunJob("", builder.pack, shape, inputs, tolerance, device=task.target.kind)
+        inputs, device = str(builder.inputs), task.target.kind
+        self.job = RunJob("", builder.pack, shape, inputs, tolerance, device)
         self.outcomes: dict[str, Outcome] = {}
         self._best = math.inf
 
@@ -202,10 +170,9 @@ class Workbench:
 
     def __init__(self, task: Task, zygote: Zygote) -> None:
         self.task = task
-        inputs = write_problem(task.workload, task.layout, zygote)
         run = run_limits(task.target.threads, zygote.farm)
         self.builder = ZygoteBuilder(zygote, task, build_limits())
-        self.runner = ZygoteRunner(self.builder, str(inputs), run)
+        self.runner = ZygoteRunner(self.builder, run)
 
     def measure(self, candidates: Sequence[Any]) -> Iterator[tuple[RunnerResult, Trial]]:
         """Build all MeasureCandidates, then check and time one after another, in order."""

@@ -30,6 +30,7 @@ from convtvm.measure.jobs import (
     FunctionJob,
     Limits,
     Outcome,
+    ProblemJob,
     RaceJob,
     RunJob,
     failure,
@@ -106,7 +107,9 @@ def _warm_up() -> None:
     codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target.tvm), target.tvm)
 
 
-def _build_all(jobs: list[BuildJob | FunctionJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
+def _build_all(
+    jobs: list[BuildJob | FunctionJob | ProblemJob], limits: Limits
+) -> Iterator[tuple[int, Outcome]]:
     """Build every job, up to `limits.workers` at a time."""
     from convtvm.measure import building
 
@@ -150,7 +153,7 @@ def _each_alone(
                 yield index, late
 
 
-def _report_build(job: BuildJob | FunctionJob, report: Report) -> None:
+def _report_build(job: BuildJob | FunctionJob | ProblemJob, report: Report) -> None:
     from convtvm.measure import building
 
     gc.disable()  # what it would find is gone with the process, and a look touches all memory

@@ -14,7 +14,8 @@ from convtvm.library.objects import kernel_symbol
 from convtvm.logs.records import TuningRecord
 from convtvm.measure.client import RUN_SECONDS, Zygote
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, RaceJob
-from convtvm.measure.workbench import Trial, trial_of, write_problem
+from convtvm.measure.problems import write_problem
+from convtvm.measure.workbench import Trial, trial_of
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import CALL_SECONDS, TaskProgress
 

@@ -31,8 +31,9 @@ from convtvm.measure import remote
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import ENVIRONMENT, STOPPED
 from convtvm.measure.places import ROOM
+from convtvm.measure.problems import problem_bytes
 from convtvm.measure.remote import Farm
-from convtvm.measure.workbench import Trial, build_ahead, problem_bytes
+from convtvm.measure.workbench import Trial, build_ahead
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
