@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from emulator import environment
 from stubs import SMALL, TARGET
 from support import record_of
 
 from convtvm.kernels.task import Task
 from convtvm.logs.records import TuningRecord
+from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import STOPPED, Limits, Outcome, RaceJob
 from convtvm.measure.workbench import Trial
@@ -281,3 +285,35 @@ def test_after_a_crash_everyone_runs_alone(zygote: Sabotage) -> None:
     assert {trial.kind for trial in trials.values()} == {""} and len(trials) == 3
     zygote.crash_from = 1
     assert {trial.kind for trial in raced(zygote).values()} == {"crash"}
+
+
+@pytest.mark.emulated
+def test_a_race_on_a_gpu() -> None:
+    """By the device's clock, in the exported library, float16 too; who errs leaves it to the
+    others."""
+    gpu, half = resolve("cuda:sm_90"), replace(SMALL, dtype="float16")
+    tasks = [
+        progress_of(Task(SMALL, "direct", gpu), 1.0, 1.1),
+        progress_of(Task(SMALL, "im2col", gpu), 1.05),
+        progress_of(Task(half, "direct", gpu), 1.0),
+    ]
+    doubts = flat(confirm.doubtful(tasks))
+    with patch.dict(os.environ, environment()), Sabotage() as zygote:
+        right = list(confirm._measure(doubts, zygote))
+        zygote.tolerance = 0.0
+        wrong = list(confirm._measure(doubts[:3], zygote))
+    assert zygote.told == [3, 1, 3] and len(right) == 4
+    for (p, _), trial in right:
+        assert trial.kind == "" and not trial.disturbed and len(trial.run_secs) == confirm._SAMPLES
+        assert 0 < trial.max_error < (1e-5 if p.task.workload == SMALL else 1e-3)
+    assert [trial.kind for _, trial in wrong] == ["wrong_answer", "", ""]
+
+
+def test_gpus_race_too() -> None:
+    """What a call takes on the host is not in their times: an error of 10 us would hide all."""
+    gpu = resolve("cuda:sm_90")
+    direct = progress_of(Task(SMALL, "direct", gpu), 7e-6)
+    im2col = progress_of(Task(SMALL, "im2col", gpu), 8.8e-6)
+    assert doubted(direct, im2col) == {("direct", 7e-6)}
+    direct.add(confirmed(direct.best, 1.2e-5))  # type: ignore[arg-type]
+    assert doubted(direct, im2col) == {("im2col", 8.8e-6), ("direct", 1.2e-5)}

@@ -97,7 +97,9 @@ def _limit(rivals: Sequence[TaskProgress]) -> float:
     before = min(winner.seconds_of(record, confirmed=False), record.seconds)
     # Who was faster than the winner before it raced, and who might be after its disappointment.
     limit = CLOSE * favourite if favourite < before else 0.0
-    after = (record.seconds - CALL_SECONDS) / _DISAPPOINTING
+    # A GPU's own clock does not count what a call takes on the host.
+    call = CALL_SECONDS if winner.task.target.kind == "cpu" else 0.0
+    after = (record.seconds - call) / _DISAPPOINTING
     return max(limit, after if after > before else 0.0)
 
 
@@ -105,11 +107,9 @@ def confirm(tasks: Sequence[TaskProgress], zygote: Zygote) -> Iterator[tuple[Dou
     """Measure doubtful candidates until none is left, a few times at most.
 
     Where time is short, the likely winners of every workload race first, the others then with
-    whoever won. The caller adds each trial to its task. On a GPU there are none: trials there are
-    timed by the device's own clock, which a plan does not change. Raises BuildError if the library
-    cannot be made.
+    whoever won. The caller adds each trial to its task. Raises BuildError if the library cannot be
+    made.
     """
-    tasks = [p for p in tasks if p.task.target.kind == "cpu"]
     for _ in range(_ROUNDS):
         races = doubtful(tasks)
         if not races:
@@ -191,7 +191,7 @@ def _run(
             for i in race
         }
         inputs = str(write_problem(task.workload, task.layout, zygote))
-        jobs.append(RaceJob(str(path), inputs, tolerances))
+        jobs.append(RaceJob(str(path), inputs, tolerances, task.target.kind))
     limits = Limits(
         threads=choices[0].task.target.threads,
         timeout=RUN_SECONDS * max(map(len, races)),
