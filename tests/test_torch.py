@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import os
 import pickle
 import random
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -28,6 +31,7 @@ from convtvm.torch import optimize  # noqa: E402
 from convtvm.torch.backend import Backend  # noqa: E402
 from convtvm.torch.kernels import Kernels  # noqa: E402
 from convtvm.torch.options import Options  # noqa: E402
+from convtvm.tuning import tuner  # noqa: E402
 
 EAGER = {"rest": "eager", "threads": 1, "logs": []}
 
@@ -264,6 +268,65 @@ def test_weights_computed_from_parameters(example: Any) -> None:
         close(net(example), twin(example))
 
 
+def test_tune_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no log has is tuned, once: later there are records of it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    few = functools.partial(tuner.tune, total_trials=2, confirm=False)
+    monkeypatch.setattr(tuner, "tune", few)  # the time of so few depends on the machine
+    log = tmp_path / "convtvm" / "torch.jsonl"
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), torch.randn(1, 3, 5, 7)
+    tuned = []
+    for _ in range(2):
+        torch._dynamo.reset()
+        with optimize(net, x, tune_seconds=100, **EAGER) as handle, torch.no_grad():
+            close(net(x), nn.Sequential(*net)(x))
+            assert [s.plan.decisions for s in handle.sites if s.plan] == ["tuned"]
+        tuned.append(log.read_text())
+    assert tuned[0] == tuned[1] and '"run_secs"' in tuned[0]
+
+
+def run_script(script: str, **variables: str) -> list[str]:
+    """What a process of its own prints, and what it says on the side."""
+    script = "import torch, convtvm.torch as ct; from torch import nn\n" + script
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert not done.returncode, done.stderr
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+def test_without_a_compiler_the_rest_is_eager(tmp_path: Path) -> None:
+    (tmp_path / "ld").symlink_to(str(shutil.which("ld")))
+    script = """
+options = {"threads": 1, "logs": []}
+for kernel in (1, 3):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.Softmax(1)).eval(), torch.randn(1, 3, 5, 7)
+    with torch.no_grad():
+        found = torch.compile(net, backend="convtvm", options=options)(x)
+        torch.testing.assert_close(found, net(x), rtol=1e-4, atol=1e-5)
+print("right")
+"""
+    variables = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    said = run_script(script, CXX="", **variables)
+    assert said[0] == "right"
+    assert len([line for line in said if "Inductor has no C++ compiler" in line]) == 1
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    script = """
+import sys
+net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 5, 7)
+expected = net(x)
+handle = ct.optimize(net, x, threads=1, logs=[], rest="eager")
+with torch.no_grad():
+    torch.testing.assert_close(net(x), expected.detach(), rtol=1e-4, atol=1e-5)
+print(handle.sites[0].plan is not None, "tvm" in sys.modules)
+"""
+    for said in ("True True", "True False"):
+        assert run_script(script, CONVTVM_CACHE=str(tmp_path))[0] == said
+
+
 def test_an_older_pytorch_is_one_line() -> None:
     script = "import torch; torch.__version__ = '2.10.1+cu126'; import convtvm.torch"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -278,6 +341,11 @@ def test_copies_are_the_model_alone(library: Path, example: Any) -> None:
         for made in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert made._compiled_call_impl is None
             close(made(example), net(example))
+            made.a.weight.mul_(2)  # its own
+        twice = copy.deepcopy(torch.compile(net, backend="convtvm", options=EAGER))
+        twice.a.weight.mul_(2)
+        close(twice(example), made(example))
+        close(net(example), build()(example))
         torch.save(net.state_dict(), io.BytesIO())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,26 +169,30 @@ class Kernels:
 
     def _tuned(self, workloads: list[ConvWorkload], target: str, layout: str) -> list[str]:
         """Logs that hold trials of these workloads too."""
+        from convtvm.kernels.task import tasks_of
         from convtvm.logs import records
+        from convtvm.machine.targets import resolve
         from convtvm.tuning.tuner import tune
 
-        log = _own_log()
-        tune(
-            workloads,
-            target,
-            threads=None if target == "cuda" else self._threads,
-            time_limit=self.options.tune_seconds,
-            log=log,
-            layout=layout,
-        )
+        own = Path(_own_log())
         given = records.shipped_logs() if self.options.logs is None else self.options.logs
-        return [*map(str, given), log]
-
-
-def _permits_tf32() -> bool:
-    """Whether PyTorch's own convolutions may use TF32 at this moment."""
-    # `allow_tf32` raises an error where it was set by the newer name for convolutions only.
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+        resolved = resolve(target, None if target == "cuda" else self._threads)
+        known, _ = records.load([*given, *([own] if own.exists() else [])])
+        recorded = {record.task_key for record in known if not record.error}
+        missing = [
+            w
+            for w in workloads
+            if recorded.isdisjoint(task.key for task in tasks_of([w], resolved, layout))
+        ]
+        if missing:
+            tune(
+                missing,
+                resolved,
+                time_limit=self.options.tune_seconds,
+                log=own,
+                layout=layout,
+            )
+        return [str(path) for path in (*given, own) if Path(path).exists() or path is not own]
 
 
 def _own_log() -> str:
@@ -195,6 +200,12 @@ def _own_log() -> str:
     import platformdirs
 
     return str(platformdirs.user_data_path("convtvm", ensure_exists=True) / "torch.jsonl")
+
+
+def _permits_tf32() -> bool:
+    """Whether PyTorch's own convolutions may use TF32 at this moment."""
+    # `allow_tf32` raises an error where it was set by the newer name for convolutions only.
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 _shared: dict[Options, Kernels] = {}
