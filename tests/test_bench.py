@@ -17,6 +17,7 @@ from convtvm.cli.benching import bench as command
 from convtvm.cli.benching import geomean
 from convtvm.compare import bench, peers
 from convtvm.compare.bench import BenchRow, Measured
+from convtvm.machine.cpu import device_name
 from convtvm.problem.reference import conv2d_reference
 from convtvm.problem.workload import ConvWorkload
 
@@ -82,6 +83,15 @@ def test_document(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["geomean"] == pytest.approx(layer["speedup"])
     assert found["worst"] == layer["speedup"]
     assert layer["share_of_ceiling"] > 0 and layer["share_of_peak"] > 0
+
+
+def test_plot_is_of_the_document(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = ["bench", LINE, "--threads", "1", "--peers", "slow", "--repeat", "3", "--json"]
+    assert main([*args, "--plot", "p.svg"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["device"] == device_name()
+    drawn = (tmp_path / "p.svg").read_text("utf8")
+    assert "tiny" in drawn and "slow" in drawn and found["device"].split(" (")[0] in drawn
 
 
 def test_table(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import builtins
 import json
 import random
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from convtvm.cli import main
+from convtvm.cli.plotting import write_plot
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
 from convtvm.logs import records
@@ -429,3 +431,132 @@ def test_missing_package_is_one_line_that_says_what_to_install(
     assert main(["report", str(log), "-o", str(out)]) == 2
     assert "pip install 'convtvm[report]'" in capsys.readouterr().err
     assert not out.exists()
+
+
+# ---- libraries and comparisons -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kernel library of one layer with a record of one of its algorithms."""
+    path = tmp_path_factory.mktemp("library") / "one.so"
+    log = path.with_suffix(".jsonl")
+    log.write_text(made(secs=1e-3).to_line())
+    source = f'{W.key}n"first"'
+    args = ["compile", source, "--target", "avx2", "--threads", "1", "--log", str(log)]
+    assert main([*args, "-o", str(path)]) == 0
+    return path
+
+
+def test_library_of_kernels(library: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    assert main(["report", "--library", str(library), "-o", str(out)]) == 0
+    found = Page(out.read_text("utf8"))
+    assert "Library one.so" in found.words and TARGET.name in found.words
+    assert "direct takes 1.00 ms" in found.words
+    assert found.figures == 1
+
+
+def time_of(seconds: float) -> dict[str, Any]:
+    return {"seconds": seconds, "max_error": 1e-7, "workspace_bytes": 64}
+
+
+def comparison_of(**peers: float) -> dict[str, Any]:
+    """What `bench --json` prints of one layer that takes us 1 ms."""
+    layer = {
+        "workload": W.key,
+        "name": "",
+        "chosen": "direct",
+        "algorithms": {"direct": time_of(1e-3), "im2col": time_of(2e-3)},
+        "peers": {name: time_of(seconds) for name, seconds in peers.items()},
+    }
+    return {"target": TARGET.name, "threads": 1, "peak_flops": 1e11, "layers": [layer]}
+
+
+def test_a_library_counts_by_its_fastest_setting() -> None:
+    document = comparison_of(**{"torch": 3e-3, "torch-nhwc": 2e-3, "ncnn": 4e-3})
+    found = page(documents=[bench.parse(document, "x")])
+    assert "2.00× the fastest other library of each layer" in found.words
+    (name,) = (name for name, spec in found.charts.items() if "other libraries" in str(spec))
+    parts = [part for part in (found.charts[name], *found.charts[name]["layer"]) if "data" in part]
+    rows = parts[0]["data"]["values"]
+    assert {row["library"]: row["ratio"] for row in rows} == {"torch": 2.0, "ncnn": 4.0}
+
+
+def test_layers_of_a_log_are_shown_as_the_benchmark_of_its_target_had_them() -> None:
+    """And with nothing of the log beside them: those times are of another hour."""
+    history = [made(secs=5e-3), made(algorithm="im2col", secs=6e-3), *tuned()]
+    document = bench.parse(comparison_of(torch=3e-3), "x")
+    found = page(history, documents=[document])
+    assert "direct takes 1.00 ms, 2.00× as fast as im2col, 3.00× as fast as torch." in found.words
+    elsewhere = bench.parse({**comparison_of(torch=3e-3), "threads": 2}, "x")
+    assert "direct takes 1.00 ms" in page(history, documents=[elsewhere]).words
+
+
+def test_a_gpus_comparison_has_no_threads_and_layers_may_lack_a_choice() -> None:
+    document = {**comparison_of(torch=2e-3), "target": "cuda -arch=sm_90"}
+    del document["threads"], document["peak_flops"]
+    empty = {"chosen": "", "algorithms": {}, "workload": OTHER.key}
+    document["layers"].append({**document["layers"][0], **empty})
+    found = page(documents=[bench.parse(document, "x")])
+    assert "2.00× the fastest" in found.words
+
+
+PROFILE = {
+    "library": "m.so",
+    "target": "t",
+    "threads": 2,
+    "median_secs": 0.5,
+    "profile": [
+        {"label": "conv1", "about": "convolution 3x3 by winograd:4, relu", "seconds": 0.3},
+        {"label": "pool", "about": "", "seconds": 0.1},
+    ],
+}
+MODEL = {
+    "model": "m.onnx",
+    "target": "t",
+    "threads": 1,
+    "ours": time_of(1.0),
+    "peers": {"torch": time_of(1.5), "ncnn": time_of(2.0)},
+}
+
+
+def test_models_by_operators_and_beside_others(tmp_path: Path) -> None:
+    paths = [tmp_path / "profile.json", tmp_path / "model.json"]
+    for path, document in zip(paths, (PROFILE, MODEL), strict=True):
+        path.write_text(json.dumps(document))
+    out = tmp_path / "r.html"
+    args = [part for path in paths for part in ("--bench", str(path))]
+    assert main(["report", *args, "-o", str(out)]) == 0
+    found = Page(out.read_text("utf8"))
+    assert "convolutions take 75 %" in found.words
+    assert "a call takes 1.00 s, 1.50× as fast as torch" in found.words
+
+
+@pytest.mark.parametrize("document", [comparison_of(torch=2e-3), comparison_of(), MODEL])
+@pytest.mark.parametrize(
+    ("name", "start"), [("p.html", b"<!doctype"), ("p.svg", b"<svg"), ("p.PNG", b"\x89PNG")]
+)
+def test_plots(name: str, start: bytes, document: dict[str, Any], tmp_path: Path) -> None:
+    write_plot(tmp_path / name, document)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(start) and len(content) > 2000
+    if name == "p.svg":
+        assert b"prefers-color-scheme:dark" in content and b"var(--ink)" in content
+    assert not list(tmp_path.glob(".convtvm-*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("p.gif", "expected .html, .svg, .png"), ("no/p.svg", "no folder")]
+)
+def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(
+    path: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    assert main(["bench", "resnet50", "--threads", "1", "--plot", path]) == 2
+    assert message in capsys.readouterr().err and time.monotonic() - started < 10

@@ -30,6 +30,7 @@ from convtvm.cli.output import (
     text_of,
     warn,
 )
+from convtvm.cli.plotting import plot_option, write_plot
 from convtvm.problem.sources import is_model
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 @layout_option
 @click.option("--repeat", type=click.IntRange(min=3), default=25, help="Timed calls of each.")
 @shape_option
+@plot_option
 @json_option
 @click.pass_context
 def bench(
@@ -73,6 +75,7 @@ def bench(
     max_error: float | None,
     layout: str,
     repeat: int,
+    plot: Path | None,
     as_json: bool,
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
@@ -94,7 +97,9 @@ def bench(
         refuse_options(ctx, "models", "layout", "batch", "dtype", "max_error")
         from convtvm.cli.model_benching import bench_source
 
-        bench_source(source, list(chosen), target, threads, logs, shapes, repeat, as_json=as_json)
+        bench_source(
+            source, list(chosen), target, threads, logs, shapes, repeat, plot, as_json=as_json
+        )
         return
     refuse_options(ctx, "layers", "shapes")
     workloads = read_workloads(source, batch, dtype)
@@ -108,7 +113,15 @@ def bench(
         from convtvm.cli.gpu_benching import bench_on_gpu
 
         bench_on_gpu(
-            workloads, resolved, list(chosen), logs, layout, repeat, max_error, as_json=as_json
+            workloads,
+            resolved,
+            list(chosen),
+            logs,
+            layout,
+            repeat,
+            max_error,
+            plot,
+            as_json=as_json,
         )
         return
     refuse_options(ctx, "CPUs", "max_error")
@@ -121,8 +134,10 @@ def bench(
     for name in chosen:
         if reasons := [row.absent[name] for row in rows if name in row.absent]:
             warn(f"{name} took no part in {len(reasons)} of {len(rows)} layers: {reasons[0]}")
+    found = {"device": resolved.device_name(), **_document(rows, lib.target, lib.threads, peak)}
+    write_plot(plot, found)
     if as_json:
-        print_json(_document(rows, lib.target, lib.threads, peak))
+        print_json(found)
         return
     title = f"{lib.target}, threads {lib.threads}, {layout}, peak {peak / 1e9:.0f} GFLOP/s"
     _print(title, rows, peak)

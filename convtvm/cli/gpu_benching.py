@@ -18,6 +18,7 @@ from convtvm.cli.output import (
     text_of,
     warn,
 )
+from convtvm.cli.plotting import write_plot
 from convtvm.errors import ConvtvmError
 from convtvm.problem.workload import ConvWorkload
 
@@ -36,6 +37,7 @@ def bench_on_gpu(
     layout: str,
     repeat: int,
     max_error: float | None,
+    plot: Path | None = None,
     *,
     as_json: bool,
 ) -> None:
@@ -63,9 +65,11 @@ def bench_on_gpu(
     for row in rows:
         for reason in row.absent.values():
             warn(f"torch took no part in {row.workload}: {reason}")
+    facts = {"device": target.device_name(), "target": lib.target, "threads": lib.threads}
+    found = {**facts, "layout": layout, "peak_flops": None, **document(rows)}
+    write_plot(plot, found)
     if as_json:
-        facts = {"target": lib.target, "threads": lib.threads, "layout": layout}
-        print_json({**facts, "peak_flops": None, **document(rows)})
+        print_json(found)
         return
     print_rows(f"{lib.target}, {layout}, cold L2 cache", rows)
 

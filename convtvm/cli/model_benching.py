@@ -20,6 +20,7 @@ from convtvm.cli.output import (
     torch_allowed,
     warn,
 )
+from convtvm.cli.plotting import write_plot
 
 
 def bench_source(
@@ -30,6 +31,7 @@ def bench_source(
     logs: Sequence[Path],
     shapes: Mapping[str, tuple[int, ...]],
     repeat: int,
+    plot: Path | None = None,
     *,
     as_json: bool,
 ) -> None:
@@ -50,17 +52,19 @@ def bench_source(
             found = bench_model(model, imported, Path(source), peers, repeat)
     for name, reason in found.absent.items():
         warn(f"{name} took no part: {reason}")
+    document: dict[str, Any] = {
+        "model": source,
+        "device": resolved.device_name(),
+        "target": model.target,
+        "threads": model.threads,
+        "ours": vars(found.ours),
+        "peers": {name: vars(m) for name, m in found.peers.items()},
+        "absent": dict(found.absent),
+        "best_peer": found.best_peer,
+        "speedup": found.speedup,
+    }
+    write_plot(plot, document)
     if as_json:
-        document: dict[str, Any] = {
-            "model": source,
-            "target": model.target,
-            "threads": model.threads,
-            "ours": vars(found.ours),
-            "peers": {name: vars(m) for name, m in found.peers.items()},
-            "absent": dict(found.absent),
-            "best_peer": found.best_peer,
-            "speedup": found.speedup,
-        }
         print_json(document)
         return
     rows = [["convtvm", ms(found.ours.seconds), "", f"{found.ours.max_error:.1e}"]]

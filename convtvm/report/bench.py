@@ -24,7 +24,8 @@ class Time:
 
 @dataclass(frozen=True)
 class LayerBench:
-    """One layer: our algorithms and the peers' settings by name."""
+    """One layer: our algorithms and the peers' settings by name; `chosen` is empty where no
+    algorithm was right enough."""
 
     workload: ConvWorkload
     chosen: str
@@ -33,8 +34,8 @@ class LayerBench:
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def seconds(self) -> float:
-        return self.algorithms[self.chosen].seconds
+    def seconds(self) -> float | None:
+        return self.algorithms[self.chosen].seconds if self.chosen else None
 
     @property
     def libraries(self) -> dict[str, float]:
@@ -47,7 +48,7 @@ class LayerBench:
 
     @property
     def speedup(self) -> float | None:
-        return min(self.libraries.values()) / self.seconds if self.peers else None
+        return min(self.libraries.values()) / self.seconds if self.peers and self.seconds else None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ModelBench:
     threads: int
     ours: Time
     peers: Mapping[str, Time]
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _layers(entry: Mapping[str, Any]) -> Bench:
     peak = entry.get("peak_flops")
     return Bench(
         str(entry["target"]),
-        _count(entry["threads"]),
+        _count(entry.get("threads", 1)),  # a GPU's comparison has none
         [_layer(row) for row in entry["layers"]],
         None if peak is None else _positive(peak),
         str(entry.get("device", "")),
@@ -144,12 +146,12 @@ def _layer(row: Mapping[str, Any]) -> LayerBench:
     key = row["workload"]
     made = LayerBench(
         ConvWorkload.parse(f'{key}n"{name}"' if name else key),
-        str(row["chosen"]),
+        str(row["chosen"] or ""),
         _times(row["algorithms"]),
         _times(row["peers"]),
         {str(k): str(v) for k, v in row.get("absent", {}).items()},
     )
-    if made.chosen not in made.algorithms:
+    if made.chosen and made.chosen not in made.algorithms:
         raise ValueError(f"{made.chosen!r} is chosen and was not measured")
     return made
 
@@ -161,6 +163,7 @@ def _model(entry: Mapping[str, Any]) -> ModelBench:
         _count(entry["threads"]),
         _time(entry["ours"]),
         _times(entry["peers"]),
+        str(entry.get("device", "")),
     )
 
 

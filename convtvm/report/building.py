@@ -31,8 +31,8 @@ from convtvm.report.runs import Run, runs_of
 
 _BARS = (
     "A bar for each way to compute a layer, the chosen one in full colour with a check mark; ticks "
-    "are the same algorithm untuned. Blue is direct, orange im2col, green MEC, pink Winograd, "
-    "grey another library."
+    "are the same algorithm untuned, ≈ is a prediction, and an arrow means that the bar is cut "
+    "off. Blue is direct, orange im2col, green MEC, pink Winograd, grey another library."
 )
 _KNOBS = "A card for each schedule template that the log has enough trials of."
 
@@ -96,11 +96,6 @@ def report(evidence: Evidence) -> str:
     title, subtitle = _title(runs, evidence)
     footer = f"Made by convtvm {__version__} on {device_name()}, {now()}."
     return page(title, subtitle, sections, footer)
-
-
-def comparison_page(found: Bench | ModelBench) -> str:
-    """The page of a comparison alone."""
-    return report(Evidence(documents=[found]))
 
 
 def _nothing(runs: Sequence[Run], evidence: Evidence) -> str:
@@ -248,6 +243,7 @@ def comparison_section(found: Bench, bars: bool) -> Section:
         cards = [
             contests.figure(label, rows[key].workload, contests.of_bench(rows[key]))
             for key, label in labels.items()
+            if rows[key].algorithms or rows[key].peers
         ]
     groups = [Group("", comparison.layers(found)), Group("Layer by layer", cards, _BARS)]
     facts = [("Target", found.target), ("Threads", str(found.threads))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from convtvm.errors import ReportError
 from convtvm.report.bench import Bench, ModelBench
 from convtvm.report.labels import Labels
 from convtvm.report.picture import (
@@ -15,14 +16,20 @@ from convtvm.report.picture import (
     Table,
     chart,
     error_of,
+    family,
+    family_scale,
     geomean,
+    in_order,
     inline,
     ms,
     plural,
     ratio,
+    short_target,
     time_of,
     variable,
 )
+
+_BESIDE = "Beside other libraries"
 
 
 def labels_of(bench: Bench) -> dict[str, str]:
@@ -32,7 +39,7 @@ def labels_of(bench: Bench) -> dict[str, str]:
 def headline(bench: Bench) -> str:
     """The outcome of all layers in one line."""
     speedups = [row.speedup for row in bench.layers if row.speedup]
-    where = f"{bench.device or bench.target}, {plural(bench.threads, 'thread')}"
+    where = f"{bench.device or short_target(bench.target)}, {plural(bench.threads, 'thread')}"
     if not speedups:
         return f"{plural(len(bench.layers), 'layer')} on {where}"
     return (
@@ -42,10 +49,9 @@ def headline(bench: Bench) -> str:
 
 
 def layers(bench: Bench) -> list[Figure]:
-    """All layers by the ratio of each library's time to ours; none without peers."""
-    compared = [row for row in bench.layers if row.peers]
-    if not compared:
-        return []
+    """All layers by the ratio of each library's time to ours; by their speed without peers."""
+    if not any(row.speedup for row in bench.layers):
+        return _alone(bench)
     label = labels_of(bench)
     rows = [
         {
@@ -56,9 +62,11 @@ def layers(bench: Bench) -> list[Figure]:
             "ours": row.seconds * 1e3,
             "by": row.chosen,
             "best": seconds == min(row.libraries.values()),
+            "one": 1,
         }
-        for row in compared
+        for row in bench.layers
         for library, seconds in row.libraries.items()
+        if row.seconds
     ]
     names = _libraries(bench)
     table = Table(
@@ -66,7 +74,7 @@ def layers(bench: Bench) -> list[Figure]:
         [
             [
                 label[row.workload.key],
-                row.chosen,
+                row.chosen or "–",
                 ms(row.seconds),
                 *(ms(row.libraries.get(name)) for name in names),
                 "–" if row.speedup is None else ratio(row.speedup),
@@ -80,7 +88,7 @@ def layers(bench: Bench) -> list[Figure]:
     )
     if bench.disturbed:
         sentence += f" {plural(bench.disturbed, 'figure')} came from a machine never at rest."
-    return [Figure("Beside other libraries", sentence, _ratios(rows, names), table)]
+    return [Figure(_BESIDE, sentence, _ratios(rows, names), table)]
 
 
 def _libraries(bench: Bench) -> list[str]:
@@ -96,11 +104,9 @@ def _library_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
-    order = list(dict.fromkeys(row["layer"] for row in rows))
     low = min(0.9, *(row["ratio"] for row in rows))
     high = max(row["ratio"] for row in rows)
-    y: Spec = {"field": "layer", "type": "nominal", "sort": order, "title": None}
-    y["axis"] = {"grid": True, "labelLimit": 180}
+    y = in_order("layer", axis={"grid": True, "labelLimit": 180})
     x: Spec = {
         "field": "ratio",
         "type": "quantitative",
@@ -116,8 +122,8 @@ def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
         "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5, "strokeCap": "butt"},
         "encoding": {
             "y": y,
-            "x": {"datum": 1, "type": "quantitative"},
-            "x2": {"field": "ratio"},
+            "x": x,
+            "x2": {"field": "one"},
             "color": {
                 "condition": {"test": "datum.ratio >= 1", "value": variable("accent")},
                 "value": variable("torch"),
@@ -143,16 +149,68 @@ def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
         },
     }
     line = {
-        "data": {"values": [{"one": 1}]},
+        "data": inline([{"ratio": 1}]),
         "mark": {"type": "rule", "strokeWidth": 1.5, "color": variable("ink")},
-        "encoding": {"x": {"field": "one", "type": "quantitative"}},
+        "encoding": {"x": x},
     }
     return chart(
         "Time of other libraries over convtvm's",
-        22 * len(order),
+        22 * len({row["layer"] for row in rows}),
         data=inline(rows),
         layer=[gain, line, dots],
     )
+
+
+def _alone(bench: Bench) -> list[Figure]:
+    """The speed of each layer by the algorithm that was chosen."""
+    label = labels_of(bench)
+    done = [(row, row.seconds) for row in bench.layers if row.seconds]
+    if not done:
+        return []
+    rows = [
+        {
+            "layer": label[row.workload.key],
+            "rate": row.workload.flops / seconds / 1e9,
+            "family": family(row.chosen),
+            "text": f"{row.chosen}, {ms(seconds)} ms",
+        }
+        for row, seconds in done
+    ]
+    y = in_order("layer")
+    x: Spec = {"field": "rate", "type": "quantitative", "title": "GFLOP/s of the convolution"}
+    x["scale"] = {"domain": [0, 1.4 * max(float(str(r["rate"])) for r in rows)], "nice": False}
+    colour = {
+        "field": "family",
+        "type": "nominal",
+        "scale": family_scale(r.chosen for r, _ in done),
+    }
+    bars = {"mark": {"type": "bar", "height": 13}, "encoding": {"y": y, "x": x, "color": colour}}
+    text: Spec = {"mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11}}
+    text["encoding"] = {"y": y, "x": x, "text": {"field": "text"}}
+    spec = chart("Speed of each layer", 22 * len(rows), data=inline(rows), layer=[bars, text])
+    table = Table(
+        ["layer", "by", ">ms", ">GFLOP/s"],
+        [
+            [label[r.workload.key], r.chosen, ms(s), f"{r.workload.flops / s / 1e9:,.1f}"]
+            for r, s in done
+        ],
+    )
+    sentence = "FLOPs of the convolution in a second, by the algorithm that a plan takes."
+    return [Figure("Speed of each layer", sentence, spec, table)]
+
+
+def picture(found: Bench | ModelBench) -> tuple[Figure, str, str]:
+    """The one picture of a comparison, for a file of its own, with heading and line below it.
+    Raises ReportError where nothing was measured."""
+    where = f"{found.device or short_target(found.target)}, {plural(found.threads, 'thread')}"
+    if isinstance(found, ModelBench):
+        return model(found)[0], f"{found.model}, ms a call", where
+    figures = layers(found)
+    if not figures:
+        raise ReportError("there is nothing to draw: no layer was measured")
+    if figures[0].title == _BESIDE:
+        return figures[0], "convtvm beside other libraries, layer by layer", headline(found)
+    return figures[0], "convtvm, layer by layer", where
 
 
 def model(bench: ModelBench) -> list[Figure]:
@@ -163,7 +221,7 @@ def model(bench: ModelBench) -> list[Figure]:
         {"name": name, "ms": t.seconds * 1e3, "text": ms(t.seconds), "ours": t is bench.ours}
         for name, t in times
     ]
-    y: Spec = {"field": "name", "type": "nominal", "title": None, "sort": [r["name"] for r in rows]}
+    y = in_order("name")
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms a call"}
     x["scale"] = {"domain": [0, 1.15 * max(t.seconds for _, t in times) * 1e3], "nice": False}
     colour = {

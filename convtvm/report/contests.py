@@ -18,6 +18,7 @@ from convtvm.report.picture import (
     error_of,
     family,
     family_scale,
+    in_order,
     inline,
     ms,
     ratio,
@@ -29,7 +30,7 @@ from convtvm.report.runs import Layer
 
 _STEP = 22  # pixels of a bar
 _LONGEST = 6  # times the shortest bar; longer ones are cut off
-_MARKS = {"chosen": " ✓", "opt-in": " opt-in", "predicted": " predicted"}
+_MARKS = {"chosen": " ✓", "opt-in": " opt-in", "predicted": " ≈"}
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Contender:
 
 def of_layer(layer: Layer, bench: LayerBench | None = None) -> list[Contender]:
     """Those of a log; with a benchmark, as it measured them, side by side with its peers."""
-    defaults = {name: r.seconds for name, r in layer.defaults.items()}
     if bench is not None:
-        return of_bench(bench, defaults)
+        return of_bench(bench)
+    defaults = {name: r.seconds for name, r in layer.defaults.items()}
     return [
         Contender(
             name,
@@ -64,15 +65,14 @@ def of_layer(layer: Layer, bench: LayerBench | None = None) -> list[Contender]:
     ]
 
 
-def of_bench(bench: LayerBench, defaults: Mapping[str, float] | None = None) -> list[Contender]:
-    known = defaults or {}
+def of_bench(bench: LayerBench) -> list[Contender]:
+    """Those of a benchmark. Times of a log are of another hour and do not compare with them."""
     ours = [
         Contender(
             name,
             m.seconds,
             m.workspace_bytes,
             m.max_error,
-            known.get(name),
             note="chosen" if name == bench.chosen else "",
         )
         for name, m in bench.algorithms.items()
@@ -121,7 +121,7 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
             "kind": "peer" if c.is_peer else family(c.name),
             "ms": c.seconds * 1e3,
             "default": None if c.default is None else c.default * 1e3,
-            "text": f"{ms(c.seconds)}{_MARKS.get(c.note, '')}",
+            "text": f"{ms(c.seconds)}{_MARKS.get(c.note, '')}{' →' if c.seconds > limit else ''}",
             # Where a text goes: behind the bar and the tick, whichever ends last.
             "end": max(c.seconds, c.default if c.default and c.default <= 1.1 * limit else 0.0)
             * 1e3,
@@ -152,14 +152,13 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
 
 
 def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) -> Spec:
-    names = [row["name"] for row in rows]
-    y: Spec = {"field": "name", "type": "nominal", "sort": names, "title": None}
+    y = in_order("name")
     x: Spec = {
         "field": "ms",
         "type": "quantitative",
         "title": "ms",
         "axis": {"tickCount": 4, "grid": True},
-        "scale": {"domain": [0, 1.4 * limit], "clamp": True, "nice": False},
+        "scale": {"domain": [0, 1.5 * limit], "clamp": True, "nice": False},
     }
     tooltip: list[Spec] = [
         {"field": "name", "title": "by"},

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from convtvm.report.picture import Figure, Table, chart, family, family_scale, inline, plural
+from convtvm.report.picture import (
+    Figure,
+    Table,
+    chart,
+    family,
+    family_scale,
+    in_order,
+    inline,
+    plural,
+)
 from convtvm.report.runs import Run
 
 _SHOWN = 160  # characters of a message
@@ -31,7 +40,8 @@ def figures(run: Run) -> list[Figure]:
     for (kind, algorithm), count in counts.items():
         families[kind, family(algorithm)] += count
     rows = [
-        {"kind": kind, "family": name, "count": count} for (kind, name), count in families.items()
+        {"kind": kind, "family": name, "count": count}
+        for (kind, name), count in sorted(families.items(), key=lambda item: -kinds[item[0][0]])
     ]
     spec = chart(
         "Failures by kind",
@@ -39,8 +49,7 @@ def figures(run: Run) -> list[Figure]:
         data=inline(rows),
         mark={"type": "bar", "height": 15},
         encoding={
-            "y": {"field": "kind", "type": "nominal", "title": None}
-            | {"sort": [kind for kind, _ in kinds.most_common()]},
+            "y": in_order("kind"),
             "x": {"field": "count", "type": "quantitative", "title": "candidates"}
             | {"axis": {"tickMinStep": 1, "tickCount": 6}},
             "color": {"field": "family", "type": "nominal"}

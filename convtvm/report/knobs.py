@@ -7,7 +7,7 @@ from types import ModuleType
 
 from convtvm.kernels.task import Task
 from convtvm.logs.records import TuningRecord
-from convtvm.report.picture import Figure, Table, chart, family, inline, plural, variable
+from convtvm.report.picture import Figure, Table, chart, family, in_order, inline, plural, variable
 from convtvm.report.runs import Run
 from convtvm.tuning.speed import SpeedModel
 
@@ -51,8 +51,7 @@ def _figure(task: Task, count: int, influence: Mapping[str, float], knobs: set[s
         data=inline(rows),
         mark={"type": "bar", "height": 12},
         encoding={
-            "y": {"field": "name", "type": "nominal", "title": None}
-            | {"sort": [row["name"] for row in rows]},
+            "y": in_order("name"),
             "x": {"field": "points", "type": "quantitative", "title": "± % of the best speed"}
             | {"axis": {"tickCount": 4}},
             "color": {

@@ -16,6 +16,7 @@ from convtvm.report.picture import (
     chart,
     family,
     family_scale,
+    in_order,
     inline,
     ms,
     plural,
@@ -48,7 +49,7 @@ def figures(found: Profile) -> list[Figure]:
             "share": o.seconds / total,
             "by": _algorithm(o) or "no convolution",
             "kind": family(_algorithm(o)) or "peer",
-            "text": f"{ms(o.seconds)} · {100 * o.seconds / total:.0f} %",
+            "text": f"{100 * o.seconds / total:.1f} %",
             "about": o.about,
         }
         for number, o in enumerate(order[:_SHOWN], start=1)
@@ -76,13 +77,7 @@ def _algorithm(operator: Operator) -> str:
 
 
 def _bars(rows: Sequence[dict[str, object]]) -> Spec:
-    y: Spec = {
-        "field": "place",
-        "type": "nominal",
-        "title": None,
-        "sort": [r["place"] for r in rows],
-    }
-    y["axis"] = {"labelLimit": 170}
+    y = in_order("place", axis={"labelLimit": 170})
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms"}
     x["scale"] = {"domain": [0, 1.3 * max(float(str(r["ms"])) for r in rows)], "nice": False}
     colour: Spec = {"field": "kind", "type": "nominal", "legend": {"labelExpr": _PEER}}

@@ -107,8 +107,29 @@ def chart(description: str, height: int, **content: Any) -> Spec:
 
 
 def inline(rows: Iterable[Mapping[str, Any]]) -> Spec:
-    """Rows as Vega-Lite takes them; numbers get six digits, which a screen cannot show."""
-    return {"values": [{key: _short(value) for key, value in row.items()} for row in rows]}
+    """Rows as Vega-Lite takes them, numbered by `order`; numbers get six digits, which a screen
+    cannot show."""
+    values = [
+        {key: _short(value) for key, value in row.items()} | {"order": number}
+        for number, row in enumerate(rows)
+    ]
+    return {"values": values}
+
+
+def in_order(name: str, **more: Any) -> Spec:
+    """An axis of the texts in a field, in the order of the rows.
+
+    Not by a list of texts: Vega-Lite makes code of it, which not all texts survive.
+    """
+    sort = {"field": "order", "op": "min"}
+    return {"field": name, "type": "nominal", "title": None, "sort": sort, **more}
+
+
+def short_target(target: str) -> str:
+    """Of a TVM target the processor, all of it if it names none."""
+    words = target.split()
+    named = [w.partition("=")[2] for w in words if w.startswith(("-mcpu=", "-arch="))]
+    return named[0] if named else target
 
 
 def _short(value: Any) -> Any:
@@ -156,6 +177,7 @@ def config() -> Spec:
             "symbolStrokeWidth": 0,
             "symbolOpacity": 1,
             "columnPadding": 14,
+            "labelLimit": 130,
         },
         "text": {"color": variable("ink"), "fontSize": 12},
         "bar": {"cornerRadiusEnd": 2},

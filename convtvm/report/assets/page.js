@@ -6,14 +6,16 @@ const options = {
   renderer: "svg",
   actions: false,
   ast: true, // no code from texts: the page's policy forbids it
-  config,
   defaultStyle: false,
   logLevel: 1, // errors; Vega-Lite warns of a chart that sets its own height
 };
+// Legends do not break their lines themselves.
+const suited = (width) => ({ ...config, legend: { ...config.legend, columns: width < 500 ? 2 : 0 } });
 let drawn = 0;
 for (const place of places) {
   try {
-    await window.vegaEmbed(place, json(place.dataset.chart), options);
+    const spec = json(place.dataset.chart);
+    await window.vegaEmbed(place, spec, { ...options, config: suited(place.clientWidth) });
     drawn += 1;
   } catch (error) {
     place.classList.add("failed");
