@@ -26,7 +26,7 @@ from convtvm.report import (
 from convtvm.report.bench import Bench, LayerBench, ModelBench, Profile
 from convtvm.report.labels import Labels
 from convtvm.report.page import Group, Section, Tile, page
-from convtvm.report.picture import Figure, geomean, ms, plural, ratio, size_of
+from convtvm.report.picture import Figure, geomean, ms, plural, ratio, short_target, size_of
 from convtvm.report.runs import Run, runs_of
 
 _BARS = (
@@ -115,7 +115,9 @@ def _title(runs: Sequence[Run], evidence: Evidence) -> tuple[str, str]:
     names += [name for name, _ in evidence.libraries]
     title = f"convtvm: {', '.join(dict.fromkeys(names))}" if names else "convtvm report"
     devices = dict.fromkeys(device for run in runs for device in run.devices)
-    return title, ", ".join(devices) or "A comparison of convolutions"
+    places = [getattr(d, "device", "") or short_target(d.target) for d in evidence.documents]
+    places += [short_target(manifest.target) for _, manifest in evidence.libraries]
+    return title, ", ".join(devices or dict.fromkeys(places))
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def _tiles(run: Run, known: dict[str, LayerBench]) -> list[Tile]:
         Tile(f"{len(run.failures):,}", "failed candidates"),
     ]
     clock = progress.elapsed(run.trials)
-    if clock and max(clock.values()) >= 1:
+    if progress.is_search(run) and clock and max(clock.values()) >= 1:
         tiles.append(Tile(f"{max(clock.values()):,.0f} s", "of tuning"))
     times = [(layer.chosen, layer.multiplicity) for layer in run.layers if layer.chosen]
     if times:

@@ -22,6 +22,7 @@ from convtvm.report.picture import (
     inline,
     ms,
     ratio,
+    significant,
     size_of,
     time_of,
     variable,
@@ -29,6 +30,8 @@ from convtvm.report.picture import (
 from convtvm.report.runs import Layer
 
 _STEP = 22  # pixels of a bar
+_SHORT = 2e-4  # seconds; layers below are shown in microseconds
+_BEYOND = 1.1  # times the longest bar that a tick may be away
 _LONGEST = 6  # times the shortest bar; longer ones are cut off
 _MARKS = {"chosen": " ✓", "opt-in": " opt-in", "predicted": " ≈"}
 
@@ -115,23 +118,9 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
     """A bar for each contender of a layer, and a tick for each untuned default."""
     times = [c.seconds for c in contenders]
     limit = min(max(times), _LONGEST * min(times))
-    rows = [
-        {
-            "name": c.name,
-            "kind": "peer" if c.is_peer else family(c.name),
-            "ms": c.seconds * 1e3,
-            "default": None if c.default is None else c.default * 1e3,
-            "text": f"{ms(c.seconds)}{_MARKS.get(c.note, '')}{' →' if c.seconds > limit else ''}",
-            # Where a text goes: behind the bar and the tick, whichever ends last.
-            "end": max(c.seconds, c.default if c.default and c.default <= 1.1 * limit else 0.0)
-            * 1e3,
-            "chosen": c.note == "chosen",
-            "workspace": "–" if c.is_peer else size_of(c.workspace_bytes),
-            "error": error_of(c.max_error),
-        }
-        for c in contenders
-    ]
-    spec = _bars(f"Time of each way to compute {label}", rows, limit * 1e3)
+    unit, scale = ("µs", 1e6) if max(times) < _SHORT else ("ms", 1e3)
+    rows = [_row(c, limit, scale) for c in contenders]
+    spec = _bars(f"Time of each way to compute {label}", rows, limit * scale, unit)
     table = Table(
         ["algorithm", ">ms", ">GFLOP/s", ">untuned ms", ">workspace", ">error", "note"],
         [
@@ -140,7 +129,7 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
                 ms(c.seconds),
                 f"{w.flops / c.seconds / 1e9:,.1f}",
                 ms(c.default),
-                "–" if c.is_peer else size_of(c.workspace_bytes),
+                size_of(c.workspace_bytes),
                 error_of(c.max_error),
                 "another library" if c.is_peer else c.note,
             ]
@@ -151,19 +140,38 @@ def figure(label: str, w: ConvWorkload, contenders: Sequence[Contender]) -> Figu
     return Figure(label, f"{about}{_verdict(contenders)}", spec, table, small=True)
 
 
-def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) -> Spec:
+def _row(c: Contender, limit: float, scale: float) -> dict[str, object]:
+    """A contender as the chart takes it; bars end at `limit` seconds."""
+    tick = c.default if c.default is not None and c.default <= _BEYOND * limit else 0.0
+    mark = f"{_MARKS.get(c.note, '')}{' →' if c.seconds > limit else ''}"
+    return {
+        "name": c.name,
+        "kind": "peer" if c.is_peer else family(c.name),
+        "time": c.seconds * scale,
+        "shown": min(c.seconds, limit) * scale,
+        "default": None if c.default is None else c.default * scale,
+        "text": f"{significant(c.seconds * scale, 4)}{mark}",
+        # Where the text goes: behind the bar and the tick, whichever ends last.
+        "end": max(min(c.seconds, limit), tick) * scale,
+        "chosen": c.note == "chosen",
+        "workspace": size_of(c.workspace_bytes),
+        "error": error_of(c.max_error),
+    }
+
+
+def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float, unit: str) -> Spec:
     y = in_order("name")
     x: Spec = {
-        "field": "ms",
+        "field": "shown",
         "type": "quantitative",
-        "title": "ms",
+        "title": unit,
         "axis": {"tickCount": 4, "grid": True},
-        "scale": {"domain": [0, 1.5 * limit], "clamp": True, "nice": False},
+        "scale": {"domain": [0, 1.5 * limit], "nice": False},
     }
     tooltip: list[Spec] = [
         {"field": "name", "title": "by"},
-        {"field": "ms", "title": "ms", "format": ".4~g"},
-        {"field": "default", "title": "untuned, ms", "format": ".4~g"},
+        {"field": "time", "title": unit, "format": ".4~g"},
+        {"field": "default", "title": f"untuned, {unit}", "format": ".4~g"},
         {"field": "workspace", "title": "workspace"},
         {"field": "error", "title": "error"},
     ]
@@ -183,8 +191,9 @@ def _bars(description: str, rows: Sequence[Mapping[str, object]], limit: float) 
             "tooltip": tooltip,
         },
     }
+    near = f"datum.default != null && datum.default <= {_BEYOND * limit:.6g}"
     tick = {
-        "transform": [{"filter": f"datum.default != null && datum.default <= {1.1 * limit:.6g}"}],
+        "transform": [{"filter": near}],
         "mark": {"type": "tick", "thickness": 2, "size": 16, "color": variable("ink")},
         "encoding": {"y": y, "x": {**x, "field": "default"}},
     }
@@ -205,7 +214,7 @@ def _verdict(contenders: Sequence[Contender]) -> str:
     parts = [f"{chosen.name} takes {time_of(chosen.seconds)}"]
     if chosen.default is not None:
         parts.append(f"{ratio(chosen.default / chosen.seconds)} as fast as untuned")
-    rivals = [c for c in ours if family(c.name) != family(chosen.name)]
+    rivals = [c for c in ours if c.note != "opt-in" and family(c.name) != family(chosen.name)]
     if rivals:
         rival = min(rivals, key=lambda c: c.seconds)
         parts.append(f"{ratio(rival.seconds / chosen.seconds)} as fast as {rival.name}")

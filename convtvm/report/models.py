@@ -25,6 +25,7 @@ from convtvm.report.picture import (
 
 _SHOWN = 30
 _REPEAT = 20
+_LONGEST = 26  # characters of a label
 
 
 def profile(path: str | Path) -> Profile:
@@ -44,7 +45,8 @@ def figures(found: Profile) -> list[Figure]:
         return []
     rows = [
         {
-            "place": f"{number}. {o.label}",
+            "place": f"{number}. {_elided(o.label)}",
+            "label": o.label,
             "ms": o.seconds * 1e3,
             "share": o.seconds / total,
             "by": _algorithm(o) or "no convolution",
@@ -70,6 +72,11 @@ def figures(found: Profile) -> list[Figure]:
     return [Figure("Operators by time", sentence, _bars(rows), table)]
 
 
+def _elided(label: str) -> str:
+    """A label with its middle left out if it is long: names of one network begin alike."""
+    return label if len(label) <= _LONGEST else f"{label[:4].rstrip()} … {label[7 - _LONGEST :]}"
+
+
 def _algorithm(operator: Operator) -> str:
     """The algorithm that the words about an operator name; empty if they name none."""
     words = operator.about.replace(",", " ").split()
@@ -77,7 +84,7 @@ def _algorithm(operator: Operator) -> str:
 
 
 def _bars(rows: Sequence[dict[str, object]]) -> Spec:
-    y = in_order("place", axis={"labelLimit": 170})
+    y = in_order("place", axis={"labelLimit": 190})
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms"}
     x["scale"] = {"domain": [0, 1.3 * max(float(str(r["ms"])) for r in rows)], "nice": False}
     colour: Spec = {"field": "kind", "type": "nominal", "legend": {"labelExpr": _PEER}}
@@ -89,7 +96,7 @@ def _bars(rows: Sequence[dict[str, object]]) -> Spec:
             "x": x,
             "color": colour,
             "tooltip": [
-                {"field": "place", "title": "operator"},
+                {"field": "label", "title": "operator"},
                 {"field": "by", "title": "by"},
                 {"field": "about", "title": "computes"},
                 {"field": "ms", "format": ".4~g"},

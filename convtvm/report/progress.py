@@ -33,14 +33,17 @@ def figures(run: Run) -> list[Figure]:
     """Best time against trials and against seconds; none in a log of winners, which hardly has
     more trials than tasks."""
     layers = [layer for layer in run.layers if _falls(_trials(layer))]
-    tasks = {r.task_key for r in run.trials}
-    if not layers or len(run.trials) < _SEARCH * len(tasks):
+    if not layers or not is_search(run):
         return []
     found = [_by_trials(layers)]
     clock = elapsed(run.trials)
     if len(clock) > 1 and max(clock.values()) > 0:
         found.append(_by_seconds(layers, clock))
     return found
+
+
+def is_search(run: Run) -> bool:
+    return len(run.trials) >= _SEARCH * len({r.task_key for r in run.trials})
 
 
 def elapsed(trials: Sequence[TuningRecord]) -> dict[int, float]:
