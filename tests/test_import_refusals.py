@@ -144,9 +144,6 @@ NODES = {
     ),
     "more than there is": (helper.make_node("TopK", ["x"], ["y"], name="n7", k=9), ["n7"]),
     "shape by data": (helper.make_node("NonZero", ["x"], ["y"], name="n7"), ["n7", "depends"]),
-    "reshape by data": (
-        helper.make_node("Reshape", ["x", "x"], ["y"], name="n7"), ["n7", "at run time"],
-    ),
     "missing input": (helper.make_node("Add", ["x", "z"], ["y"], name="n7"), ["n7", "makes z"]),
     "shapes that do not fit": (
         helper.make_node("MatMul", ["x", "x"], ["y"], name="n7"), ["n7", "MatMul"],
@@ -162,6 +159,92 @@ def test_nodes(path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None
     onnx.save(model_of([node], {"x": [3, 4]}, ["y"]), path)
     refusal(path, str(path), *words)
     assert capfd.readouterr() == ("", ""), "TVM's own words do not come through"
+
+
+def one(operator: str, *constants: Any, shape: Any = (1, 3, 8, 8), **attributes: Any) -> Any:
+    """A model of one node n7, of data x and of constants."""
+    names = [f"k{i}" for i in range(len(constants))]
+    node = helper.make_node(operator, ["x", *names], ["y"], name="n7", **attributes)
+    weights = {name: np.asarray(c) for name, c in zip(names, constants, strict=True)}
+    return model_of([node], {"x": list(shape)}, ["y"], weights)
+
+
+KERNEL = np.ones((4, 3, 3, 3), "float32")
+INVALID = {
+    "a kernel larger than the image": one("Conv", KERNEL, shape=(1, 3, 2, 2)),
+    "negative padding": one("Conv", KERNEL, pads=[-1, 0, 0, 0]),
+    "no stride": one("Conv", KERNEL, strides=[0, 1]),
+    "another kernel": one("Conv", KERNEL, kernel_shape=[5, 5]),
+    "two numbers for four": one("Conv", KERNEL, pads=[1, 1]),
+    "whole weights": one("Conv", KERNEL.astype("int64")),
+    "an image without axes": one("Conv", KERNEL, shape=(1, 3)),
+    "a window larger than the image": one("MaxPool", kernel_shape=[9, 9]),
+    "no kernel": one("MaxPool"),
+    "nothing left": one("ConvTranspose", KERNEL, shape=(1, 4, 2, 2), pads=[9, 9, 9, 9]),
+    "shapes that do not broadcast": one("Add", np.ones(5, "float32")),
+    "an axis too far": one("Softmax", axis=7),
+    "an axis twice": one("Transpose", perm=[0, 0, 1, 2]),
+    "a label from nowhere": one("Einsum", np.ones((8, 4), "float32"), equation="nchw,wk->nchz"),
+    "an unknown dtype": one("Cast", to=77),
+    "nothing expanded": one("Expand", np.array([1, 0, 8, 8]), shape=(1, 1, 8, 8)),
+    "a step of nothing": one("Slice", [0], [3], [1], [0]),
+    "all cut away": one("Pad", np.array([0, 0, -5, 0, 0, 0, -5, 0])),
+    "sizes that do not add up": one("Split", np.array([1, 1]), axis=1),
+    "chosen beyond the end": one("Compress", np.ones(30, bool), axis=1),
+    "a sum along no axis": one("CumSum", np.array(5)),
+    "weights of another layer": one(
+        "LSTM", np.ones((1, 16, 7), "float32"), np.ones((1, 16, 4), "float32"), hidden_size=4,
+        shape=(5, 1, 3),
+    ),
+    "sequences of several lengths": one(
+        "GRU", np.ones((1, 12, 3), "float32"), np.ones((1, 12, 4), "float32"),
+        np.zeros((1, 24), "float32"), np.array([5, 3], "int32"), hidden_size=4, shape=(5, 2, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INVALID)
+def test_invalid_nodes(path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.save(INVALID[kind], path)
+    refusal(path, str(path), "node n7")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("operator", ["Reshape", "Expand", "Tile", "ConstantOfShape"])
+def test_shapes_by_data(path: Path, operator: str) -> None:
+    operands = ["x"] if operator == "ConstantOfShape" else ["w", "x"]
+    node = helper.make_node(operator, operands, ["y"], name="n7")
+    weights = {"w": np.ones((3, 4), "float32")}
+    onnx.save(model_of([node], {"x": [2]}, ["y"], weights, dtype=TensorProto.INT64), path)
+    refusal(path, "n7", "at run time")
+
+
+def test_too_large(path: Path) -> None:
+    onnx.save(one("Relu", shape=(1, 3, 50_000, 50_000)), path)
+    refusal(path, "x 1x3x50000x50000", "expected less than")
+    onnx.save(one("Expand", np.array([50_000, 3, 50_000, 8]), shape=(1, 3, 1, 1)), path)
+    refusal(path, "n7", "expected less than")
+
+
+def test_damaged_weights(path: Path) -> None:
+    model = one("Add", np.ones((1, 3, 1, 1), "float32"))
+    model.graph.initializer[0].raw_data = b"1234"
+    onnx.save(model, path)
+    refusal(path, str(path), "weight k0 is damaged")
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "abc")):
+        entry = weight.external_data.add()
+        entry.key, entry.value = key, value
+    onnx.save(model, path)
+    refusal(path, "weights.bin")
+
+
+def test_a_name_twice(path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="n7")
+    onnx.save(model_of([node], {"x": [3]}, ["y", "y"]), path)
+    refusal(path, str(path), "output y twice")
 
 
 def test_inputs_that_are_no_numbers(path: Path) -> None:
@@ -195,6 +278,13 @@ def test_odd_models_that_are_right(path: Path, tmp_path: Path) -> None:
                 helper.make_node("ConcatFromSequence", ["v"], ["y"], axis=1),
             ],
             {"x": [1, 3]}, ["y"], {"two": np.array(-2, "int64")},
+        ),
+        "old forms": model_of(
+            [
+                helper.make_node("Unsqueeze", ["w"], ["u"], axes=[0]),
+                helper.make_node("Mul", ["x", "u"], ["y"]),
+            ],
+            {"x": [1, 3]}, ["y"], {"w": np.array([1, 2, 3], "float32")}, opset=9,
         ),
         "gather": model_of(
             [helper.make_node("Gather", ["x", "w"], ["y"], axis=1)], {"x": [1, 3]}, ["y"],

@@ -13,6 +13,7 @@ from tvm import tirx
 from convtvm import __version__
 from convtvm.dispatch.model_file import ModelContent, WeightStore
 from convtvm.dispatch.model_manifest import Call, FunctionFacts, ModelManifest, Value
+from convtvm.errors import BuildError
 from convtvm.kernels import codegen
 from convtvm.library.objects import (
     Job,
@@ -74,6 +75,8 @@ def _compile(
             symbol = plan.symbols[name] = _symbol(name, function, plan.target)
             jobs[symbol] = _job(function, plan.target, symbol, zygote)
             abouts[symbol] = _about(function)
+    if not jobs:
+        raise BuildError("the model computes nothing: its outputs are inputs or constants")
     done: list[Job] = []
 
     def compiled(job: Job) -> None:

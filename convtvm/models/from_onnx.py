@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     path = Path(path)
     model = read_model(path)
     inputs = input_ports(model.graph, shapes or {}, str(path))
+    for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
+        twice = [name for name, count in Counter(v.name for v in values).items() if count > 1]
+        if twice:
+            raise ModelError(f"{path} lists {kind} {twice[0]} twice; export it anew")
     try:
         module, origins = import_graph(model.graph, opset_of(model), inputs)
     except ModelError as error:
@@ -54,7 +59,11 @@ class _Original:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if self._session is None:
             self._session = _session(self._path)
-        return self._session.run([port.name for port in self._outputs], dict(inputs))
+        try:
+            return self._session.run([port.name for port in self._outputs], dict(inputs))
+        except Exception as error:  # pybind classes of its own
+            first = (str(error).splitlines() or ["no message"])[0]
+            raise ModelError(f"ONNX Runtime does not run {self._path}: {first}") from error
 
 
 def _session(path: Path) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import tvm
 from tvm import relax
 
+from convtvm.errors import BuildError, ConvtvmError
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import CompileTarget
 from convtvm.models.candidates import Candidates, limits_of
@@ -69,5 +70,12 @@ def _fused(module: tvm.IRModule, target: CompileTarget) -> tvm.IRModule:
             passes.DeadCodeElimination(),
         ]
     )
-    with target.tvm:
-        return chain(module)
+    try:
+        with target.tvm:
+            return chain(module)
+    except ConvtvmError:
+        raise
+    except Exception as error:  # TVM raises classes of its own and Python's
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        first = lines[0] if lines else type(error).__name__
+        raise BuildError(f"TVM does not compile the operators of the model: {first}") from error

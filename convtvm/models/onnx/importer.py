@@ -7,13 +7,13 @@ and bfloat16 are computed in float32; only inputs and outputs of the model keep 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 
 import numpy as np
 import onnx
 import tvm
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
@@ -21,8 +21,18 @@ from tvm.relax.frontend.onnx import onnx_frontend as frontend
 from convtvm.errors import ModelError
 from convtvm.models.constants import array_of, constant
 from convtvm.models.imported import Port
-from convtvm.models.onnx import arithmetic, layers, recurrent, resize, rows, sequences, shapes
+from convtvm.models.onnx import (
+    arithmetic,
+    checking,
+    layers,
+    recurrent,
+    resize,
+    rows,
+    sequences,
+    shapes,
+)
 from convtvm.models.onnx.node import Node, described, raw_attributes
+from convtvm.models.onnx.reading import LARGEST, weight_of
 
 _CONVERTERS = {
     **arithmetic.CONVERTERS,
@@ -132,9 +142,10 @@ class _Importer:
         if isinstance(value, relax.Tuple):
             raise ModelError(f"output {declared.name} is a sequence, expected a tensor")
         dtype = declared.type.tensor_type.elem_type
-        if dtype in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
-            half = "float16" if dtype == onnx.TensorProto.FLOAT16 else "bfloat16"
-            return self.builder.emit(relax.op.astype(value, half))
+        if dtype == onnx.TensorProto.BFLOAT16:
+            raise ModelError(f"output {declared.name} is bfloat16; cast it to float32")
+        if dtype == onnx.TensorProto.FLOAT16:
+            return self.builder.emit(relax.op.astype(value, "float16"))
         return value
 
     def nodes(self, graph: onnx.GraphProto) -> None:
@@ -142,7 +153,7 @@ class _Importer:
         if graph.sparse_initializer:
             raise ModelError("its weights are sparse; save them dense")
         for tensor in graph.initializer:
-            self.values[tensor.name] = _widened(numpy_helper.to_array(tensor))
+            self.values[tensor.name] = _widened(weight_of(tensor))
         for proto in graph.node:
             missing = [name for name in proto.input if name and name not in self.values]
             if missing:
@@ -164,9 +175,13 @@ class _Importer:
 
     def bound(self, value: relax.Expr, node: Node) -> relax.Expr:
         """A result, as a variable that is known to come from its node."""
-        if isinstance(value, (tvm.ir.GenericConst, relax.Var, relax.Tuple)):
+        if isinstance(value, (tvm.ir.GenericConst, relax.Tuple)):
             return value  # a tuple is a sequence
+        if isinstance(value, relax.Var):
+            _check_size(value, node)
+            return value
         var = self.builder.emit(value)
+        _check_size(var, node)
         self.origins[var.name] = node.proto.name or node.proto.op_type
         return var
 
@@ -177,8 +192,11 @@ class _Importer:
             return self.branch(node)
         operands = [array_of(expr) for expr in node.inputs if expr is not None]
         computed = node.proto.domain in ("", "ai.onnx") and "Sequence" not in operator
+        checking.check(node)
         if operands and computed and all(array is not None for array in operands):
-            return _computed(node)
+            made = _computed(node)
+            if made is not None:
+                return made
         converter = self.converter(node)
         try:
             made = converter(node)
@@ -229,15 +247,32 @@ class _Importer:
                 "export the model with the condition decided"
             )
         branch = node.get("then_branch" if condition.reshape(-1)[0] else "else_branch")
+        if branch is None:
+            raise node.fails("lacks the branch that its condition takes")
         self.nodes(branch)
         return [self.values[output.name] for output in branch.output]
 
 
-def _computed(node: Node) -> list[relax.Expr]:
-    """The outputs of a node whose operands are constants."""
+def _check_size(var: relax.Var, node: Node) -> None:
+    """Refuse results without elements, and those with more than kernels can count."""
+    shape = getattr(var.ty, "shape", None)
+    sizes = [int(size) for size in shape] if shape is not None else []
+    text = "x".join(map(str, sizes))
+    if min(sizes, default=1) < 1:
+        raise node.fails(f"its result would be {text}, which is empty; is --shape right?")
+    if math.prod(sizes) >= LARGEST:
+        raise node.fails(f"its result would be {text}, expected less than {LARGEST} elements")
+
+
+def _computed(node: Node) -> list[relax.Expr] | None:
+    """The outputs of a node whose operands are constants; None where ONNX's reference
+    implementation fails, which lacks old forms of some operators."""
     names = [name for name in node.proto.input if name]
     arrays = [array_of(expr) for expr in node.inputs if expr is not None]
-    evaluator = ReferenceEvaluator(node.proto, opsets={"": node.opset})
-    with np.errstate(all="ignore"):
-        values = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+    try:
+        evaluator = ReferenceEvaluator(node.proto, opsets={"": node.opset})
+        with np.errstate(all="ignore"):
+            values = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+    except Exception:  # it checks nothing itself, so whatever numpy raises
+        return None
     return [_widened(np.asarray(value)) for value in values]

@@ -26,6 +26,8 @@ def _window(node: Node, kernel: Sequence[int], image: Sequence[int]) -> Window:
         pads = (
             node.sizes("pads", [0] * 2 * len(image)) if mode == "NOTSET" else [0] * 2 * len(image)
         )
+        if min(pads, default=0) < 0:
+            raise node.fails(f"has pads {pads}, expected none below 0")
         return strides, dilations, pads[: len(image)], pads[len(image) :]
     before, after = [], []
     for extent, k, stride, dilation in zip(image, kernel, strides, dilations, strict=True):
@@ -43,8 +45,17 @@ def _biased(node: Node, convolved: relax.Expr, spatial: int) -> relax.Expr:
     return relax.op.add(convolved, relax.op.reshape(node.input(2), (1, -1, *(1,) * spatial)))
 
 
+def _kernel(node: Node) -> tuple[int, ...]:
+    """The kernel's sizes, of the weight."""
+    kernel = node.shape(1)[2:]
+    said = tuple(node.get("kernel_shape") or kernel)
+    if said != kernel:
+        raise node.fails(f"says a kernel of {list(said)}, but its weight has {list(kernel)}")
+    return kernel
+
+
 def _conv(node: Node) -> relax.Expr:
-    image, kernel = node.shape()[2:], node.shape(1)[2:]
+    image, kernel = node.shape()[2:], _kernel(node)
     spatial = _spatial(node, len(image))
     strides, dilations, before, after = _window(node, kernel, image)
     convolve = getattr(relax.op.nn, f"conv{len(image)}d")
@@ -69,12 +80,18 @@ def _spatial(node: Node, axes: int) -> str:
 
 
 def _conv_transpose(node: Node) -> relax.Expr:
-    image, kernel = node.shape()[2:], node.shape(1)[2:]
+    image, kernel = node.shape()[2:], _kernel(node)
     spatial, ones = _spatial(node, len(image)), [1] * len(image)
     strides, dilations = node.sizes("strides", ones), node.sizes("dilations", ones)
     extra = node.sizes("output_padding", [0] * len(image))
     reach = [(k - 1) * dilation + 1 for k, dilation in zip(kernel, dilations, strict=True)]
     before, after = _transposed_padding(node, image, reach, strides, extra)
+    sizes = [
+        s * (n - 1) + e + r - b - a
+        for n, s, e, r, b, a in zip(image, strides, extra, reach, before, after, strict=True)
+    ]
+    if min(sizes) < 1:
+        raise node.fails(f"its padding leaves {sizes} of the image; is --shape right?")
     deconvolve = getattr(relax.op.nn, f"conv{len(image)}d_transpose")
     # Cut by a slice instead where more is taken away than the kernel reaches over the edge.
     cut = any(p >= r for p, r in zip([*before, *after], [*reach, *reach], strict=True))

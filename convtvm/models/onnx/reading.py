@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import google.protobuf.message
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import (
     ExternalDataInfo,
     load_external_data_for_tensor,
@@ -19,9 +21,10 @@ from convtvm.errors import ModelError
 from convtvm.models.imported import Port
 
 # What protobuf can hold in one message, and so in one file.
-_LARGEST = 2**31 - 1
+_LARGEST_FILE = 2**31 - 1
+LARGEST = 2**31  # elements of a tensor, whose places kernels count in 32 bits: less than this
 _DTYPES = {
-    *("float16", "float32", "float64", "bfloat16", "bool"),
+    *("float16", "float32", "float64", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 }
 
@@ -33,7 +36,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     """
     try:
         size = os.path.getsize(path)
-        if size > _LARGEST:
+        if size > _LARGEST_FILE:
             raise ModelError(
                 f"{path} has {size / 1e9:.1f} GB, and an ONNX file is at most 2 GB; save it with "
                 "its weights beside it: onnx.save(model, path, save_as_external_data=True)"
@@ -73,8 +76,9 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     for tensor in tensors:
         if not uses_external_data(tensor):
             continue
-        info = ExternalDataInfo(tensor)
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "nowhere")
         try:
+            info = ExternalDataInfo(tensor)
             present = os.path.getsize(folder / info.location)
             needed = (info.offset or 0) + (info.length or 0)
             if present < needed:
@@ -87,11 +91,20 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
             raise
         except Exception as error:  # a missing file has many faces in onnx
             raise ModelError(
-                f"the weights of {path} lie in {info.location}, which cannot be read from "
+                f"the weights of {path} lie in {location}, which cannot be read from "
                 f"{folder}; put that file beside the model"
             ) from error
         tensor.ClearField("data_location")
         del tensor.external_data[:]
+
+
+def weight_of(tensor: TensorProto) -> np.ndarray:
+    """The array of a weight. Raises ModelError if it does not hold what it says."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as error:
+        first = (str(error).splitlines() or ["no message"])[0]
+        raise ModelError(f"weight {tensor.name} is damaged: {first}") from error
 
 
 # --- inputs ------------------------------------------------------------------------------------
@@ -162,12 +175,14 @@ def _port(value: onnx.ValueInfoProto, pinned: tuple[int, ...] | None) -> Port | 
     dtype = str(helper.tensor_dtype_to_np_dtype(element)) if element else "undefined"
     if dtype not in _DTYPES:
         name = TensorProto.DataType.Name(element).lower()
-        raise ModelError(f"input {value.name} holds elements of type {name}, expected numbers")
+        raise ModelError(
+            f"input {value.name} holds elements of type {name}, expected numbers that numpy has"
+        )
     dims = _dimensions(value)
     if pinned is None:
         if dims is None or any(isinstance(dim, str) for dim in dims):
             return None
-        return Port(value.name, tuple(int(dim) for dim in dims), dtype)
+        return _bounded(Port(value.name, tuple(int(dim) for dim in dims), dtype))
     shape = tuple(int(size) for size in pinned)
     text = "x".join(map(str, shape)) or "scalar"
     if any(size < 1 for size in shape):
@@ -180,4 +195,11 @@ def _port(value: onnx.ValueInfoProto, pinned: tuple[int, ...] | None) -> Port | 
         raise ModelError(
             f"--shape {value.name}={text} does not fit the model, where it is {_declared(value)}"
         )
-    return Port(value.name, shape, dtype)
+    return _bounded(Port(value.name, shape, dtype))
+
+
+def _bounded(port: Port) -> Port:
+    """An input with no more elements than kernels can count."""
+    if math.prod(port.shape) >= LARGEST:
+        raise ModelError(f"input {port} is too large, expected less than {LARGEST} elements")
+    return port

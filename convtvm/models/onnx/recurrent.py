@@ -76,11 +76,11 @@ def _functions(node: Node, directions: int) -> list[tuple[Function, ...]]:
 def _recurrent(node: Node) -> list[relax.Expr]:
     kind, by_batch = node.proto.op_type, bool(node.get("layout", 0))
     x = node.emit(relax.op.permute_dims(node.input(), [1, 0, 2])) if by_batch else node.input()
-    steps, batch, _ = (int(extent) for extent in x.ty.shape)
+    steps, batch, inputs = (int(extent) for extent in x.ty.shape)
     _check_lengths(node, steps)
-    weights = node.array(1, "weight")
-    assert weights is not None
-    directions, hidden = weights.shape[0], weights.shape[1] // _GATES[kind]
+    directions = 1 + (node.get("direction", "forward") == "bidirectional")
+    hidden = int(node.get("hidden_size") or node.shape(2)[-1])
+    _check_weights(node, directions, hidden, inputs)
     functions = _functions(node, directions)
     outputs, lasts, states = [], [], []
     for d in range(directions):
@@ -113,6 +113,16 @@ def _recurrent(node: Node) -> list[relax.Expr]:
 
 def _joined(node: Node, parts: list[relax.Expr], axis: int) -> relax.Expr:
     return parts[0] if len(parts) == 1 else node.emit(relax.op.concat(parts, axis))
+
+
+def _check_weights(node: Node, directions: int, hidden: int, inputs: int) -> None:
+    rows = _GATES[node.proto.op_type] * hidden
+    wanted = {1: (rows, inputs), 2: (rows, hidden), 3: (2 * rows,), 7: (3 * hidden,)}
+    for index, shape in wanted.items():
+        if node.has(index) and node.shape(index) != (directions, *shape):
+            raise node.fails(
+                f"its input {index} has shape {node.shape(index)}, expected {(directions, *shape)}"
+            )
 
 
 def _check_lengths(node: Node, steps: int) -> None:

@@ -53,9 +53,10 @@ def _compress(node: Node) -> relax.Expr:
     axis, x, shape = node.get("axis"), node.input(), node.shape()
     if axis is None:
         x, axis, shape = relax.op.reshape(x, (-1,)), 0, (int(np.prod(shape)),)
-    if not kept.size:
-        raise node.fails("keeps nothing of its operand")
-    return relax.op.take(x, constant(kept.astype("int64")), node.axis(axis, len(shape)), "clip")
+    axis = node.axis(axis, len(shape))
+    if not kept.size or kept[-1] >= shape[axis]:
+        raise node.fails(f"keeps {kept.tolist()} of {shape[axis]} elements")
+    return relax.op.take(x, constant(kept.astype("int64")), axis, "clip")
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import numpy_helper
 from tvm import relax
 
 from convtvm.models.constants import array_of, constant
@@ -23,6 +24,13 @@ def _shape(node: Node) -> relax.Expr:
 
 def _size(node: Node) -> relax.Expr:
     return constant(np.array(math.prod(node.shape()), "int64"))
+
+
+def _filled(node: Node) -> relax.Expr:
+    """Of a shape that is a constant, and so computed already where it can be."""
+    shape, value = node.numbers(0, "shape") or [], node.get("value")
+    number = np.zeros(1, "float32") if value is None else numpy_helper.to_array(value)
+    return constant(np.full(shape, number.reshape(-1)[0]))
 
 
 def _reshape(node: Node) -> relax.Expr:
@@ -174,6 +182,9 @@ def _pad(node: Node) -> relax.Expr:
         widths[axis] = (pads[i], pads[i + len(axes)])
     if mode not in _PAD_MODES:
         raise node.fails(f"pads by mode {mode}, expected one of {', '.join(_PAD_MODES)}")
+    pairs = zip(shape, widths, strict=True)
+    if any(extent + min(before, 0) + min(after, 0) < 1 for extent, (before, after) in pairs):
+        raise node.fails(f"takes {pads} away from {_text(shape)}, which leaves nothing")
     value = node.array(2, "value")
     number = node.get("value", 0.0) if value is None else value.item()
     return padded(node.input(), widths, _PAD_MODES[mode], number)
@@ -230,6 +241,7 @@ def _space_to_depth(node: Node) -> relax.Expr:
 CONVERTERS: dict[str, Converter] = {
     "Shape": _shape,
     "Size": _size,
+    "ConstantOfShape": _filled,
     "Reshape": _reshape,
     "Flatten": _flatten,
     "Squeeze": _squeeze,
