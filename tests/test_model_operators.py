@@ -57,7 +57,9 @@ class Built:
                 models[it.name] = self.model(it, place)
             except Exception as error:
                 self.failures[f"{it.name} {place}"] = error
-        runs = BUILDS[place](list(models.values()), self.folder)
+        apart = self.folder / place  # a second library of the same path would be the first one
+        apart.mkdir()
+        runs = BUILDS[place](list(models.values()), apart)
         return {key: (model, run) for (key, model), run in zip(models.items(), runs, strict=True)}
 
     def find(self, it: Case, place: str) -> tuple[Imported, Run]:
