@@ -7,19 +7,26 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
 import tvm
-from emulator import emulated
+from emulator import emulated, environment
 from emulator.plain import PlainTask
+from support import record_of
 
+from convtvm import tune
 from convtvm.kernels.task import Task
+from convtvm.logs import records
 from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.problems import write_problem
 from convtvm.problem.workload import ConvWorkload
+from convtvm.tuning import confirm
+from convtvm.tuning.progress import TaskProgress
 from schedules.knobs import Decisions
 
 pytestmark = pytest.mark.emulated
@@ -196,3 +203,36 @@ def test_no_device_is_no_failure_of_the_candidate(
         outcomes = run(plain, good, good)
     assert {o.kind for o in outcomes} == {"environment"}
     assert "no NVIDIA GPU here, or no driver for it" in outcomes[0].message
+
+
+def test_tuning_builds_ahead_and_ends_with_a_race(tmp_path: Path) -> None:
+    """Trials of several rounds in flight stay within the budget, and none is made twice."""
+    log = tmp_path / "x.jsonl"
+    with patch.dict(os.environ, environment()):
+        summary = tune(
+            W, TARGET, algorithms=["direct", "im2col"], trials=3, total_trials=5, log=log
+        )
+    made, problems = records.load([log])
+    assert not problems and not summary.failures, summary.first_failures
+    tried = [r for r in made if not r.confirmed]
+    assert len(tried) == summary.measured == 5
+    assert len({(r.algorithm, *r.decisions.values()) for r in tried}) == 5
+    assert {r.algorithm for r in tried} == {"direct", "im2col"}
+    raced = [r for r in made if r.confirmed]
+    assert raced and all(len(r.run_secs) == 9 and r.max_error < 1e-5 for r in raced)
+
+
+def test_a_race_is_broken_by_who_writes_where_it_must_not(zygote: Zygote) -> None:
+    """Then each runs alone, and the others are not blamed."""
+    plain, *wrong = (
+        Faulty(W, "direct", TARGET, pattern=FAULTS[name][0], replacement=FAULTS[name][1])
+        for name in ("nothing", "data", "writes little")
+    )
+    found = []
+    for task, tile_p in zip((plain, *wrong), (64, 32, 128), strict=True):
+        record = record_of(task, 1e-4, decisions={"tile_p": tile_p, "tile_oc": 8})
+        found.append((TaskProgress(task, 8), record))
+    trials = {doubt[0].task: trial for doubt, trial in confirm._measure(found, zygote)}
+    assert trials[plain].kind == "" and len(trials[plain].run_secs) == 9
+    assert trials[wrong[0]].message == "the kernel writes into data"
+    assert trials[wrong[1]].kind == "wrong_answer"

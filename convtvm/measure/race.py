@@ -3,12 +3,11 @@ loaded, planned and called as a user does it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convtvm.measure import gpu_timing
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, wrong_answer
 from convtvm.measure.pace import pace
 from convtvm.measure.timing import in_turn, mean_seconds, warm_up, window
@@ -18,49 +17,43 @@ def run(job: RaceJob, limits: Limits) -> Outcome:
     """The outcome of every kernel: wrong, or (run_secs, error, whether enough calls counted)."""
     import numpy as np
 
-    from convtvm.problem.reference import relative_error
+    from convtvm.problem.reference import aligned_empty, relative_error
 
     arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
-    reference, on_gpu = arrays["reference"], job.device == "cuda"
-    place = _on_gpu if on_gpu else _on_host
-    data = place(arrays["data"])
+    data = aligned_empty(arrays["data"].shape, arrays["data"].dtype)
+    data[:] = arrays["data"]
     runs, errors = {}, {}
-    for function, plan in _plans(job, arrays, limits.threads).items():
-        out = place(np.full(reference.shape, np.nan, arrays["data"].dtype))
+    for function, plan in plans(job, arrays, limits.threads).items():
+        out = aligned_empty(arrays["reference"].shape, data.dtype)
+        out.fill(np.nan)
         runs[function] = partial(plan, data, out=out)
         runs[function]()
-        errors[function] = relative_error(out.numpy() if on_gpu else out, reference)
+        errors[function] = relative_error(out, arrays["reference"])
     right = {f: run for f, run in runs.items() if errors[f] <= job.tolerances[f]}
-    if on_gpu:
-        times = gpu_timing.race(right, limits)
-    else:
-        timer = partial(_timed, limits=limits)
-        times = in_turn(right, limits.samples, timer, limits.patience * len(right))
+    timer = partial(_timed, limits=limits)
+    times = in_turn(right, limits.samples, timer, limits.patience * len(right))
+    return results(job, errors, times)
+
+
+def results(
+    job: RaceJob,
+    errors: Mapping[str, float],
+    times: Mapping[str, tuple[Sequence[float], bool]],
+) -> Outcome:
+    """The outcome of every kernel, of which those that are right have times, which may be
+    disturbed."""
     return Outcome(
         [
             Outcome((times[f][0], errors[f], not times[f][1]))
-            if f in right
+            if f in times
             else wrong_answer(errors[f], job.tolerances[f])
             for f in job.tolerances
         ]
     )
 
 
-def _on_host(array: Any) -> Any:
-    from convtvm.problem.reference import aligned_empty
-
-    made = aligned_empty(array.shape, array.dtype)
-    made[:] = array
-    return made
-
-
-def _on_gpu(array: Any) -> Any:
-    import tvm
-
-    return tvm.runtime.tensor(array, tvm.cuda(0))
-
-
-def _plans(job: RaceJob, arrays: dict[str, Any], threads: int) -> dict[str, Any]:
+def plans(job: RaceJob, arrays: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """The contestants, by their functions, as the library plans them."""
     from convtvm import dispatch
     from convtvm.problem.workload import ConvWorkload
 
