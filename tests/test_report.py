@@ -22,6 +22,7 @@ from convtvm.kernels.task import Task
 from convtvm.logs import records
 from convtvm.logs.records import TuningRecord, shipped_logs
 from convtvm.machine.targets import resolve
+from convtvm.measure.bandwidth import measure_bandwidth
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
 from convtvm.report import bench, building, contests, progress, rendering, roofline, tradeoffs
@@ -29,6 +30,7 @@ from convtvm.report.building import Evidence
 from convtvm.report.labels import Labels, sizes
 from convtvm.report.picture import MOST_POINTS, MOST_ROWS
 from convtvm.report.runs import runs_of
+from convtvm.tuning.speed import SpeedModel
 
 W = ConvWorkload.parse("mb1ic8ih12oc16oh12kh3ph1")
 OTHER = ConvWorkload.parse("mb1ic16ih9oc8kh5ph2sh2")
@@ -267,6 +269,23 @@ def test_log_of_winners() -> None:
     found = page(records.load([log])[0])
     assert "Roofline" in found.words and "Best time against" not in found.words
     assert found.figures > 50 and len(found.html) < 4e6
+
+
+def test_influence_is_of_the_knob_that_decides() -> None:
+    """Whatever the others do: no derived quantity follows from this one."""
+    winograd, chance = task(W, "winograd:2"), random.Random(0)
+    points = chance.sample(winograd.space.points, 60)
+    model = SpeedModel()
+    model.learn(winograd, [(d, 1e-3 * (1 + d["prefetch"])) for d in points])
+    found = model.influence()
+    assert max(found, key=lambda name: found[name]) == "prefetch"
+    assert found["prefetch"] > 0.1 > 5 * sum(v for k, v in found.items() if k != "prefetch")
+    assert SpeedModel().influence() == {}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bandwidth_is_one_that_memory_can_have(threads: int) -> None:
+    assert 1e8 < measure_bandwidth(threads, samples=1) < 1e13
 
 
 # ---- odd logs ------------------------------------------------------------------------------------

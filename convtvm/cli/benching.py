@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,12 @@ from convtvm.cli.output import (
 )
 from convtvm.cli.plotting import plot_option, write_plot
 from convtvm.problem.sources import is_model
+from convtvm.problem.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from convtvm.compare.bench import BenchRow
+    from convtvm.compare.peers import Peer
+    from convtvm.machine.targets import CompileTarget
 
 
 @click.command("bench")
@@ -103,38 +106,47 @@ def bench(
         return
     refuse_options(ctx, "layers", "shapes")
     workloads = read_workloads(source, batch, dtype)
-    from convtvm.compare.bench import bench as run_bench
-    from convtvm.library.remembered import compile as build_library
     from convtvm.machine.targets import resolve
-    from convtvm.measure.peak import measure_peak
 
     resolved = resolve(target, threads)
     if resolved.kind == "cuda":
         from convtvm.cli.gpu_benching import bench_on_gpu
 
+        known = list(chosen)
         bench_on_gpu(
-            workloads,
-            resolved,
-            list(chosen),
-            logs,
-            layout,
-            repeat,
-            max_error,
-            plot,
-            as_json=as_json,
+            workloads, resolved, known, logs, layout, repeat, max_error, plot, as_json=as_json
         )
         return
     refuse_options(ctx, "CPUs", "max_error")
-    lib = build_library(workloads, resolved, logs=list(logs) or None, layout=layout, keep="all")
+    _bench_on_cpu(workloads, resolved, chosen, logs, layout, repeat, plot, as_json=as_json)
+
+
+def _bench_on_cpu(
+    workloads: Sequence[ConvWorkload],
+    target: CompileTarget,
+    peers: Mapping[str, Peer],
+    logs: Sequence[Path],
+    layout: str,
+    repeat: int,
+    plot: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Compile every algorithm and time it here beside the peers."""
+    from convtvm.compare.bench import bench as run_bench
+    from convtvm.library.remembered import compile as build_library
+    from convtvm.measure.peak import measure_peak
+
+    lib = build_library(workloads, target, logs=list(logs) or None, layout=layout, keep="all")
     for problem in lib.problems:
         warn(problem)
-    peak = measure_peak(resolved)
+    peak = measure_peak(target)
     with chatter_on_stderr():
-        rows = list(run_bench(lib, chosen, repeat))
-    for name in chosen:
+        rows = list(run_bench(lib, peers, repeat))
+    for name in peers:
         if reasons := [row.absent[name] for row in rows if name in row.absent]:
             warn(f"{name} took no part in {len(reasons)} of {len(rows)} layers: {reasons[0]}")
-    found = {"device": resolved.device_name(), **_document(rows, lib.target, lib.threads, peak)}
+    found = {"device": target.device_name(), **_document(rows, lib.target, lib.threads, peak)}
     write_plot(plot, found)
     if as_json:
         print_json(found)

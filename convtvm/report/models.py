@@ -25,7 +25,7 @@ from convtvm.report.picture import (
 
 _SHOWN = 30
 _REPEAT = 20
-_LONGEST = 26  # characters of a label
+_LONGEST = 22  # characters of a name
 
 
 def profile(path: str | Path) -> Profile:
@@ -45,7 +45,7 @@ def figures(found: Profile) -> list[Figure]:
         return []
     rows = [
         {
-            "place": f"{number}. {_elided(o.label)}",
+            "place": f"{number}. {_named(o.label)}",
             "label": o.label,
             "ms": o.seconds * 1e3,
             "share": o.seconds / total,
@@ -72,9 +72,11 @@ def figures(found: Profile) -> list[Figure]:
     return [Figure("Operators by time", sentence, _bars(rows), table)]
 
 
-def _elided(label: str) -> str:
-    """A label with its middle left out if it is long: names of one network begin alike."""
-    return label if len(label) <= _LONGEST else f"{label[:4].rstrip()} … {label[7 - _LONGEST :]}"
+def _named(label: str) -> str:
+    """The kind and the name of an operator without its shape and attributes; of a long name the
+    end, since names of one network begin alike."""
+    text = " ".join(label.split()[:2])
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
 def _algorithm(operator: Operator) -> str:

@@ -191,13 +191,36 @@ def _lines(
 
 def _spec(dots: Sequence[dict[str, Any]], roof: Roof, peak: float, reach: dict[str, float]) -> Spec:
     xs = [float(d["x"]) for d in dots]
-    low, high = 0.8 * min(xs), 1.7 * max(xs)
-    lines = _lines(roof, peak, reach, low, high)
+    lines = _lines(roof, peak, reach, 0.8 * min(xs), 1.7 * max(xs))
+    axes = _axes(dots, lines)
+    dashed = {"condition": {"test": "datum.own", "value": [4, 4]}, "value": [1, 0]}
+    line = {
+        "data": inline(lines),
+        "mark": {"type": "line", "interpolate": "linear", "clip": True},
+        "encoding": {
+            **axes,
+            "detail": {"field": "line"},
+            "strokeDash": dashed,
+            "color": {"condition": {"test": "datum.own", "value": variable("winograd")}}
+            | {"value": variable("ink")},
+            "size": {"condition": {"test": "datum.own", "value": 1}, "value": 2},
+        },
+    }
+    ends = {
+        "data": inline(r for r in lines if r["end"]),
+        "mark": {"type": "text", "align": "right", "dx": -2, "dy": -6, "fontSize": 11},
+        "encoding": {**axes, "text": {"field": "line"}},
+    }
+    return chart("Roofline", 360, layer=[line, _points(dots, axes), ends])
+
+
+def _axes(dots: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> Spec:
+    domain = [min(float(r["x"]) for r in lines), max(float(r["x"]) for r in lines)]
     x: Spec = {
         "field": "x",
         "type": "quantitative",
         "title": "FLOP for each byte",
-        "scale": {"type": "log", "domain": [low, high], "nice": False},
+        "scale": {"type": "log", "domain": domain, "nice": False},
         "axis": {"grid": False, "tickCount": 6, "format": "~g"},
     }
     floor = min(float(d["y"]) for d in dots)
@@ -210,13 +233,16 @@ def _spec(dots: Sequence[dict[str, Any]], roof: Roof, peak: float, reach: dict[s
         | {"domain": [max(floor * 0.8, ceiling / 300), ceiling * 1.15]},
         "axis": {"tickCount": 5, "format": "~s"},
     }
+    return {"x": x, "y": y}
+
+
+def _points(dots: Sequence[dict[str, Any]], axes: Spec) -> Spec:
     names = [str(d["algorithm"]) for d in dots]
-    points = {
+    return {
         "data": inline(dots),
         "mark": {"type": "point", "filled": True},
         "encoding": {
-            "x": x,
-            "y": y,
+            **axes,
             "color": {"field": "family", "type": "nominal", "scale": family_scale(names)},
             "shape": {"field": "family", "type": "nominal", "scale": shape_scale(names)},
             "size": {"condition": {"test": "datum.best", "value": 75}, "value": 18},
@@ -230,23 +256,3 @@ def _spec(dots: Sequence[dict[str, Any]], roof: Roof, peak: float, reach: dict[s
             ],
         },
     }
-    dashed = {"condition": {"test": "datum.own", "value": [4, 4]}, "value": [1, 0]}
-    line = {
-        "data": inline(lines),
-        "mark": {"type": "line", "interpolate": "linear", "clip": True},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "detail": {"field": "line"},
-            "strokeDash": dashed,
-            "color": {"condition": {"test": "datum.own", "value": variable("winograd")}}
-            | {"value": variable("ink")},
-            "size": {"condition": {"test": "datum.own", "value": 1}, "value": 2},
-        },
-    }
-    ends = {
-        "data": inline(r for r in lines if r["end"]),
-        "mark": {"type": "text", "align": "right", "dx": -2, "dy": -6, "fontSize": 11},
-        "encoding": {"x": x, "y": y, "text": {"field": "line"}},
-    }
-    return chart("Roofline", 360, layer=[line, points, ends])
