@@ -54,7 +54,8 @@ def pack() -> None:
         compiler = next(site.rglob(COMPILER))
         subprocess.run(["strip", "--strip-unneeded", str(compiler)], check=True)
         _archive(CARRY / "compiler.tar.xz", site, [compiler])
-        others = [p for p in site.rglob("*") if p.is_file() and p != compiler and _is_needed(p)]
+        files = [p for p in site.rglob("*") if p.is_file() and p != compiler]
+        others = [p for p in files if _is_needed(p.relative_to(site))]
         _archive(CARRY / "packages.tar.xz", site, others)
     size = sum(path.stat().st_size for path in CARRY.glob("*.tar.xz"))
     if size > LIMIT:
@@ -74,7 +75,7 @@ def _requirements() -> list[str]:
 
 
 def _is_needed(path: Path) -> bool:
-    """Not tests, headers and sources that nothing imports."""
+    """Not tests, headers and sources that nothing imports, by the path among the packages."""
     sources = (".c", ".cc", ".h", ".pxi", ".pyx")
     return not UNUSED & set(path.parts) and path.suffix not in sources
 
