@@ -89,6 +89,9 @@ class Builders:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for helper in self._helpers:
             helper.close()  # which ends the calls in the threads
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
+        for helper in self._helpers:
+            helper.close()  # one that was only starting
