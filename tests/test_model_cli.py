@@ -18,6 +18,7 @@ from models import small_resnet  # noqa: E402
 import convtvm  # noqa: E402
 from convtvm.cli import main  # noqa: E402
 from convtvm.dispatch import Model  # noqa: E402
+from convtvm.logs import records  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
 from convtvm.measure.client import Zygote  # noqa: E402
 from convtvm.models import compiling, differences  # noqa: E402
@@ -25,6 +26,7 @@ from convtvm.models.building import assemble  # noqa: E402
 from convtvm.models.compiling import compile_model  # noqa: E402
 from convtvm.models.graph import make_program  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
+from convtvm.models.workloads import to_tune  # noqa: E402
 
 EXAMPLE = torch.zeros(2, 3, 33, 31)
 
@@ -227,6 +229,31 @@ def test_refusals(
     assert message in said.err and said.err.startswith("convtvm: error: ")
     assert said.err.count("\n") == 1 and said.out == ""
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_tune_measures_the_layers_of_a_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every convolution is in the log, in the layout that the graph has it in, and a library that
+    is compiled with the log has the kernels that were measured."""
+    log, shape = tmp_path / "log.jsonl", ["--shape", "image=1x3x33x31"]
+    command = ["tune", folder / "open.onnx", *shape, "--threads", 1, "--log", log, "--quiet"]
+    found = document(capsys, *command, "--total-trials", 12, "--no-confirm")
+    assert found["model"].endswith("open.onnx")
+    history, damaged = records.load([log])
+    assert not damaged and 8 <= len(history) <= 20
+    imported = import_model(folder / "open.onnx", shapes={"image": (1, 3, 33, 31)})
+    wanted = to_tune(imported, resolve("native", 1), [])
+    tuned = {(r.layout, r.workload) for r in history}
+    assert tuned == {(layout, w.key) for layout, workloads in wanted.items() for w in workloads}
+    made = compile_model(
+        folder / "open.onnx", shapes={"image": (1, 3, 33, 31)}, threads=1, logs=[log]
+    )
+    best = {(r.layout, r.workload, r.algorithm) for r in history if not r.error}
+    abouts = [f.about for f in made.manifest.functions.values() if f.about]
+    kernels = [about for about in abouts if not about.startswith("packs")]
+    said = {f"{workload} by {algorithm}, {layout}" for layout, workload, algorithm in best}
+    assert kernels and set(kernels) <= said
 
 
 def test_bench_beside_a_peer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
