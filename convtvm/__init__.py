@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "tune": "convtvm.tuning.tuner",
     "compile": "convtvm.library.remembered",
-    "compile_model": "convtvm.models.compiling",
+    "compile_model": "convtvm.models.remembered",
     "load": "convtvm.dispatch",
     "load_model": "convtvm.dispatch",
     "Model": "convtvm.dispatch",

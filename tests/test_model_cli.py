@@ -23,9 +23,9 @@ from convtvm.machine.targets import resolve  # noqa: E402
 from convtvm.measure.client import Zygote  # noqa: E402
 from convtvm.models import compiling, differences  # noqa: E402
 from convtvm.models.building import assemble  # noqa: E402
-from convtvm.models.compiling import compile_model  # noqa: E402
 from convtvm.models.graph import make_program  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
+from convtvm.models.remembered import compile_model  # noqa: E402
 from convtvm.models.workloads import to_tune  # noqa: E402
 
 EXAMPLE = torch.zeros(2, 3, 33, 31)
@@ -121,7 +121,7 @@ def test_a_file_is_compiled_once(
 
     first = compiled(folder / "open.onnx")
     first.export(tmp_path / "first.so")
-    monkeypatch.setattr(compiling, "import_model", refuse)
+    monkeypatch.setattr(compiling, "compile_anew", refuse)
     again = compiled(folder / "open.onnx")
     again.export(tmp_path / "again.so")
     assert (tmp_path / "again.so").read_bytes() == (tmp_path / "first.so").read_bytes()

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def compile_source(source: str | Path, quiet: bool = False, **options: Any) -> Model:
     """The model in a file, compiled with the options of `convtvm.compile_model`."""
-    with torch_allowed():
-        from convtvm.models.compiling import compile_model
+    from convtvm.models.remembered import compile_model  # without PyTorch, which ONNX does not need
 
+    with torch_allowed():
         shown = not quiet and sys.stderr.isatty()
         made = compile_model(
             source, progress=_show if shown else lambda done, total: None, **options

@@ -1,8 +1,7 @@
-"""`compile_model`: a model file or module in, one tuned library out, compared with the original."""
+"""A model file or module in, one tuned library out, compared with the original."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from convtvm.dispatch import model_file, suitability
+from convtvm.dispatch import suitability
 from convtvm.dispatch.model import Model
 from convtvm.dispatch.model_file import ModelContent
-from convtvm.errors import EnvironmentProblem, LibraryError, TargetError
+from convtvm.errors import EnvironmentProblem, TargetError
 from convtvm.kernels import codegen
-from convtvm.library.cache import Cache, key_of, open_cache
-from convtvm.library.remembered import log_digests, place
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, CudaTarget, resolve_several
 from convtvm.measure.client import Zygote
@@ -28,46 +25,23 @@ from convtvm.models.imported import Imported
 from convtvm.models.importing import import_model
 from convtvm.models.program import Program
 
-# How an ONNX file begins to say where a weight is that it does not hold itself.
-_WEIGHTS_BESIDE = b"\x0a\x08location"
 # Kernels that are right differ by far less over a whole network, relative to the largest output.
 WRONG = 1e-3
 
 
-def compile_model(
+def compile_anew(
     model: Any,
-    example: Any = None,
-    *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    target: str | CompileTarget | Sequence[str | CompileTarget] = "native",
-    threads: int | None = None,
-    logs: Iterable[str | Path] | None = None,
-    workspace_limit: int | None = None,
-    max_error: float | None = None,
-    batched: bool = False,
-    progress: Progress = lambda done, total: None,
+    example: Any,
+    pinned: Mapping[str, tuple[int, ...]],
+    target: str | CompileTarget | Sequence[str | CompileTarget],
+    threads: int | None,
+    logs: Iterable[str | Path] | None,
+    limits: Mapping[str, Any],
+    batched: bool,
+    progress: Progress,
 ) -> Model:
-    """Compile a whole network: an .onnx or .pt2 file, an ExportedProgram, or a PyTorch module that
-    takes `example`, a tensor or a tuple of them.
-
-    `shapes` pins inputs whose sizes a file leaves open. `target`, `threads` and `logs` are as of
-    `convtvm.compile`. Kernels need at most `workspace_limit` bytes and have at most `max_error`,
-    and so has the model against the original, which it is compared with: on `example`, or random
-    inputs; `facts` of the result hold the difference. `batched` lets calls bring multiples of the
-    batch that the shapes say. `progress` is told of functions compiled and functions in all.
-
-    Raises ModelError for a file that is damaged, lacks a shape, or has an operator that cannot be
-    compiled; NoCandidate for limits that a layer cannot keep; BuildError for a kernel that does not
-    compile, or a result that is not the original's, naming the first operator that differs.
-    """
-    pinned = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    options = {"workspace_limit": workspace_limit, "max_error": max_error}
-    key, cache = None, open_cache()
-    if example is None and cache.folder is not None:
-        key = _key(model, target, threads, logs, {**options, "shapes": pinned, "batched": batched})
-    found = _remembered(cache, key)
-    if found is not None:
-        return found
+    """The model as `convtvm.compile_model` describes it, whatever is remembered; `pinned` are the
+    shapes of inputs, `limits` the workspace and error of kernels."""
     targets = resolve_several(target, threads)
     if isinstance(targets[0], CudaTarget):
         raise TargetError(f"target {targets[0].name!r}: models are compiled for CPUs only")
@@ -76,48 +50,16 @@ def compile_model(
     history, damaged = records.load(
         records.shipped_logs() if logs is None else records.as_paths(logs)
     )
-    programs, problems = _programs(imported, targets, history, options)
+    programs, problems = _programs(imported, targets, history, limits)
     facts = {"source": _name(model, imported)}
     with Zygote(at_once=False) as zygote:
         content = assemble(programs, zygote, facts=facts, batched=batched, progress=progress)
     inputs = _arrays(imported, example)
     plain = [program for program, _ in programs]
-    compared, uncompared = _compared(content, plain, imported, inputs, max_error)
+    compared, uncompared = _compared(content, plain, imported, inputs, limits["max_error"])
     made = Model(compared)
     made.problems = [*map(str, damaged), *problems, *uncompared]
-    if key and not made.problems:
-        size = compared.weight_bytes + len(compared.image)
-        cache.add(key, size, made.export)
-        cache.sweep()
     return made
-
-
-def _remembered(cache: Cache, key: str | None) -> Model | None:
-    """What an earlier call, of any process, made of the same file."""
-    path = cache.find(key) if key else None
-    if path is None:
-        return None
-    try:
-        return Model(model_file.read(path))
-    except LibraryError:
-        return None
-
-
-def _key(
-    model: Any, target: Any, threads: Any, logs: Any, options: Mapping[str, Any]
-) -> str | None:
-    """What a compiled file depends on; None for what is not remembered."""
-    if not isinstance(model, (str, Path)):
-        return None
-    where, read = place(target, threads), log_digests(logs)
-    try:
-        content = Path(model).read_bytes()
-    except OSError:
-        return None
-    if where is None or read is None or _WEIGHTS_BESIDE in content:
-        return None
-    digest, name = hashlib.sha256(content).hexdigest(), Path(model).name
-    return key_of(model=digest, name=name, place=where, logs=read, options=options)
 
 
 def _programs(
