@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,7 +29,7 @@ from convtvm.problem.reference import relative_error
 _ALIGNMENT = 256  # bytes, as cudaMalloc's
 _GUARD = 64 << 10  # bytes before and behind every array
 _BLANK = 0xFF  # of guards and of what is to be written: a NaN in every floating-point format
-_KEPT = 2 << 30  # bytes of inputs and packed weights
+_KEPT = 1 / 8  # of the host's or the GPU's memory, whichever is smaller: inputs and packed weights
 
 
 class Device:
@@ -43,6 +44,10 @@ class Device:
         if not self._device.exist:
             raise EnvironmentProblem("TVM finds no CUDA device here")
         self._kept: OrderedDict[tuple[str, ...], _Problem | Guarded] = OrderedDict()
+        left, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._driver.cuMemGetInfo_v2(ctypes.byref(left), ctypes.byref(total))
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._most = int(_KEPT * min(host, total.value))  # bytes
 
     def run(self, job: RunJob | RaceJob, limits: Limits) -> Outcome:
         """Check and time a candidate; what it did outside of its output is its failure."""
@@ -120,7 +125,7 @@ class Device:
     def _keep(self, key: tuple[str, ...], made: _Problem | Guarded) -> _Problem | Guarded:
         """Add it, in the place of what was not used for the longest time."""
         self._kept[key] = made
-        while len(self._kept) > 2 and sum(each.bytes for each in self._kept.values()) > _KEPT:
+        while len(self._kept) > 2 and sum(each.bytes for each in self._kept.values()) > self._most:
             self._kept.popitem(last=False)
         return made
 
