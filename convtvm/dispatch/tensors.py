@@ -30,6 +30,7 @@ class Port:
         self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
         self.bytes = self.dtype.itemsize * math.prod(shape)
         self._in_torch = dtype == "float32"  # other dtypes take the long way
+        self._torch_dtype: Any = None
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.dtype} {'x'.join(map(str, self.shape))}"
@@ -69,16 +70,23 @@ class Port:
         if isinstance(value, np.ndarray):
             return np.empty(self.shape, self.dtype)
         if hasattr(value, "new_empty"):  # PyTorch
-            torch = sys.modules["torch"]
-            if self._in_torch and value.dtype is torch.float32:
+            wanted = self.torch_dtype
+            if value.dtype is wanted:
                 return value.new_empty(self.shape)  # to name the dtype takes microseconds
-            return value.new_empty(self.shape, dtype=getattr(torch, str(self.dtype)))
+            return value.new_empty(self.shape, dtype=wanted)
         namespace = getattr(value, "__array_namespace__", None)
         if namespace is None:
             raise ArrayError(f"cannot allocate a {type(value).__name__}; pass out=")
         if objection_to_writing(value):
             return np.empty(self.shape, self.dtype)
         return namespace().empty(self.shape, dtype=getattr(namespace(), str(self.dtype)))
+
+    @property
+    def torch_dtype(self) -> Any:
+        """PyTorch's name of the dtype, which is only asked for where PyTorch is."""
+        if self._torch_dtype is None:
+            self._torch_dtype = getattr(sys.modules["torch"], str(self.dtype))
+        return self._torch_dtype
 
     def _is_plain(self, value: Any) -> bool:
         """Whether `value` fits as it is: this dtype and shape, contiguous, on the CPU."""
