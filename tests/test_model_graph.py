@@ -12,6 +12,7 @@ from models import small_resnet
 from torch import nn
 
 from convtvm.errors import NoCandidate
+from convtvm.kernels.task import Task
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.models.graph import convolutions, make_program
@@ -72,6 +73,30 @@ def test_limits() -> None:
     assert kernel.task.algorithm_name == "direct"
     with pytest.raises(NoCandidate, match="direct has an error of"):
         make_program(model, NATIVE, HISTORY, max_error=1e-12)
+
+
+@pytest.mark.parametrize(("measured", "bound", "is_chosen"), [
+    (1e-4, None, False), (1e-6, None, True), (1e-4, 1e-3, True), (1e-6, 5e-7, False),
+])  # fmt: skip
+def test_a_fast_kernel_with_too_large_an_error(
+    measured: float, bound: float | None, is_chosen: bool
+) -> None:
+    """A Winograd that was measured to take no time is chosen within the bound only."""
+    model = import_model(nn.Conv2d(16, 16, 3).eval(), torch.zeros(1, 16, 20, 20))
+    ((workload, _),) = convolutions(model)
+    history = []
+    for name, secs, error in (("winograd:6", 1e-9, measured), ("direct", 1e-3, 1e-7)):
+        task = Task(workload, name, NATIVE)
+        history.append(
+            records.TuningRecord(
+                workload=workload.key, algorithm=name, target=NATIVE.name, threads=1,
+                layout="NCHW", device="any", decisions=task.space.default,
+                template=task.template_version, run_secs=[secs], max_error=error,
+            )
+        )  # fmt: skip
+    program = make_program(model, NATIVE, history, max_error=bound, block=0)
+    (kernel,) = (f for f in program.functions.values() if isinstance(f, ConvKernel))
+    assert kernel.task.algorithm_name == ("winograd:6" if is_chosen else "direct")
 
 
 class Between(nn.Module):
