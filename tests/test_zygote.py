@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
 from convtvm.measure import client, places
 from convtvm.measure.client import Zygote
-from convtvm.measure.jobs import ENVIRONMENT, BuildJob, Limits, Outcome, RunJob
+from convtvm.measure.jobs import ENVIRONMENT, STOPPED, BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.problems import write_problem
 from convtvm.measure.workbench import Workbench
 from convtvm.problem.workload import ConvWorkload
@@ -459,3 +460,17 @@ def test_killed_parent_leaves_nothing(number: int, state: str) -> None:
         parent.send_signal(number)
     assert eventually(lambda: not any(process.is_running() for process in processes))
     assert not Path(folder).exists()
+
+
+def test_answers_that_come_too_late_are_nobodys() -> None:
+    """What a helper is still busy with when the time is over does not answer the next call."""
+    with Zygote() as helper:
+        assert [o.value for _, o in helper.call("run", [partial(pow, 2, 3)], Limits())] == [8]
+        helper.deadline = time.monotonic() + 0.5
+        slow = [partial(pow, 3, 2), partial(time.sleep, 1.0), partial(pow, 7, 2)]
+        given_up = dict(helper.call("run", slow, Limits()))
+        assert [given_up[i].kind for i in range(3)] == ["", STOPPED, STOPPED]
+        time.sleep(2.0)  # by then all are answered
+        for _ in range(2):
+            answers = dict(helper.call("run", [partial(pow, 5, n) for n in range(3)], Limits()))
+            assert [answers[i].kind for i in range(3)] == [STOPPED] * 3

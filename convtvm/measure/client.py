@@ -83,17 +83,21 @@ class Zygote:
             return
         missing = set(range(len(jobs)))
         lost = Outcome(None, ENVIRONMENT, "the build helper died")
+        late = Outcome(None, STOPPED, "the time was over")
         if self._process is None:
             self._start()
         elif self._is_needed():
             self._restart()
+        elif self._stale:  # what it says next answers an earlier call, whose files are gone
+            yield from ((index, late) for index in missing)
+            return
         process = self._process
         assert process is not None
         try:
             send(_pipe(process.stdin), (kind, list(jobs), limits))
             while missing:
                 if not self._answers(process):
-                    lost = Outcome(None, STOPPED, "the time was over")
+                    lost = late
                     break
                 index, outcome = receive(_pipe(process.stdout))
                 missing.discard(index)
