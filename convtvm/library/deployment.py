@@ -57,6 +57,7 @@ _MODULES = (
     "machine/nvidia",
     "pins",
     "problem/__init__",
+    "problem/activations",
     "problem/arguments",
     "problem/descriptor",
     "problem/reference",
