@@ -162,3 +162,13 @@ def log_of(path: Path, *made: TuningRecord) -> Path:
         writer.append(record)
     writer.close()
     return path
+
+
+def eventually(is_true: Callable[[], bool]) -> bool:
+    """Whether it becomes so; a loaded machine gets two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if is_true():
+            return True
+        time.sleep(0.05)
+    return False

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -15,7 +14,7 @@ import pytest
 import tvm
 from emulator import emulated, environment
 from emulator.plain import PlainTask
-from support import record_of
+from support import eventually, record_of
 
 from convtvm import tune
 from convtvm.kernels.task import Task
@@ -107,16 +106,6 @@ def run(zygote: Zygote, *jobs: RunJob, limits: Limits = LIMITS) -> list[Outcome]
 def runners(zygote: Zygote) -> list[int]:
     assert zygote._process
     return [child.pid for child in psutil.Process(zygote._process.pid).children()]
-
-
-def eventually(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes so within a minute."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if is_true():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def is_right(outcome: Outcome) -> bool:

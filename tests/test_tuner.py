@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import eventually
 
 from convtvm import __version__
 from convtvm.errors import WorkloadError
@@ -29,16 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
 TRIALS = 3
 ALGORITHMS = ("direct", "winograd:2")
-
-
-def eventually(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes so; a loaded machine gets two minutes."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if is_true():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def in_log(log: Path) -> list[TuningRecord]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from support import Planted
+from support import Planted, eventually
 from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from convtvm.errors import BuildError, EnvironmentProblem
@@ -51,16 +51,6 @@ def zygote() -> Iterator[Zygote]:
 
 def children(zygote: Zygote) -> list[psutil.Process]:
     return psutil.Process(zygote._process.pid).children(recursive=True)
-
-
-def eventually(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes so; a loaded machine gets a minute."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if is_true():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def build_jobs(zygote: Zygote, *deeds: str) -> list[BuildJob]:
