@@ -148,6 +148,8 @@ BEYOND = {
     "mb16ic64ih224oc64kh7ph3": ("im2col",),
     "mb2ic700ih724oc1400kh3ph1": ("im2col", "mec:b"),
     "mb1ic64ih5800oc64kh3ph1": ("im2col", "mec:b", "winograd:2", "winograd:4", "winograd:6"),
+    # 64 * 64 phases of 90 * 90 pixels, in whole tiles.
+    "mb1ic64ih5700oc64kh3ph64dh63": ("im2col", "mec:b", "winograd:2", "winograd:4", "winograd:6"),
     "mb1ic1ih15447oc1kh3ph1": ("im2col",),  # 9 * 15447^2 = 2^31 + 4,633
 }
 
