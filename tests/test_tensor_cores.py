@@ -120,10 +120,45 @@ def test_planted_faults_are_caught(emulated_gpu: Zygote) -> None:
 
 
 @pytest.mark.emulated
-def test_a_removed_barrier_is_caught(emulated_gpu: Zygote) -> None:
-    pattern = r"__syncthreads\(\);"
-    checks = [FaultyCheck(PLAIN, DECISIONS, pattern=pattern, index=i) for i in range(3)]
-    assert all("relative error" in message for message in problems(checks, emulated_gpu))
+def test_the_only_barrier_of_a_step_is_needed(emulated_gpu: Zygote) -> None:
+    """With it, two, three and four stages are right, whole steps or not; without, wrong."""
+    cases = [
+        (Task(replace(w, dtype="float16"), "direct", TARGET, layout), {**DECISIONS, "stages": s})
+        for w, layout, s in (
+            (TINY, "NHWC", 2),
+            (TINY, "NCHW", 3),
+            (make(16, 40, 5, kh=3, padding=2, dilation=2), "NHWC", 3),
+            (make(64, 40, 5, kh=2, padding=1), "NHWC", 4),
+            (make(16, 40, 5, kh=3, stride=2, padding=1), "NHWC", 4),
+        )
+    ]
+    for task, decisions in cases:
+        func = task.instantiate(decisions)["main"]
+        source = gpu_codegen.generate(func, "main", TARGET)[1].source
+        assert source.count("__syncthreads();") == 1
+        assert source.count("multiply_add_float16(") == 2  # its definition, and one step
+    assert problems([GpuCheck(*case) for case in cases], emulated_gpu) == [""] * len(cases)
+    wrong = [FaultyCheck(*case, pattern=r"__syncthreads\(\);") for case in cases]
+    assert all("relative error" in text for text in problems(wrong, emulated_gpu))
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", ["direct", "direct:tf32"])
+def test_guarded_vectors_are_one_copy(name: str, emulated_gpu: Zygote) -> None:
+    """Pixels in the padding and steps beyond the sum: asynchronous, by 16 bytes, zero."""
+    for w in (TINY, make(24, 16, 7, kh=3, stride=2, padding=(1, 0, 2, 1), groups=1, n=2)):
+        task = Task(as_half(w, name), name, TARGET, "NHWC")
+        decisions = {**DECISIONS, "stages": 3}
+        func = task.instantiate(decisions)["main"]
+        source = gpu_codegen.generate(func, "main", TARGET)[1].source
+        assert source.count("copy_if_16(((") == 3 and "condval" not in source
+        checks = [
+            GpuCheck(task, decisions),
+            FaultyCheck(task, decisions, pattern=r"\(there \? 16 : 0\)", replacement="(16)"),
+            FaultyCheck(task, decisions, pattern=r"\(there \? 16 : 0\)", replacement="(0)"),
+        ]
+        right, read, zero = problems(checks, emulated_gpu)
+        assert right == "" and read and "relative error" in zero
 
 
 @pytest.mark.emulated

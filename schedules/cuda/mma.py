@@ -50,11 +50,6 @@ def stores_pairs(sch: Schedule) -> bool:
     return channels // groups % 2 == 0
 
 
-def fetch_vector(sch: Schedule) -> int:
-    """Elements of lhs that one instruction fetches."""
-    return attribute(sch, "vector")
-
-
 def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> None:
     """Schedule lhs, rhs and gemm as one kernel.
 
@@ -93,7 +88,8 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         sch.compute_at(fragment, ki, preserve_unit_loops=True)
         inner = depth_inner and index == 0
         _fragment(sch, fragment, kind, index == 0, None if kind == "tf32" else int(not inner))
-        _fetch(sch, operand, warps(d), fetch_vector(sch) if index == 0 else VECTOR[kind], inner)
+        vector = attribute(sch, "vector") if index == 0 else VECTOR[kind]
+        _fetch(sch, operand, warps(d), vector, inner)
         _pad_rows(sch, operand, kind, inner)
 
     _store(sch, gemm, store, warp, vectors)

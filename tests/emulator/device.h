@@ -49,7 +49,7 @@ extern int thread;  // number of the running fiber in its block
 void wait_block();
 void wait_warp();
 void fail(const char* reason);  // ends the launch with this error
-void cp_async(void* to, const void* from, int bytes);
+void cp_async(void* to, const void* from, int bytes, int given);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
@@ -118,22 +118,14 @@ namespace ptx {
 static inline void cp_async_commit_group() { emulator::cp_async_commit(); }
 static inline void cp_async_wait_group(int pending) { emulator::cp_async_wait(pending); }
 static inline void cp_async_wait_all() { emulator::cp_async_commit(), emulator::cp_async_wait(0); }
-static inline void cp_async_ca_shared_global(size_t to, const void* from, int bytes) {
-  emulator::cp_async((void*)to, from, bytes);
+static inline void cp_async_ca_shared_global(
+    size_t to, const void* from, int bytes, int given = -1) {
+  emulator::cp_async((void*)to, from, bytes, given < 0 ? bytes : given);
 }
-static inline void cp_async_cg_shared_global(size_t to, const void* from, int bytes) {
+static inline void cp_async_cg_shared_global(
+    size_t to, const void* from, int bytes, int given = -1) {
   if (bytes != 16) emulator::fail("cp.async.cg copies 16 bytes only");
-  emulator::cp_async((void*)to, from, bytes);
-}
-static inline void predicated_cp_async_ca_shared_global(
-    size_t to, const void* from, int bytes, int predicate, int) {
-  if (predicate == 1) return cp_async_ca_shared_global(to, from, bytes);
-  memset((void*)to, 0, bytes);
-}
-static inline void predicated_cp_async_cg_shared_global(
-    size_t to, const void* from, int bytes, int predicate, int) {
-  if (predicate == 1) return cp_async_cg_shared_global(to, from, bytes);
-  memset((void*)to, 0, bytes);
+  cp_async_ca_shared_global(to, from, bytes, given);
 }
 
 // Four 8x8 matrices of 16 bits; lane 8i+r gives the address of row r of matrix i, lane l receives

@@ -50,11 +50,6 @@ def _call(statement: str) -> str:
     template = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', re.split(r"\n?\s*:", statement)[0]))
     template = template.replace("\\n", " ").strip()
     operands = _operands(statement)
-    if "setp" in template:  # the helper for a copy under a condition
-        opcode = re.search(r"@p (cp\.async\.\w+\.shared\.global)", template)
-        if opcode is None:
-            raise ValueError(f"the emulator does not know this PTX: {template}")
-        return f"ptx::predicated_{opcode[1].replace('.', '_')}({', '.join(operands)})"
     opcode_text, rest = re.fullmatch(r"([\w.]+)\s*(.*?);?\s*", template).groups()
     arguments = [a.strip() for a in re.sub(r"[{}\[\]]", "", rest).split(",") if a.strip()]
     values = [operands[int(a[1:])] if a.startswith("%") else a for a in arguments]
