@@ -72,7 +72,8 @@ def test_a_sample_of_the_edges(helpers: list[Zygote]) -> None:
     edges = read_source(str(EDGES))
     assert len(edges) >= 250
     tasks = [t for i, w in enumerate(edges[::19]) for t in tasks_of([w], TARGET, LAYOUTS[i % 2])]
-    assert_right([Check(t, opt_level=3 * (i % 2)) for i, t in enumerate(tasks)], helpers)
+    checks = [Check(t, opt_level=3 if i % 8 == 0 else 0) for i, t in enumerate(tasks)]
+    assert_right(checks, helpers)
 
 
 # ---- the check itself ----------------------------------------------------------------------------

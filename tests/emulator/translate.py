@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import re
 
+# How g++ compiles the translation unit, and device.h in advance.
+OPTIONS = [
+    "-O1",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-w",
+    "-fno-strict-aliasing",
+    "-ffp-contract=fast",
+    "-march=native",
+    "-ftrivial-auto-var-init=pattern",  # an uninitialised register shows
+    "-fsanitize=alignment,bounds",  # a misaligned vector or an index beyond its array traps
+    "-fsanitize-undefined-trap-on-error",
+]
+
 # Instructions come as asm statements: "opcode operands;" : outputs : inputs : clobbers.
 _ASM = re.compile(r"\b(?:__asm__|asm)(?:\s+(?:__volatile__|volatile))?\s*\(")
 _KERNEL = re.compile(
