@@ -56,7 +56,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("sources", nargs="*", default=["resnet50"], metavar="SOURCE")
     parser.add_argument("--arches", default="sm_80,sm_90")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW")
     parser.add_argument("--batches", default="1")
     parser.add_argument("--algorithms", default=",".join(CUDA_ALGORITHMS))

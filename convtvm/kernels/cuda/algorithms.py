@@ -2,8 +2,8 @@
 
 What an algorithm is, where it applies and what it costs in multiplications comes from the CPU's
 row; compute, packing, template and workspace are the GPU's own. Workspaces are parameters of the
-computes, whose bytes these formulas give. In float16, and by the variants `tf32`, products are for
-tensor cores.
+computes, whose bytes these formulas give. In float16 and bfloat16, and by the variants `tf32`,
+products are for tensor cores.
 """
 
 from __future__ import annotations
