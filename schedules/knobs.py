@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,11 +135,21 @@ class Space:
     @cached_property
     def points(self) -> list[dict[str, int]]:
         """The combinations to search, in a fixed order: the worthwhile, else all valid ones."""
-        chosen = list(accepted(self.knobs, lambda d: self.is_valid(d) and self.is_worthwhile(d)))
+        chosen = list(self._worthwhile())
         chosen = chosen or list(accepted(self.knobs, self.is_valid))
         if not chosen:
             raise ValueError(f"a template left no valid decisions among {self.size} combinations")
         return chosen
+
+    def _worthwhile(self) -> Iterator[dict[str, int]]:
+        return accepted(self.knobs, lambda d: self.is_valid(d) and self.is_worthwhile(d))
+
+    def is_within(self, known: Collection[tuple[int, ...]]) -> bool:
+        """Whether all `points` are known, by their knobs' values; ends with the first that is
+        not, where listing all of them takes a good part of a second."""
+        if any(tuple(d.values()) not in known for d in self._worthwhile()):
+            return False
+        return all(tuple(d.values()) in known for d in self.points)
 
     @cached_property
     def default(self) -> dict[str, int]:
