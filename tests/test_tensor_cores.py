@@ -148,11 +148,11 @@ def test_the_only_barrier_of_a_step_is_needed(emulated_gpu: Zygote) -> None:
 
 
 @pytest.mark.emulated
-@pytest.mark.parametrize("name", ["direct", "direct:tf32"])
-def test_guarded_vectors_are_one_copy(name: str, emulated_gpu: Zygote) -> None:
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
+def test_guarded_vectors_are_one_copy(name: str, dtype: str, emulated_gpu: Zygote) -> None:
     """Pixels in the padding and steps beyond the sum: asynchronous, by 16 bytes, zero."""
     for w in (TINY, make(24, 16, 7, kh=3, stride=2, padding=(1, 0, 2, 1), groups=1, n=2)):
-        task = Task(as_half(w, name), name, TARGET, "NHWC")
+        task = Task(replace(w, dtype=dtype), name, TARGET, "NHWC")
         decisions = {**DECISIONS, "stages": 3}
         func = task.instantiate(decisions)["main"]
         source = gpu_codegen.generate(func, "main", TARGET)[1].source

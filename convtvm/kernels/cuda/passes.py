@@ -63,4 +63,5 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         # Functions get their arguments as TVM passes them.
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),  # on the host, where LLVM does not know bfloat16
     ]
