@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convtvm import __version__
 from convtvm.cli import main
 from convtvm.cli.benching import bench as command
 from convtvm.cli.benching import geomean
@@ -20,6 +21,7 @@ from convtvm.compare.bench import BenchRow, Measured
 from convtvm.machine.cpu import device_name
 from convtvm.problem.reference import conv2d_reference
 from convtvm.problem.workload import ConvWorkload
+from convtvm.version import with_commit
 
 LINE = 'mb1ic8ih6oc8oh6kh3ph1n"tiny"'
 CHATTER = b"The device supports everything\n"
@@ -92,6 +94,7 @@ def test_plot_is_of_the_document(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert found["device"] == device_name()
     drawn = (tmp_path / "p.svg").read_text("utf8")
     assert "tiny" in drawn and "slow" in drawn and found["device"].split(" (")[0] in drawn
+    assert f"convtvm {with_commit(__version__)}" in drawn
 
 
 def test_table(capfd: pytest.CaptureFixture[str]) -> None:

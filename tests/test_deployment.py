@@ -33,6 +33,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_a_deployment_is_small(deployed: Path) -> None:
+    """docs/deploying.md: 9.5 MB besides the library."""
+    files = [p for p in deployed.rglob("*") if p.is_file() and not p.is_symlink()]
+    assert sum(p.stat().st_size for p in files if p.name != "x.so") < 10e6
+
+
 @pytest.fixture(scope="module")
 def numpy_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder from which only numpy can be imported."""

@@ -111,13 +111,12 @@ ROOMS = [
 ]
 
 # Loose modules that anyone in convtvm may import; among themselves in this order.
-LOOSE = ("errors", "files", "pins")
+LOOSE = ("errors", "files", "pins", "version")
 
 # A module whose packages from outside are not those of its room.
 OUTSIDE = {
     "convtvm.machine.targets": ("TVM",),
     "convtvm.compute.winograd_matrices": ("numpy",),  # exact rationals, no TVM
-    "convtvm.problem.dtypes": ("numpy", "ml_dtypes"),
 }
 
 # What `TVM` stands for.

@@ -272,7 +272,7 @@ def test_equal_and_opposite_rows_are_no_pair():
 
 @pytest.mark.parametrize(("m", "documented"), [(2, 4), (3, 9), (4, 49), (5, 56.25), (6, 225)])
 def test_largest_data(m: int, documented: float) -> None:
-    """The figures of docs/algorithms.md: the greatest float32 by what B^T d B may grow."""
+    """The figures of docs/accuracy.md: the greatest float32 by what B^T d B may grow."""
     assert largest_data(m, (3, 3), (1, 1)) == pytest.approx(3.4028235e38 / documented)
     assert largest_data(m, (3, 1), (1, 1)) == pytest.approx(3.4028235e38 / documented**0.5)
     assert largest_data(m, (1, 1), (1, 1)) == pytest.approx(3.4028235e38)

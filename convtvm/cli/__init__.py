@@ -35,12 +35,27 @@ _EPILOG = (
 )
 
 
+def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from convtvm.version import with_commit
+
+        click.echo(f"convtvm, version {with_commit(__version__)}")
+        ctx.exit()
+
+
 @click.group(
     context_settings=_SETTINGS,
     invoke_without_command=True,
     epilog=f"{_EPILOG}, or one workload such as mb1ic64ih56oc64oh56kh3ph1.",
 )
-@click.version_option(__version__, prog_name="convtvm")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and its commit, and exit.",
+)
 @click.pass_context
 def commands(ctx: click.Context) -> None:
     """Tune convolutions for this machine and run the winners from one library."""

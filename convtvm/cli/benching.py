@@ -12,12 +12,14 @@ import click
 from convtvm.cli.options import (
     batch_option,
     dtype_option,
+    examples,
     json_option,
     layout_option,
     logs_option,
     read_workloads,
     refuse_options,
     shape_option,
+    source_argument,
     target_options,
 )
 from convtvm.cli.output import (
@@ -40,8 +42,15 @@ if TYPE_CHECKING:
     from convtvm.machine.targets import CompileTarget
 
 
-@click.command("bench")
-@click.argument("source")
+@click.command(
+    "bench",
+    epilog=examples(
+        "convtvm bench resnet18 --threads 1 --log r18.jsonl --peers onnxruntime,openvino",
+        "convtvm bench resnet18 --threads 1 --plot r18.svg --json",
+        "convtvm bench model.onnx --threads 2 --peers onnxruntime",
+    ),
+)
+@source_argument
 @batch_option
 @dtype_option
 @target_options

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from convtvm.cli.options import json_option
+from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import print_json
 from convtvm.library.cache import VARIABLE, open_cache
 
@@ -19,7 +19,7 @@ def cache() -> None:
     """
 
 
-@cache.command()
+@cache.command(epilog=examples("convtvm cache clear"))
 @json_option
 def clear(as_json: bool) -> None:
     """Remove all compiled kernels."""

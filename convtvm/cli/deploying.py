@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from convtvm.cli.options import json_option
+from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import print_json, print_table, text_of
 from convtvm.errors import printable
 
 
-@click.command()
+@click.command(epilog=examples("convtvm deploy r18.so -o folder"))
 @click.argument("library", type=click.Path(path_type=Path), metavar="LIB.so")
 @click.option(
     "-o",

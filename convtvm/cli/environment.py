@@ -11,10 +11,11 @@ import click
 
 from convtvm import __version__
 from convtvm.cli import caching
-from convtvm.cli.options import json_option
+from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import print_json, print_table, without_torch
 from convtvm.errors import ConvtvmError
 from convtvm.machine.cpu import device_name, host_features, physical_cores
+from convtvm.version import with_commit
 
 # What a person would call it -> distributions that have it, the usual one first.
 _PACKAGES = {
@@ -38,7 +39,7 @@ _REQUIRED = "ld"
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "amx-bf16")
 
 
-@click.command()
+@click.command(epilog=examples("convtvm info"))
 @json_option
 @without_torch()
 def info(as_json: bool) -> None:
@@ -69,7 +70,7 @@ def info(as_json: bool) -> None:
 def gather() -> dict[str, Any]:
     """All that `info` shows, as JSON has it."""
     versions: dict[str, str | None] = {
-        "convtvm": __version__,
+        "convtvm": with_commit(__version__),
         "Python": platform.python_version(),
     }
     versions |= {name: _version(dists) for name, dists in _PACKAGES.items()}

@@ -14,12 +14,14 @@ from convtvm.cli.options import (
     algorithms_option,
     batch_option,
     dtype_option,
+    examples,
     json_option,
     layout_option,
     logs_option,
     model_options,
     read_workloads,
     refuse_options,
+    source_argument,
     target_options,
 )
 from convtvm.cli.output import (
@@ -40,8 +42,15 @@ if TYPE_CHECKING:
     from convtvm.dispatch.manifest import Kernel, Manifest
 
 
-@click.command("compile")
-@click.argument("source")
+@click.command(
+    "compile",
+    epilog=examples(
+        "convtvm compile resnet18 --threads 1 --log r18.jsonl -o r18.so",
+        "convtvm compile resnet50 --target avx2,avx512 --keep best -o both.so",
+        "convtvm compile model.onnx --shape x=1x3x224x224 -o model.so",
+    ),
+)
+@source_argument
 @click.option(
     "-o",
     "--output",

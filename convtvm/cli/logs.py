@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convtvm.cli.options import json_option
+from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import (
     check_writable,
     ms,
@@ -79,7 +79,7 @@ def log(ctx: click.Context) -> None:
 # ---- list ----------------------------------------------------------------------------------------
 
 
-@log.command("list")
+@log.command("list", epilog=examples("convtvm log list r18.jsonl"))
 @_files
 @json_option
 @without_torch()
@@ -162,7 +162,7 @@ def _label(workload: str) -> str:
 # ---- best ----------------------------------------------------------------------------------------
 
 
-@log.command()
+@log.command(epilog=examples("convtvm log best r18.jsonl -o best.jsonl"))
 @_files
 @click.option(
     "-o",
@@ -227,7 +227,7 @@ def _best(tasks: Iterable[Sequence[Line]]) -> list[Line]:
 # ---- merge ---------------------------------------------------------------------------------------
 
 
-@log.command()
+@log.command(epilog=examples("convtvm log merge one.jsonl two.jsonl -o both.jsonl"))
 @_files
 @click.option(
     "-o",
@@ -280,7 +280,7 @@ def _is_other_format(text: str) -> bool:
 # ---- check ---------------------------------------------------------------------------------------
 
 
-@log.command()
+@log.command(epilog=examples("convtvm log check r18.jsonl"))
 @_files
 @json_option
 @click.pass_context

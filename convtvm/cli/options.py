@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from convtvm.problem.dtypes import BYTES
-from convtvm.problem.sources import merge_duplicates, read_source
+from convtvm.problem.sources import BUILTIN_NETWORKS, merge_duplicates, read_source
 from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +33,18 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2]])
 
 
+def examples(*lines: str) -> str:
+    """An epilogue of a command's help: what one may type, as it is."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _sources(ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
+    """What completes a SOURCE: the built-in networks that begin so, else files."""
+    names = [name for name in BUILTIN_NETWORKS if name.startswith(begun)]
+    return [*map(CompletionItem, names)] or [CompletionItem(begun, type="file")]
+
+
+source_argument = click.argument("source", shell_complete=_sources)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
 )
@@ -59,9 +71,8 @@ batch_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(list(BYTES)),
-    help="Compute the workloads in this type; those of 16 bits are for GPUs.  "
-    "[default: as they say]",
+    type=click.Choice(["float32", "float16"]),
+    help="Compute the workloads in this type; float16 is for GPUs.  [default: as they say]",
 )
 _target = click.option(
     "--target",

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from convtvm import __version__
 from convtvm.cli.output import check_writable, write_whole
+from convtvm.version import with_commit
 
 _KINDS = (".html", ".svg", ".png")
 
@@ -49,9 +51,10 @@ def write_plot(path: Path | None, document: Mapping[str, Any]) -> None:
         content = report(Evidence(documents=[found])).encode("utf8")
     else:
         figure, title, subtitle = comparison.picture(found)
+        below = [subtitle, f"convtvm {with_commit(__version__)}"]
         if path.suffix.lower() == ".svg":
-            content = rendering.svg(figure, title, subtitle).encode("utf8")
+            content = rendering.svg(figure, title, below).encode("utf8")
         else:
-            content = rendering.png(figure, title, subtitle)
+            content = rendering.png(figure, title, below)
     write_whole(path, content)
     click.echo(f"{path}: {len(content):,} bytes", err=True)

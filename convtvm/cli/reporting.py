@@ -7,11 +7,17 @@ from pathlib import Path
 
 import click
 
-from convtvm.cli.options import json_option
+from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import check_writable, print_json, warn, without_torch, write_whole
 
 
-@click.command("report")
+@click.command(
+    "report",
+    epilog=examples(
+        "convtvm report r18.jsonl -o report.html",
+        "convtvm report r18.jsonl --library r18.so --bench bench.json -o report.html",
+    ),
+)
 @click.argument("logs", nargs=-1, metavar="[LOG]...", type=click.Path(path_type=Path))
 @click.option(
     "--library",

@@ -17,11 +17,13 @@ from convtvm.cli.options import (
     algorithms_option,
     batch_option,
     dtype_option,
+    examples,
     json_option,
     layout_option,
     read_workloads,
     refuse_options,
     shape_option,
+    source_argument,
     target_options,
 )
 from convtvm.cli.output import (
@@ -55,8 +57,14 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: float | None) -
     return value
 
 
-@click.command()
-@click.argument("source")
+@click.command(
+    epilog=examples(
+        "convtvm tune resnet18 --threads 1 --time-limit 600 --log r18.jsonl",
+        "convtvm tune mb1ic64ih56oc64kh3ph1 --algorithms direct,winograd --trials 32",
+        "convtvm tune model.onnx --shape x=1x3x224x224 --log model.jsonl",
+    )
+)
+@source_argument
 @target_options
 @algorithms_option("Only these; a family's name means all its variants.  [default: all]")
 @click.option(

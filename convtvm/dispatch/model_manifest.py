@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = (
-    *("float32", "float64", "float16", "bool"),
-    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
-)
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)

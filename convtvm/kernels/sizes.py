@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convtvm.compute import im2col, mec, stages, winograd
-from convtvm.compute.phases import Phases
 from convtvm.problem.workload import ConvWorkload
 
 
@@ -31,9 +30,9 @@ def padded(w: ConvWorkload) -> int:
 
 
 def padded_to_tiles(w: ConvWorkload, m: int) -> int:
-    """Elements of Winograd's padded copy, of all phases of a dilation."""
+    """Elements of Winograd's padded copy."""
     tiling = winograd.Tiling.of(w, m)
-    return Phases.of(w).part.n * w.ic * math.prod(tiling.padded(*tiling.grid(w)))
+    return w.n * w.ic * math.prod(tiling.padded(*tiling.grid(w)))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,6 @@ _MODULES = (
     "problem/activations",
     "problem/arguments",
     "problem/descriptor",
-    "problem/dtypes",
     "problem/reference",
     "problem/similarity",
     "problem/workload",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from convtvm.report.labels import Labels
 from convtvm.report.page import Group, Section, Tile, page
 from convtvm.report.picture import Figure, geomean, ms, plural, ratio, short_target, size_of
 from convtvm.report.runs import Run, runs_of
+from convtvm.version import with_commit
 
 _BARS = (
     "A bar for each way to compute a layer, the chosen one in full colour with a check mark; ticks "
@@ -95,22 +95,8 @@ def report(evidence: Evidence) -> str:
     if notes:
         sections[0] = Section(**{**vars(sections[0]), "notes": [*notes, *sections[0].notes]})
     title, subtitle = _title(runs, evidence)
-    footer = f"Made by convtvm {__version__}{_commit()} on {device_name()}, {now()}."
+    footer = f"Made by convtvm {with_commit(__version__)} on {device_name()}, {now()}."
     return page(title, subtitle, sections, footer)
-
-
-def _commit() -> str:
-    """The commit of the checkout that convtvm runs from, in parentheses; empty for an installed
-    one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return f" ({done.stdout.strip()})" if done.returncode == 0 else ""
 
 
 def _nothing(runs: Sequence[Run], evidence: Evidence) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -36,7 +37,7 @@ def scripts() -> str:
     return str(_convert().javascript_bundle())
 
 
-def svg(figure: Figure, title: str, subtitle: str) -> str:
+def svg(figure: Figure, title: str, subtitle: Sequence[str]) -> str:
     """The picture alone, which follows its reader's light or dark theme."""
     made = str(_convert().vegalite_to_svg(_standing_alone(figure, title, subtitle)))
     rules = [
@@ -47,7 +48,7 @@ def svg(figure: Figure, title: str, subtitle: str) -> str:
     return f"{made[:start]}<style>{''.join(rules)}</style>{made[start:]}"
 
 
-def png(figure: Figure, title: str, subtitle: str) -> bytes:
+def png(figure: Figure, title: str, subtitle: Sequence[str]) -> bytes:
     """The picture alone, on white."""
     text = json.dumps(_standing_alone(figure, title, subtitle))
     for name, colour in LIGHT.items():
@@ -61,9 +62,14 @@ def _variables(colours: dict[str, str]) -> str:
     return "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
-def _standing_alone(figure: Figure, title: str, subtitle: str) -> Spec:
+def _standing_alone(figure: Figure, title: str, subtitle: Sequence[str]) -> Spec:
     spec = copy.deepcopy(figure.spec)
-    heading = {"text": title, "subtitle": subtitle, "subtitleColor": "var(--muted)", "offset": 14}
+    heading = {
+        "text": title,
+        "subtitle": list(subtitle),
+        "subtitleColor": "var(--muted)",
+        "offset": 14,
+    }
     return {
         **spec,
         "width": _WIDTH,

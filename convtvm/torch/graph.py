@@ -19,7 +19,6 @@ from torch import fx
 
 from convtvm.errors import WorkloadError
 from convtvm.problem.activations import BOUNDS, LEAKY
-from convtvm.problem.dtypes import BYTES
 from convtvm.problem.workload import ConvWorkload
 from convtvm.torch.kernels import Need
 from convtvm.torch.operator import Recipe
@@ -48,7 +47,7 @@ HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY)
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},
-    "cuda": {getattr(torch, dtype): dtype for dtype in BYTES},
+    "cuda": {torch.float32: "float32", torch.float16: "float16"},
 }
 
 

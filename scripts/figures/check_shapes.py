@@ -10,7 +10,7 @@ With --passed FILE each kernel that passes is noted there, by a hash of all that
 second run builds and runs only what is new or has changed since: the way to go on after an
 interruption, and to see what an edit did.
 
-Quoted by README.md and docs/algorithms.md.
+Quoted by docs/accuracy.md.
 """
 
 from __future__ import annotations

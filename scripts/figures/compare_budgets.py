@@ -12,7 +12,7 @@ exported library, are timed layer by layer, in turn, so that a slow moment of th
 The gap is the short run's time over the long run's, less one. Where both chose the same kernel
 there is none, and what is measured tells the noise.
 
-Quoted by README.md and docs/tuning.md.
+Quoted by docs/tuning.md.
 """
 
 from __future__ import annotations

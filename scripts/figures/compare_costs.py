@@ -7,7 +7,7 @@
 First the comparison of F(4x4, 3x3) with direct convolution on a 16x16 input of 128 channels, and of
 im2col's and MEC's matrices; then the twelve layers of the MEC paper (Cho & Brand 2017, table 2).
 
-Quoted by README.md and docs/algorithms.md.
+Quoted by docs/algorithms.md.
 """
 
 from __future__ import annotations

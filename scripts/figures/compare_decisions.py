@@ -7,7 +7,7 @@ A kernel is an algorithm and the knobs that it shall have; the others are those 
 take by the logs (without --log: by those that came with convtvm). Medians of calls at full speed,
 and errors against float64.
 
-Quoted by docs/performance.md.
+Quoted by docs/algorithms.md, docs/performance.md and docs/templates.md.
 """
 
 from __future__ import annotations

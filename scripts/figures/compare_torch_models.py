@@ -13,7 +13,7 @@ run on a busy machine. --starts measures seconds from the start of a process to 
 with what the run before has left to remember. Without --log the convolutions run by the logs that
 came with convtvm.
 
-Quoted by README.md.
+Quoted by docs/pytorch.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ cores, over the same valid points: every knob is a sampled categorical, drawn at
 strategy), and its build function applies the template. Both begin with nothing; the whole call is
 timed, start-up included. Compare the trials per minute, not the best times.
 
-Quoted by README.md and docs/tuning.md.
+Quoted by docs/tuning.md.
 """
 
 from __future__ import annotations

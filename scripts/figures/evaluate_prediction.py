@@ -9,7 +9,7 @@ time of the named one (its best record), and the mean error of the predicted tim
 same for two rules that need no model: always `direct`, and the algorithm of the nearest workload.
 A workload counts if at least two algorithms were measured on it.
 
-Quoted by README.md.
+Quoted by docs/selection.md.
 """
 
 from __future__ import annotations

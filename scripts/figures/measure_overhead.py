@@ -6,7 +6,7 @@ The bare call has its four tensors ready. Each way is timed in bursts, all ways 
 the fastest burst, in microseconds, since whatever else runs can only add to it. An output that the
 call allocates includes the array library's own time for that, which is shown beside it.
 
-Quoted by README.md.
+Quoted by docs/speed.md.
 """
 
 from __future__ import annotations

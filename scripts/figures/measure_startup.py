@@ -6,7 +6,7 @@ Compiles WORKLOAD untuned, deploys it, and starts Python N times on the deployme
 alone beside it. Shown are medians, in seconds: of the whole process from its start to its end, and
 of its parts by its own clock. The first run, which writes Python's caches, does not count.
 
-Quoted by README.md.
+Quoted by docs/deploying.md.
 """
 
 from __future__ import annotations

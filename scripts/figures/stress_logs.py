@@ -10,7 +10,7 @@ every line is a record or named by file and line, no candidate was tried twice, 
 nothing was removed from the log, and the winners are those of the clean records. The exit status
 is 1 if anything of it is not so.
 
-Quoted by README.md.
+Quoted by docs/command-line.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Threads call one plan at once, each with data of its own, every result compared 
 library is loaded, planned, run and dropped again and again. Resident memory is shown along the way;
 the exit status is 1 for a wrong result, or a growth of more than 2 MiB over the second half.
 
-Quoted by README.md.
+Quoted by docs/speed.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Errors are relative to the largest output, against float64, on normally distributed data. The second
 column is what Barabasz et al. (arXiv 1803.10986) publish for one convolution with the best points.
 
-Quoted by README.md and docs/algorithms.md.
+Quoted by docs/accuracy.md.
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ def _kernel(node: Node) -> tuple[int, ...]:
     return kernel
 
 
-def convolution(node: Node) -> relax.Expr:
-    """Of data, weight and, where there is one, bias; with Conv's attributes."""
+def _conv(node: Node) -> relax.Expr:
     image, kernel = node.shape()[2:], _kernel(node)
     spatial = _spatial(node, len(image))
     strides, dilations, before, after = _window(node, kernel, image)
@@ -310,7 +309,7 @@ def _lrn(node: Node) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
-    "Conv": convolution,
+    "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,

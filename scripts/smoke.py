@@ -1,0 +1,63 @@
+"""Uses an installed convtvm as a newcomer would: tune, compile, run, deploy, report.
+
+    python scripts/smoke.py BIN        BIN has `convtvm` and `python`
+
+Runs in a new folder, and stops at the first command that fails or says too little.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LAYER = "mb1ic8ih14oc16oh14kh3ph1"
+Step = tuple[str, str]
+# Each command with what its output holds.
+STEPS: list[Step] = [
+    ("convtvm --version", r"convtvm, version \d+\.\d+\.\d+ \([0-9a-f]{7,}"),
+    ("convtvm info", "native target"),
+    (f"convtvm tune {LAYER} --threads 1 --algorithms direct --trials 2 --log x.jsonl", "trial"),
+    ("convtvm log check x.jsonl", ""),
+    (f"convtvm compile {LAYER} --threads 1 --log x.jsonl -o x.so", "direct"),
+    ("convtvm run x.so --check --repeat 3", "direct"),
+    ("convtvm deploy x.so -o folder", "example.py"),
+    ("python folder/example.py", r"\d"),
+    ("convtvm report x.jsonl --library x.so -o report.html", "records"),
+    (f"convtvm compile {LAYER} --threads 1 --algorithms direct -o shipped.so", "direct"),
+]
+
+
+def quick() -> list[Step]:
+    """The steps that need no tuning and no other package."""
+    return [STEPS[0], STEPS[-1], ("convtvm run shipped.so --check", "direct")]
+
+
+def run(step: Step, binaries: Path, folder: Path, **environment: str) -> None:
+    """Raises AssertionError if the command fails, or says too little."""
+    command, expected = step
+    path = f"{binaries.resolve()}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command.split(),
+        cwd=folder,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode or not re.search(expected, said):
+        raise AssertionError(f"{command}: status {done.returncode}\n{said}")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for step in STEPS:
+            run(step, Path(sys.argv[1]), Path(folder), CONVTVM_CACHE=f"{folder}/cache")
+            print(f"ok: {step[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

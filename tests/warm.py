@@ -1,0 +1,122 @@
+"""`convtvm` that starts in no time: a process that has loaded everything forks one for each call.
+
+python tests/warm.py serve SOCKET     waits, and ends with its standard input
+python tests/warm.py SOCKET ARGS...   runs `convtvm ARGS...` there, with this folder, environment
+                                      and files, and ends with its status
+python tests/warm.py SOCKET --python PAGE
+                                      runs blocks of Python there: (line, code) as JSON, one a line,
+                                      in the namespace of one module; says `done` after each
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def call(path: str, args: list[str]) -> int:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(path)
+        files = array.array("i", [0, 1, 2])
+        one.sendmsg([b"!"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        asked = json.dumps([args, os.getcwd(), dict(os.environ)]).encode()
+        one.sendall(len(asked).to_bytes(4, "big") + asked)
+        return one.recv(1)[0]
+
+
+def serve(path: str) -> None:
+    import select
+
+    import tvm  # noqa: F401
+    import xgboost  # noqa: F401
+    from rich import table  # noqa: F401
+
+    import convtvm.compare.bench
+    import convtvm.library.build
+    import convtvm.report.building
+    import convtvm.tuning.tuner  # noqa: F401
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([server, sys.stdin], [], [])
+            if sys.stdin in ready:
+                return
+            one = server.accept()[0]
+            if not os.fork():  # calls may run at the same time
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _answer(one)
+                os._exit(0)
+            one.close()
+
+
+def _answer(one: socket.socket) -> None:
+    with one:
+        _, passed, _, _ = one.recvmsg(1, socket.CMSG_SPACE(12))
+        files = array.array("i", passed[0][2])
+        size = int.from_bytes(one.recv(4, socket.MSG_WAITALL), "big")
+        args, folder, environment = json.loads(one.recv(size, socket.MSG_WAITALL))
+        child = os.fork()
+        if not child:
+            _run(args, folder, environment, files)
+        for file in files:
+            os.close(file)
+        _, status = os.waitpid(child, 0)
+        one.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+
+
+def _run(args: list[str], folder: str, environment: dict[str, str], files: array.array) -> None:
+    status = 1
+    try:
+        for place, file in enumerate(files):
+            os.dup2(file, place)
+            os.close(file)
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(place, mode, encoding="utf8", closefd=False)  # noqa: SIM115
+            for place, mode in enumerate(("r", "w", "w"))
+        )
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        if args[:1] == ["--python"]:
+            _run_blocks(args[1])
+            status = 0
+        else:
+            from convtvm.cli import main
+
+            status = main(args)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run_blocks(page: str) -> None:
+    import ast
+    import types
+
+    module = types.ModuleType(f"blocks of {page}")
+    sys.modules[module.__name__] = module  # where dataclasses look
+    for asked in sys.stdin:
+        line, code = json.loads(asked)
+        tree = ast.increment_lineno(ast.parse(code, page), line)
+        exec(compile(tree, page, "exec"), vars(module))
+        print("\ndone", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        sys.exit(call(sys.argv[1], sys.argv[2:]))
