@@ -25,7 +25,7 @@ from convtvm.measure.gpu_verify import EXACT_FAMILIES, GpuCheck
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
-from schedules.cuda import gemm_space
+from schedules.cuda import estimate
 
 make = ConvWorkload.make
 TARGET = resolve("cuda:sm_90")
@@ -127,8 +127,8 @@ def test_defaults_fill_the_gpu(layout: str) -> None:
     """At batch 1, a 7x7 layer's few pixels are shared out by splitting the sum."""
     for w in LARGE:
         task = Task(w, "direct", TARGET, layout)
-        size = gemm_space.Size.of(Schedule(task.compute()))
-        assert gemm_space.blocks(size, task.space.default) >= 0.75 * task.device.processors
+        size = estimate.Size.of(Schedule(task.compute()))
+        assert estimate.blocks(size, task.space.default) >= 0.75 * task.device.processors
     assert task.space.default["split_k"] > 1
 
 

@@ -10,17 +10,25 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Architecture:
-    """Limits of one generation (CUDA C++ Programming Guide, table of compute capabilities).
+    """Limits and rates of one generation.
 
+    Limits are those of the CUDA C++ Programming Guide, table of compute capabilities.
     `processors` is the number of multiprocessors of its largest usual product; `shared_bytes` the
     most that one block may use, dynamically and after opting in; `shared_total` and
     `threads_total` are per processor, `registers` (32 bits) per processor and per block.
+
+    Rates are of that product's data sheet, for one cycle of one processor at the boost clock:
+    multiply-adds of float32, and of float16 by the instruction mma with sums in float32; words of
+    4 bytes that arrive from the L2 cache.
     """
 
     processors: int
     shared_bytes: int
     shared_total: int
     threads_total: int
+    multiply_adds: float
+    tensor: float
+    l2_words: float
     max_threads: int = 1024
     warp: int = 32
     registers: int = 65536
@@ -28,13 +36,13 @@ class Architecture:
 
 _KB = 1024
 ARCHITECTURES: dict[str, Architecture] = {
-    "sm_75": Architecture(40, 64 * _KB, 64 * _KB, 1024),
-    "sm_80": Architecture(108, 163 * _KB, 164 * _KB, 2048),
-    "sm_86": Architecture(84, 99 * _KB, 100 * _KB, 1536),
-    "sm_89": Architecture(128, 99 * _KB, 100 * _KB, 1536),
-    "sm_90": Architecture(132, 227 * _KB, 228 * _KB, 2048),
-    "sm_100": Architecture(148, 227 * _KB, 228 * _KB, 2048),
-    "sm_120": Architecture(170, 99 * _KB, 100 * _KB, 1536),
+    "sm_75": Architecture(40, 64 * _KB, 64 * _KB, 1024, 64, 512, 5.0),
+    "sm_80": Architecture(108, 163 * _KB, 164 * _KB, 2048, 64, 1024, 7.0),
+    "sm_86": Architecture(84, 99 * _KB, 100 * _KB, 1536, 128, 512, 5.0),
+    "sm_89": Architecture(128, 99 * _KB, 100 * _KB, 1536, 128, 512, 4.0),
+    "sm_90": Architecture(132, 227 * _KB, 228 * _KB, 2048, 128, 1024, 6.0),
+    "sm_100": Architecture(148, 227 * _KB, 228 * _KB, 2048, 128, 1024, 6.0),
+    "sm_120": Architecture(170, 99 * _KB, 100 * _KB, 1536, 128, 512, 4.0),
 }
 COMMON = ("sm_80", "sm_90")  # what `cuda` stands for where there is no GPU to ask
 

@@ -6,41 +6,29 @@ from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 
+from schedules.cuda import estimate
+from schedules.cuda.estimate import Delays, Size, Step, blocks, ceil_div
 from schedules.cuda.gemm import VECTOR, attribute, thread_extents
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions, Rules, Space
 
 COMPUTE_KNOBS = ("tile_p", "tile_c", "tile_k", "split_k")
 
-# Estimates in cycles of a processor, from published figures of Hopper; their ratios matter.
-_ISSUED = 4.0  # instructions of warps a cycle, as many as multiply-adds of 32 threads
-_READ = 2.0  # one vector for each thread of a warp, from shared memory
-_COPY = 8.0  # instructions of one copy to shared memory, its address included
-_STEP = 150.0  # of a step that nothing hides: barrier, first reads
-_LATENCY = 700.0  # of a fetch from memory
-_WORDS = 6.0  # that a processor gets from the L2 cache in one cycle
-_LAUNCH = 3500.0  # of one more kernel
+# Of `estimate`, in cycles or instructions of a warp.
+_ISSUED = 4.0  # instructions of warps a cycle,
+_ALONE = 4.6  # and cycles of one of four warps that wait for nobody else
+_SHARPNESS = 3.3  # of issuing and reading at once
+_READ = 2.1  # cycles of one vector for each thread of a warp, from shared memory
+_COPY = 12.0  # instructions of one copy to shared memory, its address included
+_GATHER = 40.0  # of one whose address is that of a pixel under a window
+_CACHED = 1024  # instructions of a step that are at hand; more are fetched,
+_UNCACHED = 0.25  # which slows down a step of twice as many by this share
+_WARP = 1.0  # cycles of a warp in every step, barrier and loop
+_STEP = 190.0  # of a step that nothing hides
+_STORE = 1.1 / 32  # of an element of the sums
+_DELAYS = Delays(fetch=500.0, launch=4700.0, sharpness=4.4)
 _STAGED = 32  # floats of a thread on their way to shared memory, if it fetches them itself
-_SPARE_REGISTERS = 40  # addresses and counters of a thread
-
-
-@dataclass(frozen=True)
-class Size:
-    """Extents of the unrounded product."""
-
-    batch: int
-    pixels: int
-    channels: int
-    depth: int
-
-    @classmethod
-    def of(cls, sch: Schedule) -> Size:
-        loops = sch.get_loops(sch.get_sblock("gemm"))
-        return cls(*(int(sch.get(loop).extent) for loop in loops[-4:]))
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
+_SPARE_REGISTERS = 32  # addresses and counters of a thread
 
 
 def registers(d: Decisions, depth_inner: bool) -> int:
@@ -58,22 +46,24 @@ def shared_bytes(d: Decisions, depth_inner: bool) -> int:
 def resident(d: Decisions, gpu: GpuModel, depth_inner: bool) -> int:
     """Blocks that fit on one processor at once."""
     y, x = thread_extents(d, depth_inner)
-    return min(
+    fitting = min(
         gpu.threads_total // (y * x),
         gpu.shared_total // (shared_bytes(d, depth_inner) + 1024),
         gpu.registers // (registers(d, depth_inner) * y * x),
     )
+    return max(1, fitting)
 
 
 @dataclass(frozen=True)
 class _Rules(Rules):
     """`depth_inner` says whether the sum's axis is innermost in memory, `vector` how many elements
-    one copy of the left factor takes."""
+    one copy of the left factor takes, `gathered` whether they may be in the padding."""
 
     size: Size
     gpu: GpuModel
     depth_inner: bool
     vector: int
+    gathered: bool
     max_split: int
 
     @property
@@ -121,10 +111,33 @@ class _Rules(Rules):
         return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
 
     def cost(self, d: Decisions) -> float:
-        return sum(_cycles(self.size, d, self.gpu, self.depth_inner))
+        return sum(self.cycles(d))
+
+    def cycles(self, d: Decisions) -> tuple[float, float, float]:
+        """Of the busiest processor: to multiply, to wait for operands, and for the rest."""
+        fitting = resident(d, self.gpu, self.depth_inner)
+        return estimate.cycles(self.size, d, self.gpu, fitting, self.step(d), _DELAYS)
+
+    def step(self, d: Decisions) -> Step:
+        threads, lanes = self.threads(d), self.gpu.multiply_adds / 32
+        warps = ceil_div(threads, self.gpu.warp)
+        products = d["thread_p"] * d["thread_c"] * d["tile_k"]
+        reads = (ceil_div(d["thread_p"], VECTOR) + ceil_div(d["thread_c"], VECTOR)) * d["tile_k"]
+        left, right = (d[name] * d["tile_k"] / threads for name in ("tile_p", "tile_c"))
+        copies = (_GATHER if self.gathered else _COPY) * left / self.vector + _COPY * right / VECTOR
+        issued = products + reads + copies
+        fetched = 1 + _UNCACHED * max(0.0, issued / _CACHED - 1)
+        issue = max(issued / _ISSUED, products / lanes) * fetched
+        warp = estimate.together((issue, _READ * reads), _SHARPNESS)
+        return Step(
+            busy=warps * (warp + _WARP),
+            alone=_ALONE * warp * ceil_div(warps, 4) + _STEP,
+            words=(d["tile_p"] + d["tile_c"]) * d["tile_k"],
+            store=_STORE * d["tile_p"] * d["tile_c"],
+        )
 
     def features(self, d: Decisions) -> dict[str, float]:
-        compute, fetch, rest = _cycles(self.size, d, self.gpu, self.depth_inner)
+        compute, fetch, rest = self.cycles(d)
         return {
             "threads": self.threads(d),
             "blocks": blocks(self.size, d),
@@ -140,56 +153,11 @@ class _Rules(Rules):
 def space(sch: Schedule, gpu: GpuModel, max_split: int = 32) -> Space:
     """Knobs of `gemm.multiply`, for the function whose tiles are single elements."""
     depth_inner = bool(attribute(sch, "depth_inner"))
-    return Space(_Rules(Size.of(sch), gpu, depth_inner, attribute(sch, "vector"), max_split))
+    vector, gathered = attribute(sch, "vector"), is_gathered(sch)
+    return Space(_Rules(Size.of(sch), gpu, depth_inner, vector, gathered, max_split))
 
 
-def blocks(size: Size, d: Decisions) -> int:
-    """Blocks of threads of the product."""
-    tiles = ceil_div(size.pixels, d["tile_p"]) * ceil_div(size.channels, d["tile_c"])
-    return size.batch * tiles * d["split_k"]
-
-
-def _cycles(
-    size: Size, d: Decisions, gpu: GpuModel, depth_inner: bool
-) -> tuple[float, float, float]:
-    """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest."""
-    y, x = thread_extents(d, depth_inner)
-    warps = ceil_div(y * x, gpu.warp)
-    together = blocks_at_once(size, d, gpu, resident(d, gpu, depth_inner))
-
-    # A warp's step when the processor is full, and a block's when it is alone there.
-    products = d["thread_p"] * d["thread_c"] * d["tile_k"]
-    reads = (ceil_div(d["thread_p"], VECTOR) + ceil_div(d["thread_c"], VECTOR)) * d["tile_k"]
-    copied = (d["tile_p"] * (1 if depth_inner else VECTOR) + d["tile_c"]) / VECTOR * d["tile_k"]
-    issue = (products + reads + _COPY * copied / (y * x)) / _ISSUED
-    warp = max(issue, _READ * reads) + 0.2 * min(issue, _READ * reads)
-    alone = _ISSUED * warp * ceil_div(warps, 4) + _STEP
-    compute = max(together * warps * warp, alone)
-
-    words = (d["tile_p"] + d["tile_c"]) * d["tile_k"]
-    return whole_walk(size, d, gpu, together, compute, words)
-
-
-def blocks_at_once(size: Size, d: Decisions, gpu: GpuModel, fitting: int) -> int:
-    """Blocks that the busiest processor runs at once, of those that fit there."""
-    return max(1, min(ceil_div(blocks(size, d), gpu.processors), fitting))
-
-
-def whole_walk(
-    size: Size, d: Decisions, gpu: GpuModel, together: int, compute: float, words: float
-) -> tuple[float, float, float]:
-    """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest.
-
-    `together` blocks multiply for `compute` cycles a step; each fetches `words` of 4 bytes for it.
-    """
-    turns = ceil_div(blocks(size, d), gpu.processors)
-    steps = ceil_div(size.depth, d["tile_k"] * d["split_k"])
-    fetch = together * words / _WORDS
-    ahead = _LATENCY / (d["stages"] - 1) if d["stages"] > 1 else compute + _LATENCY / together
-    wait = max(0.0, max(fetch, ahead) - compute)
-    rounds = ceil_div(turns, together) * steps
-    rest = _LATENCY
-    if d["split_k"] > 1:
-        parts = size.batch * size.pixels * size.channels * d["split_k"]
-        rest += _LAUNCH + 2 * parts / (_WORDS * gpu.processors)
-    return rounds * compute, rounds * wait, rest
+def is_gathered(sch: Schedule) -> bool:
+    """Whether elements of the left factor exist under a condition."""
+    value = sch.get(sch.get_sblock("lhs")).body.value
+    return "if_then_else" in str(getattr(value, "op", ""))

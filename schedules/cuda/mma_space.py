@@ -6,22 +6,26 @@ from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 
-from schedules.cuda import mma
+from schedules.cuda import estimate, mma
+from schedules.cuda.estimate import Delays, Size, Step, blocks, ceil_div
 from schedules.cuda.gemm import attribute
-from schedules.cuda.gemm_space import Size, blocks, blocks_at_once, ceil_div, whole_walk
+from schedules.cuda.gemm_space import is_gathered
 from schedules.cuda.mma import DEPTH, LANES, SQUARE, VECTOR, warps
 from schedules.cuda.model import GpuModel
 from schedules.knobs import Decisions, Rules, Space
 
-# Estimates in cycles of a processor, from published figures of Ampere and Hopper; their ratios
-# matter. One instruction multiplies two halves of a square.
-_SQUARE = 4.0  # a square's multiply-add by one step of its depth
-_FRAGMENT = 4.0  # of it from shared memory, 512 bytes
-_COPY = 2.0  # one vector of every lane of a warp to shared memory
-_STEP = 120.0  # of a step that nothing hides: barrier, first fragments
-_CHAIN = 30.0  # of a multiply-add whose sums the next one needs
+# Of `estimate`, in cycles of a processor. One instruction multiplies two halves of a square.
+_RATE = 1.45  # of a multiply-add of squares, against what its data sheet says
+_FRAGMENT = 0.75  # of one from shared memory, 512 bytes
+_COPY = 6.4  # one vector of every lane of a warp to shared memory, its address included
+_GATHER = 10.0  # of one whose address is that of a pixel under a window
+_WARP = 2.3  # of a warp in every step, barrier and loop
+_STEP = 270.0  # of a step that nothing hides,
+_ALONE = 1.5  # with its copies, which come one after the other
+_STORE = 1.1 / 32  # of an element of the sums
+_DELAYS = Delays(fetch=430.0, launch=4000.0, sharpness=2.7)
 _STAGED = 32  # registers of a thread on their way to shared memory, if it fetches them itself
-_SPARE_REGISTERS = 48  # addresses and counters of a thread
+_SPARE_REGISTERS = 16  # addresses and counters of a thread
 
 
 def registers(d: Decisions) -> int:
@@ -57,23 +61,26 @@ def shared_bytes(d: Decisions, kind: str, depth_inner: bool) -> int:
 def resident(d: Decisions, gpu: GpuModel, shared: int) -> int:
     """Blocks that fit on one processor at once."""
     threads = LANES * warps(d)
-    return min(
+    fitting = min(
         gpu.threads_total // threads,
         gpu.shared_total // (shared + 1024),
         gpu.registers // (registers(d) * threads),
     )
+    return max(1, fitting)
 
 
 @dataclass(frozen=True)
 class _Rules(Rules):
     """`kind` is that of the operands, `depth_inner` says whether the sum's axis is innermost in
-    memory, `vector` how many elements one copy of the left factor takes."""
+    memory, `vector` how many elements one copy of the left factor takes, `gathered` whether they
+    may be in the padding."""
 
     size: Size
     gpu: GpuModel
     kind: str
     depth_inner: bool
     vector: int
+    gathered: bool
 
     @property
     def knobs(self) -> dict[str, tuple[int, ...]]:
@@ -121,8 +128,24 @@ class _Rules(Rules):
         return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
 
     def cycles(self, d: Decisions) -> tuple[float, float, float]:
+        """Of the busiest processor: to multiply, to wait for operands, and for the rest."""
         fitting = resident(d, self.gpu, self.shared(d))
-        return _cycles(self.size, d, self.gpu, self.kind, fitting, self.vector)
+        return estimate.cycles(self.size, d, self.gpu, fitting, self.step(d), _DELAYS)
+
+    def step(self, d: Decisions) -> Step:
+        count, turns = warps(d), d["tile_k"] // DEPTH[self.kind]
+        left, right = d["warp_p"] // SQUARE, d["warp_c"] // SQUARE
+        square = _RATE * SQUARE**3 / self.gpu.tensor * left * right * turns
+        copies = (_GATHER if self.gathered else _COPY) * d["tile_p"] / self.vector
+        copies += _COPY * d["tile_c"] / VECTOR[self.kind]
+        copies *= d["tile_k"] / LANES
+        fragments = _FRAGMENT * count * (left + right) * turns
+        return Step(
+            busy=max(count * square, fragments + copies) + _WARP * count,
+            alone=_STEP + square * ceil_div(count, 4) + _ALONE * copies,
+            words=(d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(self.kind) / 4,
+            store=_STORE * d["tile_p"] * d["tile_c"],
+        )
 
     def cost(self, d: Decisions) -> float:
         return sum(self.cycles(d))
@@ -145,21 +168,4 @@ def space(sch: Schedule, gpu: GpuModel) -> Space:
     """Knobs of `mma.multiply`, for the function whose tiles are single elements."""
     depth_inner = bool(attribute(sch, "depth_inner"))
     operands, vector = mma.operands(sch), attribute(sch, "vector")
-    return Space(_Rules(Size.of(sch), gpu, operands, depth_inner, vector))
-
-
-def _cycles(
-    size: Size, d: Decisions, gpu: GpuModel, kind: str, fitting: int, vector: int
-) -> tuple[float, float, float]:
-    """Cycles of the busiest processor: to multiply, to wait for operands, and for the rest."""
-    together = blocks_at_once(size, d, gpu, fitting)
-    turns = d["tile_k"] // DEPTH[kind]
-    left, right = d["warp_p"] // SQUARE, d["warp_c"] // SQUARE
-    squares = _SQUARE * warps(d) * left * right * turns
-    fragments = _FRAGMENT * warps(d) * (left + right) * turns
-    copied = (d["tile_p"] / vector + d["tile_c"] / VECTOR[kind]) * d["tile_k"] / LANES
-    busy = max(squares, fragments + _COPY * copied)
-    alone = _STEP + turns * max(_CHAIN, _SQUARE * left * right * ceil_div(warps(d), 4))
-    compute = max(together * busy, alone)
-    words = (d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(kind) / 4
-    return whole_walk(size, d, gpu, together, compute, words)
+    return Space(_Rules(Size.of(sch), gpu, operands, depth_inner, vector, is_gathered(sch)))
