@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,6 +41,56 @@ class Rules(ABC):
     def turns(self, d: Decisions) -> int:
         """Iterations of the parallel loop that does most of the work, which threads share."""
         return 1
+
+
+class _Watched(Mapping[str, int]):
+    """Decisions that know how many of the first knobs were looked at: up to the last one read."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._places = {name: place for place, name in enumerate(names, start=1)}
+        self.show(())
+
+    def show(self, values: Sequence[int]) -> None:
+        """Be these decisions, nothing of which was read yet."""
+        self._values, self.depth = values, 0
+
+    def __getitem__(self, name: str) -> int:
+        place = self._places[name]
+        if place > self.depth:
+            self.depth = place
+        return self._values[place - 1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def accepted(
+    knobs: Mapping[str, tuple[int, ...]], rule: Callable[[Decisions], bool]
+) -> Iterator[dict[str, int]]:
+    """The combinations that `rule` holds for, in the order of `itertools.product`.
+
+    What the rule says by the first few knobs alone it says for all combinations that share them:
+    it is asked once for these.
+    """
+    names, values = list(knobs), list(knobs.values())
+    watched, at = _Watched(names), [0] * len(names)
+    while all(values):
+        first = [value[i] for value, i in zip(values, at, strict=True)]
+        watched.show(first)
+        holds, depth = rule(watched), watched.depth
+        if holds:
+            for rest in itertools.product(*values[depth:]):
+                yield dict(zip(names, (*first[:depth], *rest), strict=True))
+        at[depth:] = [0] * (len(names) - depth)
+        while depth and at[depth - 1] == len(values[depth - 1]) - 1:
+            depth -= 1
+            at[depth] = 0
+        if not depth:
+            return
+        at[depth - 1] += 1
 
 
 @dataclass(frozen=True)
@@ -85,13 +135,21 @@ class Space:
     @cached_property
     def points(self) -> list[dict[str, int]]:
         """The combinations to search, in a fixed order: the worthwhile, else all valid ones."""
-        names = list(self.knobs)
-        combinations = itertools.product(*self.knobs.values())
-        every = (dict(zip(names, values, strict=True)) for values in combinations)
-        valid = [d for d in every if self.is_valid(d)]
-        if not valid:
+        chosen = list(self._worthwhile())
+        chosen = chosen or list(accepted(self.knobs, self.is_valid))
+        if not chosen:
             raise ValueError(f"a template left no valid decisions among {self.size} combinations")
-        return [d for d in valid if self.is_worthwhile(d)] or valid
+        return chosen
+
+    def _worthwhile(self) -> Iterator[dict[str, int]]:
+        return accepted(self.knobs, lambda d: self.is_valid(d) and self.is_worthwhile(d))
+
+    def is_within(self, known: Collection[tuple[int, ...]]) -> bool:
+        """Whether all `points` are known, by their knobs' values; ends with the first that is
+        not, where listing all of them takes a good part of a second."""
+        if any(tuple(d.values()) not in known for d in self._worthwhile()):
+            return False
+        return all(tuple(d.values()) in known for d in self.points)
 
     @cached_property
     def default(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
     scripts/gpu_check [--seconds S] [--steps A,B] [--sources A,B] [--folder DIR]
 
 facts      what is here: GPU, driver, compiler, PyTorch
-numerics   every CUDA template over odd shapes against float64, in float32 and float16
+numerics   every CUDA template over odd shapes against float64, in float32, float16, bfloat16
 layers     for each batch and precision: tuning, a library, each layer side by side with cuDNN
 graphs     models of PyTorch through the backend: results, and times beside torch.compile
 log        the best records, fit for tuning_logs/
@@ -39,10 +39,10 @@ from gpu_summary import print_summary  # noqa: E402
 
 from convtvm.files import write_whole  # noqa: E402
 from convtvm.machine import gpu  # noqa: E402
+from convtvm.problem.dtypes import BYTES  # noqa: E402
 from convtvm.problem.workload import ConvWorkload  # noqa: E402
 
 STEPS = ("facts", "numerics", "layers", "graphs", "log")
-HALF = "float16"
 # As small as an emulated GPU needs them, with padding that a stride never reads on two sides.
 TINY = ('mb1ic5ih9oc8oh9kh3ph1n"tiny"', 'mb1ic3ih8oc8oh4kh3sh2ph1n"strided"')
 EMULATED_TRIALS = 6  # of a batch and precision
@@ -54,7 +54,8 @@ TF32_ERROR = 2e-3  # that a choice in TF32 may have
 PRECISIONS: dict[str, tuple[float, str, str, list[str] | None]] = {
     "fp32": (0.4, "float32", "NCHW", None),
     "tf32": (0.2, "float32", "NCHW", ["direct:tf32", "im2col:tf32"]),
-    "fp16": (0.4, HALF, "NHWC", None),
+    "fp16": (0.4, "float16", "NHWC", None),
+    "bf16": (0.2, "bfloat16", "NHWC", None),
 }
 # When steps have to be over, as shares of all the time; what is left is for graphs.
 NUMERICS_END, LAYERS_END = 0.15, 0.7
@@ -199,8 +200,12 @@ def numerics(report: Report, shapes: int) -> dict[str, dict[str, Any]]:
     from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
 
     probe = ConvWorkload.make(8, 8, 9, kh=3, n=2, groups=1)
-    half = [n for n, a in CUDA_ALGORITHMS.items() if not a.inapplicable(replace(probe, dtype=HALF))]
-    cases = [(n, "float32") for n in CUDA_ALGORITHMS] + [(n, HALF) for n in half]
+    cases = [
+        (name, dtype)
+        for dtype in BYTES
+        for name, a in CUDA_ALGORITHMS.items()
+        if dtype == "float32" or not a.inapplicable(replace(probe, dtype=dtype))
+    ]
     print(f"{'algorithm':24}{'kernels':>8}{'right':>7}{'largest error':>15}")
     rows = {}
     deadline = time.monotonic() + report.left(NUMERICS_END)

@@ -27,7 +27,7 @@ REPEATS = 30
 # Model -> batches; `blocks` are a stem and two residual blocks, with every check there is.
 MODELS = {"blocks": (1, 16), "resnet50": (1, 16), "mobilenet_v2": (1, 16)}
 # Precision -> what an error may be of the largest output, beside three times that of PyTorch.
-PRECISIONS = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}
+PRECISIONS = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
 OURS = "convtvm"
 
 Run = Callable[[], Any]
@@ -44,9 +44,9 @@ class Case:
         torch.backends.cudnn.benchmark = True
         permitted = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = permitted
-        half = precision == "fp16"
-        self.dtype = torch.float16 if half else torch.float32
-        self.order = torch.channels_last if half else torch.contiguous_format
+        halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        self.dtype = halves.get(precision, torch.float32)
+        self.order = torch.channels_last if precision in halves else torch.contiguous_format
         from convtvm.logs.records import shipped_logs
 
         self.logs = [*([log] if log.is_file() else []), *shipped_logs()]

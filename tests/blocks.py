@@ -15,9 +15,11 @@ from tvm.ir import Var
 from tvm.tirx import For, ForKind
 from tvm.tirx.buffer import is_buffer_var
 
+from convtvm.dispatch.tensors import from_array
 from convtvm.kernels import codegen
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
+from convtvm.problem.dtypes import numpy_dtype
 
 _PIPELINE = "software_pipeline_"  # annotations that reorder what only threads can overlap
 # An unrolled loop is one that nvcc can unroll; on a CPU its extent may depend on threads' loops.
@@ -51,13 +53,15 @@ def run_blocks(task: Task, decisions: Decisions, data: Array, weight: Array, bia
     host = resolve("native", 1)
     func = codegen.accept_unaligned(on_cpu(task.instantiate(decisions)["main"]))
     dtype = task.workload.dtype
-    packed = np.full(task.packed_shape(), np.nan, dtype)
-    out = np.full(task.workload.out_shape(task.layout), np.nan, dtype)
-    scratch = [np.full(shape, np.nan, kind) for kind, *shape in task.scratch(decisions)]
+    packed = np.full(task.packed_shape(), np.nan, numpy_dtype(dtype))
+    out = np.full(task.workload.out_shape(task.layout), np.nan, numpy_dtype(dtype))
+    scratch = [
+        np.full(shape, np.nan, numpy_dtype(kind)) for kind, *shape in task.scratch(decisions)
+    ]
     for function, args in (
         (task.pack(), (weight, packed)),
         (func, (data, packed, bias, out, *scratch)),
     ):
         module: tvm.runtime.Module = codegen.build(function, "main", host).module
-        module["main"](*map(tvm_ffi.from_dlpack, args))
+        module["main"](*map(from_array, args))
     return out

@@ -65,6 +65,11 @@ class StubBench:
         return Trial([synthetic_seconds(self.task, decisions)], 1e-7, 4096)
 
 
+class _NoHelper(contextlib.nullcontext):
+    def start_ahead(self) -> None:
+        pass
+
+
 def stub_measuring(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
     """Have `tune` use a stub, a subclass for the one test that asks."""
 
@@ -74,6 +79,6 @@ def stub_measuring(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
         interrupt_after = math.inf
 
     monkeypatch.setattr(search, "Workbench", Bench)
-    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr("convtvm.tuning.tuner.build_ahead", lambda benches, zygote: None)
+    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda *_, **__: _NoHelper())
+    monkeypatch.setattr("convtvm.tuning.loop.build_ahead", lambda benches, zygote: None)
     return Bench

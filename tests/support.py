@@ -23,6 +23,7 @@ from convtvm.kernels import codegen, lowering
 from convtvm.kernels.task import Task
 from convtvm.logs.records import LogWriter, TuningRecord
 from convtvm.machine.targets import CompileTarget
+from convtvm.measure.verify import loaded
 
 Array = NDArray[Any]
 Decisions = Mapping[str, int]
@@ -35,23 +36,52 @@ def compiled(task: Task, decisions: Decisions | None) -> tvm.runtime.Module:
     return codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target), target)
 
 
+_packings: dict[tuple[int, str], Callable[..., Any]] = {}
+
+
 def pack_weight(task: Task, weight: Array) -> Array:
     """`weight` as the kernels of `task` read it."""
-    packed = np.full(task.packed_shape(), np.nan, np.float32)
-    compiled(task, None)["main"](tvm_ffi.from_dlpack(weight), tvm_ffi.from_dlpack(packed))
+    func = task.pack()
+    key = tvm_ffi.structural_hash(func), task.target.name
+    if key not in _packings:
+        _packings[key] = loaded(func, task.target, opt_level=1)
+    packed = np.full([int(extent) for extent in func.params[1].shape], np.nan, np.float32)
+    _packings[key](tvm_ffi.from_dlpack(weight), tvm_ffi.from_dlpack(packed))
     return packed
 
 
-def run_kernel(task: Task, decisions: Decisions, data: Array, packed: Array, bias: Array) -> Array:
-    """The output of one kernel on a packed weight; elements that it leaves out are NaN."""
+def run_kernel(
+    task: Task,
+    decisions: Decisions,
+    data: Array,
+    packed: Array,
+    bias: Array,
+    opt_level: int = 3,
+) -> Array:
+    """The output of one kernel on a packed weight; elements that it leaves out are NaN.
+
+    `opt_level` is LLVM's: 0 compiles several times faster and shows all but what its optimiser
+    does, which has nothing to do with which decisions are meant.
+    """
     out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
-    compiled(task, decisions)["main"](*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
+    if opt_level == 3:
+        kernel = compiled(task, decisions)["main"]
+    else:
+        kernel = loaded(task.instantiate(decisions)["main"], task.target, opt_level)
+    kernel(*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
     return out
 
 
-def run_task(task: Task, decisions: Decisions, data: Array, weight: Array, bias: Array) -> Array:
+def run_task(
+    task: Task,
+    decisions: Decisions,
+    data: Array,
+    weight: Array,
+    bias: Array,
+    opt_level: int = 3,
+) -> Array:
     """The output of one kernel, with the weight packed by the task's own function."""
-    return run_kernel(task, decisions, data, pack_weight(task, weight), bias)
+    return run_kernel(task, decisions, data, pack_weight(task, weight), bias, opt_level)
 
 
 @dataclass(frozen=True)

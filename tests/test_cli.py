@@ -146,7 +146,11 @@ def test_source_is_refused(
         ([LINE, "--layout", "CHWN"], ["--layout", "CHWN", "NHWC"]),
         (
             [LINE, "--target", "cuda:sm_90", "--tracker", "127.0.0.1:1", "--key", "k"],
-            ["only CPUs", "on its own machine"],
+            ["no tracker answers at 127.0.0.1:1"],
+        ),
+        (
+            [LINE, "--target", "cuda:sm_80,sm_90", "--tracker", "127.0.0.1:1", "--key", "k"],
+            ["devices of a tracker have one architecture", "--target cuda:sm_90"],
         ),
         ([LINE, "--tracker", "127.0.0.1:1"], ["--tracker and --key belong together"]),
         ([LINE, "--tirals", "3"], ["--tirals", "convtvm tune --help"]),

@@ -21,12 +21,13 @@ from convtvm.kernels.cuda import cubin, nvrtc
 from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
+from convtvm.problem.dtypes import HALVES
 from convtvm.problem.workload import ConvWorkload
 
 make = ConvWorkload.make
 TARGET = resolve("cuda:sm_90")
 WIDTHS = (1, 2, 4, 8)  # channels of a group: what lies together, and so how wide loads can be
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def shapes(width: int, dtype: str) -> Iterator[ConvWorkload]:
@@ -56,7 +57,7 @@ def functions(name: str, dtype: str) -> dict[str, tirx.PrimFunc]:
     for width in WIDTHS:
         fitting = [w for w in shapes(width, dtype) if not CUDA_ALGORITHMS[name].inapplicable(w)]
         for layout in ("NCHW", "NHWC"):
-            some = fitting if dtype == "float16" else draw.sample(fitting, min(1, len(fitting)))
+            some = fitting if dtype in HALVES else draw.sample(fitting, min(1, len(fitting)))
             for i, w in enumerate(some):
                 task = Task(w, name, TARGET, layout)
                 drawn = len(made) % 2

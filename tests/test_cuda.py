@@ -29,6 +29,7 @@ from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.measure.gpu_verify import EXACT_FAMILIES, GpuCheck
 from convtvm.measure.jobs import Limits
+from convtvm.problem.dtypes import ROUNDING
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
 
@@ -258,15 +259,16 @@ def test_which_gpu_runs_which_code(
 
 
 @pytest.mark.emulated
-def test_tuning(tmp_path: Path) -> None:
-    """convtvm tune, compile and run on the emulated GPU, in float16."""
+@pytest.mark.parametrize(("dtype", "word"), [("float16", "f16"), ("bfloat16", "bf16")])
+def test_tuning(dtype: str, word: str, tmp_path: Path) -> None:
+    """convtvm tune, compile and run on the emulated GPU, in 16 bits."""
     log = tmp_path / "x.jsonl"
     workload = "mb1ic3ih5oc8oh5kh3ph1"
-    options = ["--target", "cuda", "--log", str(log), "--dtype", "float16"]
+    options = ["--target", "cuda", "--log", str(log), "--dtype", dtype]
     for command in (
         ["tune", workload, "--trials", "1", "--algorithms", "direct", *options],
         ["compile", workload, "-o", f"{tmp_path}/x.so", *options],
-        ["run", f"{tmp_path}/x.so", "--check"],
+        ["run", f"{tmp_path}/x.so", "--check", "-o", f"{tmp_path}/out.npz"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "convtvm", *command],
@@ -278,7 +280,9 @@ def test_tuning(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
     made, problems = records.load([log])
     assert not problems and made and all(r.run_secs for r in made), made
-    assert all(r.workload.endswith("_f16") and r.max_error < 1e-3 for r in made)
+    assert all(r.workload.endswith(f"_{word}") and r.max_error < ROUNDING[dtype] for r in made)
+    out = np.load(tmp_path / "out.npz")["out"]  # NumPy's files have no bfloat16
+    assert out.dtype == (np.float16 if dtype == "float16" else np.float32)
     assert {(r.target, r.device) for r in made} == {("cuda -arch=sm_90", "emulated GPU")}
 
 

@@ -40,6 +40,7 @@ ODD = [
     make(4, 8, 11, kh=3, padding=1, groups=4),
     make(8, 8, 13, kh=5, stride=2, padding=2, groups=8, n=2),
     make(1, 1, 5, kh=3),
+    make(6, 10, 11, kh=3, dilation=(2, 3), padding=2, n=2),
 ]
 LARGE = [w for w in read_source("resnet50") if w.name in ("layer1.0.conv2", "layer4.1.conv2")]
 
@@ -90,6 +91,51 @@ def test_pipelines_and_split_sums(layout: str, emulated_gpu: Zygote) -> None:
     assert all(task.space.is_valid(decisions) for task, decisions in tasks)
     found = problems([GpuCheck(task, decisions) for task, decisions in tasks], emulated_gpu)
     assert found == [""] * len(tasks)
+
+
+# The phases of a dilation: of unequal sizes, along one axis, met by a stride, as many as pixels.
+DILATED = {
+    "dilation 2": make(6, 5, 7, kh=3, dilation=2, padding=2),
+    "dilations differ, batch 2": make(3, 6, 9, 8, 3, n=2, dilation=(3, 2), padding=(1, 3, 2, 0)),
+    "dilated rows": make(5, 4, 11, 6, 3, dilation=(4, 1), padding=(4, 0, 1, 1)),
+    "1-D": make(5, 9, 1, 17, 1, 3, dilation=(7, 4), padding=(0, 4)),
+    "dilation 6, stride 3": make(4, 6, 15, kh=3, stride=3, dilation=6, padding=6),
+    "dilation as large as the image": make(4, 8, 5, kh=3, dilation=5, padding=5),
+}
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("shape", DILATED)
+@pytest.mark.parametrize("name", ["winograd:2", "winograd:4", "winograd:6"])
+def test_dilations_by_phases(name: str, shape: str) -> None:
+    """The default decisions, in a layout of each shape's own that changes with the tile."""
+    w = DILATED[shape]
+    turn = list(DILATED).index(shape) + int(name[-1]) // 2
+    task = Task(w, name, TARGET, LAYOUTS[turn % 2])
+    assert task.algorithm.inapplicable(w) is None
+    arrays = random_inputs(w, 7, task.layout)
+    out = run_blocks(task, task.space.default, *arrays)
+    error = relative_error(out, conv2d_reference(w, *arrays, task.layout))
+    assert error <= task.algorithm.tolerance
+
+
+@pytest.mark.emulated
+def test_emulated_dilations(emulated_gpu: Zygote) -> None:
+    """Where phases differ in size: on the GPU all of them are tiles of one product."""
+    chosen = [DILATED["dilation 2"], DILATED["dilations differ, batch 2"]]
+    tasks = [Task(w, "winograd:4", TARGET, at) for w, at in zip(chosen, LAYOUTS, strict=True)]
+    assert problems([GpuCheck(task) for task in tasks], emulated_gpu) == ["", ""]
+
+
+def test_strides_that_are_left_to_phases_are_refused() -> None:
+    """A thread has no room for a strided tile."""
+    row = CUDA_ALGORITHMS["winograd:2"]
+    reason = row.inapplicable(make(8, 8, 15, kh=3, stride=2, dilation=3))
+    assert reason == "stride is 2x2 of phases, Winograd on a GPU needs 1"
+    assert row.inapplicable(make(8, 8, 15, kh=3, stride=2, padding=1)) == (
+        "stride is 2x2, Winograd on a GPU needs 1"
+    )
+    assert row.inapplicable(make(8, 8, 15, kh=3, stride=2, dilation=2)) is None
 
 
 @pytest.mark.emulated

@@ -17,6 +17,7 @@ from convtvm.compare import cudnn, peers
 from convtvm.compare.bench import BenchRow, Measured
 from convtvm.errors import EnvironmentProblem
 from convtvm.machine import gpu
+from convtvm.problem.dtypes import BYTES, ROUNDING
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
@@ -43,7 +44,7 @@ PADDINGS = {
 
 
 @pytest.mark.parametrize("case", PADDINGS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", BYTES)
 def test_contestants_compute_the_convolution(case: str, dtype: str) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     w, symmetric = PADDINGS[case]
@@ -60,7 +61,8 @@ def test_contestants_compute_the_convolution(case: str, dtype: str) -> None:
     assert set(runs) == {name + end for name in names for end in ("", cudnn.NO_BIAS)}
     for name, run in runs.items():
         wanted = unbiased if name.endswith(cudnn.NO_BIAS) else right
-        assert relative_error(run().numpy(), wanted) < (1e-5 if dtype == "float32" else 2e-3)
+        found = run().to(answer.right.dtype).numpy()
+        assert relative_error(found, wanted) < (1e-5 if dtype == "float32" else 4 * ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("network", ["resnet50", "resnet18", "vgg16", "mobilenet_v2"])

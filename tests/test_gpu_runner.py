@@ -24,9 +24,9 @@ from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.problems import write_problem
 from convtvm.problem.workload import ConvWorkload
-from convtvm.tuning import confirm
+from convtvm.tuning import confirm, tuner
 from convtvm.tuning.progress import TaskProgress
-from schedules.knobs import Decisions
+from schedules.knobs import Decisions, Rules, Space
 
 pytestmark = pytest.mark.emulated
 
@@ -209,6 +209,52 @@ def test_tuning_builds_ahead_and_ends_with_a_race(tmp_path: Path) -> None:
     assert {r.algorithm for r in tried} == {"direct", "im2col"}
     raced = [r for r in made if r.confirmed]
     assert raced and all(len(r.run_secs) == 9 and r.max_error < 1e-5 for r in raced)
+
+
+class _Four(Rules):
+    @property
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        return {"tile_p": (64,), "tile_oc": (1, 2, 4, 8)}
+
+    def cost(self, d: Decisions) -> float:
+        return 1 / d["tile_oc"]
+
+
+# Channels of a thread -> what such a candidate does.
+HARM = {1: "dies", 2: "beyond", 4: "data", 8: "nothing"}
+
+
+class Minefield(PlainTask):
+    """A task most of whose decisions do harm, each in its own way."""
+
+    @property
+    def space(self) -> Space:
+        return Space(_Four())
+
+    def instantiate(self, decisions: Decisions) -> tvm.IRModule:
+        pattern, replacement = FAULTS[HARM[decisions["tile_oc"]]]
+        return Faulty(
+            self.workload, "direct", self.target, pattern=pattern, replacement=replacement
+        ).instantiate(decisions)
+
+
+def test_a_run_goes_on_whatever_its_candidates_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, log = Minefield(W, "direct", TARGET), tmp_path / "x.jsonl"
+    monkeypatch.setattr(tuner, "tasks_of", lambda *_: [task])
+    with patch.dict(os.environ, environment()):
+        summary = tune(W, TARGET, trials=8, log=log, confirm=False)
+    found = {HARM[r.decisions["tile_oc"]]: r for r in records.load([log])[0]}
+    assert {what: r.error.get("kind", "") for what, r in found.items()} == {
+        "nothing": "",
+        "dies": "crash",
+        "beyond": "runtime",
+        "data": "runtime",
+    }
+    assert "the kernel writes beyond out" in found["beyond"].error["message"]
+    assert "the kernel writes into data" in found["data"].error["message"]
+    assert found["nothing"].max_error < 1e-5 and summary.measured == 4 and not summary.stopped
 
 
 def test_a_race_is_broken_by_who_writes_where_it_must_not(zygote: Zygote) -> None:

@@ -117,6 +117,7 @@ LOOSE = ("errors", "files", "pins", "version")
 OUTSIDE = {
     "convtvm.machine.targets": ("TVM",),
     "convtvm.compute.winograd_matrices": ("numpy",),  # exact rationals, no TVM
+    "convtvm.problem.dtypes": ("numpy", "ml_dtypes"),
 }
 
 # What `TVM` stands for.

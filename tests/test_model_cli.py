@@ -18,12 +18,13 @@ from models import small_resnet  # noqa: E402
 import convtvm  # noqa: E402
 from convtvm.cli import main  # noqa: E402
 from convtvm.dispatch import Model  # noqa: E402
+from convtvm.kernels.task import Task  # noqa: E402
 from convtvm.logs import records  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
 from convtvm.measure.client import Zygote  # noqa: E402
 from convtvm.models import compiling, differences  # noqa: E402
 from convtvm.models.building import assemble  # noqa: E402
-from convtvm.models.graph import make_program  # noqa: E402
+from convtvm.models.graph import convolutions, make_program  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
 from convtvm.models.remembered import compile_model  # noqa: E402
 from convtvm.models.workloads import to_tune  # noqa: E402
@@ -185,6 +186,72 @@ def test_the_first_operator_that_differs_is_named() -> None:
     said = str(differences.complaint(model, program, imported, inputs, found))
     assert said.startswith("output 'output_0' differs from the original's by ")
     assert said.endswith(f"the first operator that differs is {step.label}")
+
+
+def test_no_workspace(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compile", folder / "open.onnx", "-o", tmp_path / "x.so", "--threads", 1]
+    command += ["--shape", "image=2x3x33x31", "--workspace-limit", 0]
+    found = document(capsys, *command)
+    assert found["peak_bytes"] == found["arena_bytes"] and found["facts"]["max_error"] < 1e-5
+    made = convtvm.load_model(tmp_path / "x.so")
+    assert not any(made.manifest.functions[s.function].workspace_bytes for s in made.manifest.steps)
+
+
+class Steep(torch.nn.Module):
+    """A convolution whose Winograd by large tiles is a hundred times less exact than it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+@pytest.fixture(scope="module")
+def steep(folder: Path) -> Path:
+    """steep.onnx, and steep.jsonl, by which Winograd takes no time and has an error of 2e-6."""
+    path = folder / "steep.onnx"
+    torch.onnx.export(
+        Steep().eval(), (torch.zeros(1, 16, 20, 20),), path, dynamo=False, input_names=["x"]
+    )
+    target, lines = resolve("native", 1), []
+    ((workload, _),) = convolutions(import_model(path))
+    for name, secs, error in (("winograd:6", 1e-9, 2e-6), ("direct", 1e-3, 5e-8)):
+        task = Task(workload, name, target)
+        record = records.TuningRecord(
+            workload=workload.key, algorithm=name, target=target.name, threads=1, layout="NCHW",
+            device="any", decisions=task.space.default, template=task.template_version,
+            run_secs=[secs], max_error=error,
+        )  # fmt: skip
+        lines.append(record.to_line())
+    path.with_suffix(".jsonl").write_text("\n".join([*lines, ""]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bound", "kernel"), [("1e-4", "winograd:6"), ("1e-6", "direct"), ("3e-6", "direct")]
+)
+def test_a_bound_chooses_kernels(
+    steep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: str, kernel: str
+) -> None:
+    """And holds for the whole: by the log 3e-6 lets Winograd pass, the result does not."""
+    command = ["compile", steep, "-o", tmp_path / "x.so", "--threads", 1, "--max-error", bound]
+    found = document(capsys, *command, "--log", steep.with_suffix(".jsonl"))
+    assert found["facts"]["max_error"] <= float(bound)
+    functions = convtvm.load_model(tmp_path / "x.so").manifest.functions.values()
+    assert any(f" by {kernel}," in f.about and "packs" not in f.about for f in functions)
+
+
+def test_a_bound_that_nothing_keeps(steep: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["compile", steep, "-o", tmp_path / "x.so", "--threads", 1, "--log"]
+    command += [steep.with_suffix(".jsonl"), "--max-error"]
+    assert main([*map(str, command), "1e-9"]) == 2
+    assert "direct has an error of" in capsys.readouterr().err
+    assert main([*map(str, command), "6e-8"]) == 2
+    assert "differs from the original's by" in capsys.readouterr().err
+    assert not (tmp_path / "x.so").exists()
 
 
 REFUSED: list[tuple[list[str], str]] = [

@@ -15,7 +15,7 @@ from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
-from convtvm.tuning import tuner
+from convtvm.tuning import loop, tuner
 from convtvm.tuning.progress import LATE, TuningSummary
 from convtvm.tuning.tuner import tune
 
@@ -33,7 +33,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
     class Time:
         monotonic = staticmethod(lambda: float(len(bench.measured)))
 
-    monkeypatch.setattr(tuner, "time", Time)
+    for module in (tuner, loop):
+        monkeypatch.setattr(module, "time", Time)
     return bench
 
 

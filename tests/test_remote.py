@@ -10,25 +10,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import pytest
+from emulator import environment
+from support import eventually
+from test_gpu_runner import FAULTS, PLAIN, TARGET, Faulty, W, built
 from tvm.rpc import base
 
 from convtvm.errors import ConvtvmError, EnvironmentProblem, TargetError
 from convtvm.logs import records
 from convtvm.logs.records import TuningRecord
+from convtvm.machine import gpu
 from convtvm.machine.targets import resolve
 from convtvm.measure import remote
+from convtvm.measure.client import Zygote, run_limits
+from convtvm.problem.dtypes import ROUNDING
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TaskProgress, TuningSummary
 from convtvm.tuning.tuner import tune
 
 KEY = "desk"
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
+_PATTERN, _REPLACEMENT = FAULTS["writes little"]
+LITTLE = Faulty(W, "direct", TARGET, pattern=_PATTERN, replacement=_REPLACEMENT)
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Rack:
 
     port: int
     path: str  # PYTHONPATH
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the servers
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -44,7 +53,7 @@ class Rack:
         return f"127.0.0.1:{self.port}"
 
     def start(self, *command: str) -> None:
-        log, env = subprocess.DEVNULL, dict(os.environ, PYTHONPATH=self.path)
+        log, env = subprocess.DEVNULL, {**os.environ, **self.environment, "PYTHONPATH": self.path}
         whole = [sys.executable, *command]
         self.processes.append(subprocess.Popen(whole, stdout=log, stderr=log, env=env))
 
@@ -70,29 +79,36 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.fixture
-def rack(tmp_path: Path) -> Iterator[Rack]:
+@contextlib.contextmanager
+def racked(folder: Path, servers: int, environment: Mapping[str, str]) -> Iterator[Rack]:
+    """A tracker with so many servers, once they are free."""
     pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
     # Each of the six processes would import PyTorch where it is installed.
-    (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf8")
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    (folder / "torch.py").write_text("raise ImportError", encoding="utf8")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        made = Rack(found.getsockname()[1], path)
+        made = Rack(found.getsockname()[1], path, environment)
     try:
         own = ("--host", "127.0.0.1", "--port-end", str(made.port + 50), "--port")
         made.start("-m", "tvm.exec.rpc_tracker", *own, str(made.port))
-        for _ in range(2):
+        for _ in range(servers):
             address = ("--tracker", made.address, "--key", KEY)
             made.start("-m", "tvm.exec.rpc_server", *own, str(made.port + 1), *address)
         deadline = time.monotonic() + 120
-        while made.free() < 2 and time.monotonic() < deadline:
+        while made.free() < servers and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert made.free() == 2
+        assert made.free() == servers
         yield made
     finally:
         for process in made.processes:
             kill(process)
+
+
+@pytest.fixture
+def rack(tmp_path: Path) -> Iterator[Rack]:
+    with racked(tmp_path, 2, {}) as made:
+        yield made
 
 
 def run(rack: Rack, log: Path, **options: object) -> TuningSummary:
@@ -141,7 +157,10 @@ def test_preflight_refuses(rack: Rack, tmp_path: Path) -> None:
     rack_cpu = "skylake-avx512" if resolve("native", 1).lanes != 16 else "sapphirerapids"
     assert "avx512f" in remote.missing_features("haswell", resolve(f"llvm -mcpu={rack_cpu}", 1))
     assert remote.missing_features("", resolve("native", 1)) == []
-    assert not log.exists()
+    if not gpu.devices():
+        with pytest.raises(TargetError, match="TVM finds no NVIDIA GPU on a device"):
+            tune([WORKLOAD], "cuda:sm_90", tracker=rack.address, key=KEY, log=log)
+    assert not log.exists() or not log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +176,85 @@ def test_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         tune([WORKLOAD], threads=1, log=tmp_path / "x.jsonl", **options)  # type: ignore[arg-type]
+
+
+# ---- GPUs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emulated_rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    """One server, on a machine with the emulated GPU."""
+    with racked(tmp_path_factory.mktemp("rack"), 1, environment()) as made:
+        yield made
+
+
+@pytest.fixture
+def gpu_rack(emulated_rack: Rack) -> Rack:
+    """The same, once the last session's server is free again."""
+    assert eventually(lambda: emulated_rack.free() == 1)
+    return emulated_rack
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What builds for the emulated GPU, which this process and its helpers do not see."""
+    for name in ("CONVTVM_NVCC", "EMULATOR_LIBRARIES", "PYTHONPATH"):
+        monkeypatch.setenv(name, environment()[name])
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(("layout", "dtype"), [("NCHW", "float32"), ("NHWC", "bfloat16")])
+def test_tuning_a_gpu(
+    layout: str, dtype: str, gpu_rack: Rack, compiler: None, tmp_path: Path
+) -> None:
+    """Kernels with and without workspaces; trials in flight stay within the budget."""
+    log, w = tmp_path / "x.jsonl", replace(WORKLOAD, dtype=dtype)
+    summary = tune(
+        [w],
+        "cuda:sm_90",
+        layout=layout,
+        algorithms=["direct", "im2col"],
+        trials=3,
+        total_trials=4,
+        log=log,
+        tracker=gpu_rack.address,
+        key=KEY,
+    )
+    assert summary.failures == {}, summary.first_failures
+    found, problems = records.load([log])
+    assert problems == [] and len({r.identity for r in found}) == len(found) == 4
+    assert {r.algorithm for r in found} == {"direct", "im2col"}
+    assert {(r.target, r.device) for r in found} == {("cuda -arch=sm_90", f"{KEY}: emulated GPU")}
+    limit = 1e-5 if dtype == "float32" else ROUNDING[dtype]
+    assert all(r.max_error < limit and len(r.run_secs) == 5 for r in found)
+
+
+@pytest.mark.emulated
+def test_a_wrong_kernel_is_the_last_of_its_session(gpu_rack: Rack, compiler: None) -> None:
+    """The next have a new one, where the GPU's memory is as it was."""
+    farm = remote.find(gpu_rack.address, KEY)
+    with Zygote(farm=farm) as zygote:
+        tasks = [PLAIN, LITTLE, PLAIN, PLAIN]
+        jobs = built(zygote, tasks)
+        limits = replace(run_limits(1, farm), samples=2)
+        outcomes = [o for _, o in sorted(zygote.call("run", jobs, limits), key=lambda a: a[0])]
+    assert [o.kind for o in outcomes] == ["", "wrong_answer", "", ""], outcomes
+    assert all(len(o.value[0]) == 2 for o in outcomes if not o.kind)
+
+
+@pytest.mark.emulated
+def test_a_gpu_of_another_architecture(gpu_rack: Rack, compiler: None, tmp_path: Path) -> None:
+    said = "a device is emulated GPU, sm_90; name it with --target cuda:sm_90"
+    options = {"tracker": gpu_rack.address, "key": KEY, "log": tmp_path / "x.jsonl"}
+    for arch in ("sm_80", "sm_100"):
+        with pytest.raises(TargetError, match=f"'cuda -arch={arch}': {said}"):
+            tune([WORKLOAD], f"cuda:{arch}", **options)  # type: ignore[arg-type]
+
+
+def test_several_architectures_are_refused(tmp_path: Path) -> None:
+    options = {"tracker": "127.0.0.1:1", "key": KEY, "log": tmp_path / "x.jsonl"}
+    with pytest.raises(TargetError, match=r"one architecture, expected its name, such as --target"):
+        tune([WORKLOAD], "cuda:sm_80,sm_90", **options)  # type: ignore[arg-type]
 
 
 # ---- trackers that are none ----------------------------------------------------------------------

@@ -72,7 +72,8 @@ def test_a_sample_of_the_edges(helpers: list[Zygote]) -> None:
     edges = read_source(str(EDGES))
     assert len(edges) >= 250
     tasks = [t for i, w in enumerate(edges[::19]) for t in tasks_of([w], TARGET, LAYOUTS[i % 2])]
-    assert_right([Check(t, opt_level=3 * (i % 2)) for i, t in enumerate(tasks)], helpers)
+    checks = [Check(t, opt_level=3 if i % 8 == 0 else 0) for i, t in enumerate(tasks)]
+    assert_right(checks, helpers)
 
 
 # ---- the check itself ----------------------------------------------------------------------------
@@ -148,6 +149,8 @@ BEYOND = {
     "mb16ic64ih224oc64kh7ph3": ("im2col",),
     "mb2ic700ih724oc1400kh3ph1": ("im2col", "mec:b"),
     "mb1ic64ih5800oc64kh3ph1": ("im2col", "mec:b", "winograd:2", "winograd:4", "winograd:6"),
+    # 64 * 64 phases of 90 * 90 pixels, in whole tiles.
+    "mb1ic64ih5700oc64kh3ph64dh63": ("im2col", "mec:b", "winograd:2", "winograd:4", "winograd:6"),
     "mb1ic1ih15447oc1kh3ph1": ("im2col",),  # 9 * 15447^2 = 2^31 + 4,633
 }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from convtvm.kernels.task import Task, tasks_of
 from convtvm.machine.targets import resolve
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
-from schedules.knobs import Decisions, Rules, Space
+from schedules.knobs import Decisions, Rules, Space, accepted
 
 make = ConvWorkload.make
 LAYOUTS = ("NCHW", "NHWC")
@@ -118,10 +118,10 @@ def problem(task: Task) -> tuple[tuple[Array, Array, Array], Array]:
     return (data, weight, bias), conv2d_reference(task.workload, data, weight, bias, task.layout)
 
 
-def all_valid(space: Space) -> list[dict[str, int]]:
+@lru_cache(maxsize=4)
+def all_valid(task: Task) -> list[dict[str, int]]:
     """What may be built, worthwhile or not."""
-    every = itertools.product(*space.knobs.values())
-    return [d for d in (dict(zip(space.knobs, e, strict=True)) for e in every) if space.is_valid(d)]
+    return list(accepted(task.space.knobs, task.space.is_valid))
 
 
 def is_right(task: Task, out: Array, reference: Array) -> bool:
@@ -132,15 +132,16 @@ def is_right(task: Task, out: Array, reference: Array) -> bool:
 
 @any_case
 def test_answers(name: str, w: ConvWorkload) -> None:
-    """The default decisions in one layout, three others drawn from all that are valid in both."""
+    """The default decisions in one layout, optimised; three others drawn from all that are valid in
+    both, as they are lowered."""
     draw = random.Random(w.key)
     layouts = draw.sample(LAYOUTS, 2)
     tasks = [task_of(name, w, layouts[i % 2]) for i in range(4)]
     packed = pack_weight(tasks[0], problem(tasks[0])[0][1])  # the same for both
     for i, task in enumerate(tasks):
-        decisions = draw.choice(all_valid(task.space)) if i else task.space.default
+        decisions = draw.choice(all_valid(task)) if i else task.space.default
         (data, _, bias), reference = problem(task)
-        out = run_kernel(task, decisions, data, packed, bias)
+        out = run_kernel(task, decisions, data, packed, bias, opt_level=0 if i else 3)
         assert is_right(task, out, reference), (task.layout, decisions)
 
 
@@ -152,18 +153,23 @@ def test_images_share_the_weight(name: str, layout: str) -> None:
     (data, weight, bias), reference = problem(task)
     packed = pack_weight(task, weight)
     for images in (2, 4):
-        shared = [d for d in all_valid(task.space) if d["images"] == images]
+        shared = [d for d in all_valid(task) if d["images"] == images]
         for decisions in random.Random(images).sample(shared, 2):
-            out = run_kernel(task, decisions, data, packed, bias)
+            out = run_kernel(task, decisions, data, packed, bias, opt_level=0)
             assert is_right(task, out, reference), decisions
 
 
 @any_case
 def test_space(name: str, w: ConvWorkload) -> None:
     for layout in LAYOUTS:
-        space = task_of(name, w, layout).space
+        task = task_of(name, w, layout)
+        space = task.space
         points = {tuple(point.values()) for point in space.points}
-        assert 1 <= len(points) == len(space.points) <= len(all_valid(space)) <= space.size
+        assert 1 <= len(points) == len(space.points) <= len(all_valid(task)) <= space.size
+        every = (dict(zip(space.knobs, e, strict=True)) for e in product(*space.knobs.values()))
+        assert all_valid(task) == [point for point in every if space.is_valid(point)]
+        worthwhile = [point for point in all_valid(task) if space.is_worthwhile(point)]
+        assert space.points == (worthwhile or all_valid(task))
         assert space.default in space.points
         assert all(space.contains(point) for point in space.points)
         assert all(list(point) == list(space.knobs) for point in space.points)
@@ -192,7 +198,7 @@ def test_turns_are_those_of_the_parallel_loop(name: str, layout: str) -> None:
     kh, groups = int(name != "direct:pointwise") * 2 + 1, 40 if "depthwise" in name else 1
     w = make(40, 40, 13, kh=kh, padding=kh // 2, groups=groups, n=2)
     task = Task(w, name, resolve("avx2", 2), layout)
-    for decisions in random.Random(name).sample(all_valid(task.space), 4):
+    for decisions in random.Random(name).sample(all_valid(task), 4):
         lowered = lowering.lower(task.instantiate(decisions), task.target.tvm)
         shared = [loop for loop in found(lowered, For) if loop.kind == ForKind.PARALLEL]
         (turns,) = [int(loop.extent) for loop in shared if stores_output(loop)] or [1]

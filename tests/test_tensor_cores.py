@@ -1,4 +1,5 @@
-"""Products on tensor cores: float16, and TF32 for those who permit it, up the CUDA ladder."""
+"""Products on tensor cores: float16, bfloat16, and TF32 for those who permit it, up the CUDA
+ladder."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.measure.gpu_verify import GpuCheck
 from convtvm.measure.jobs import Limits
+from convtvm.problem.dtypes import HALVES
 from convtvm.problem.reference import (
     conv2d_reference,
     random_inputs,
@@ -46,15 +48,16 @@ SHAPES = {
 }
 
 
-def as_half(w: ConvWorkload, name: str) -> ConvWorkload:
-    return w if name.endswith("tf32") else replace(w, dtype="float16")
+# Algorithm and dtype of every kind of product.
+KINDS = [("direct", "float16"), ("direct", "bfloat16"), ("direct:tf32", "float32")]
+ROWS = [(n, d) for n in NAMES for d in (HALVES if "tf32" not in n else ("float32",))]
 
 
 @pytest.mark.blocks
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_blocks(name: str, shape: str) -> None:
-    w = as_half(SHAPES[shape], name)
+@pytest.mark.parametrize(("name", "dtype"), ROWS)
+def test_blocks(name: str, dtype: str, shape: str) -> None:
+    w = replace(SHAPES[shape], dtype=dtype)
     layout = LAYOUTS[(len(name) + len(shape)) % 2]
     task = Task(w, name, TARGET, layout)
     arrays = random_inputs(w, 3, layout, "integer")
@@ -79,18 +82,20 @@ TINY = make(16, 40, 5, kh=3, padding=1)
 
 @pytest.mark.emulated
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["direct", "direct:tf32"])
-def test_emulated(name: str, layout: str, emulated_gpu: Zygote) -> None:
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
+def test_emulated(name: str, dtype: str, layout: str, emulated_gpu: Zygote) -> None:
     """Several warps, copies in flight, several blocks for one sum, and default decisions."""
-    w = as_half(TINY, name)
+    w, tails, single = (
+        replace(w, dtype=dtype) for w in (TINY, SHAPES["tails"], SHAPES["one channel"])
+    )
     cases = [
         (Task(w, name, TARGET, layout), {**TILES, "split_k": 1, "stages": 3}),
         (
             Task(w, name.replace("direct", "im2col"), TARGET, layout),
             {**TILES, "split_k": 2, "stages": 1},
         ),
-        (Task(as_half(SHAPES["tails"], name), name, TARGET, layout), None),
-        (Task(as_half(SHAPES["one channel"], name), name, TARGET, layout), None),
+        (Task(tails, name, TARGET, layout), None),
+        (Task(single, name, TARGET, layout), None),
     ]
     assert all(d is None or task.space.is_valid(d) for task, d in cases)
     found = problems([GpuCheck(task, decisions) for task, decisions in cases], emulated_gpu)
@@ -120,10 +125,45 @@ def test_planted_faults_are_caught(emulated_gpu: Zygote) -> None:
 
 
 @pytest.mark.emulated
-def test_a_removed_barrier_is_caught(emulated_gpu: Zygote) -> None:
-    pattern = r"__syncthreads\(\);"
-    checks = [FaultyCheck(PLAIN, DECISIONS, pattern=pattern, index=i) for i in range(3)]
-    assert all("relative error" in message for message in problems(checks, emulated_gpu))
+def test_the_only_barrier_of_a_step_is_needed(emulated_gpu: Zygote) -> None:
+    """With it, two, three and four stages are right, whole steps or not; without, wrong."""
+    cases = [
+        (Task(replace(w, dtype="float16"), "direct", TARGET, layout), {**DECISIONS, "stages": s})
+        for w, layout, s in (
+            (TINY, "NHWC", 2),
+            (TINY, "NCHW", 3),
+            (make(16, 40, 5, kh=3, padding=2, dilation=2), "NHWC", 3),
+            (make(64, 40, 5, kh=2, padding=1), "NHWC", 4),
+            (make(16, 40, 5, kh=3, stride=2, padding=1), "NHWC", 4),
+        )
+    ]
+    for task, decisions in cases:
+        func = task.instantiate(decisions)["main"]
+        source = gpu_codegen.generate(func, "main", TARGET)[1].source
+        assert source.count("__syncthreads();") == 1
+        assert source.count("multiply_add_float16(") == 2  # its definition, and one step
+    assert problems([GpuCheck(*case) for case in cases], emulated_gpu) == [""] * len(cases)
+    wrong = [FaultyCheck(*case, pattern=r"__syncthreads\(\);") for case in cases]
+    assert all("relative error" in text for text in problems(wrong, emulated_gpu))
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
+def test_guarded_vectors_are_one_copy(name: str, dtype: str, emulated_gpu: Zygote) -> None:
+    """Pixels in the padding and steps beyond the sum: asynchronous, by 16 bytes, zero."""
+    for w in (TINY, make(24, 16, 7, kh=3, stride=2, padding=(1, 0, 2, 1), groups=1, n=2)):
+        task = Task(replace(w, dtype=dtype), name, TARGET, "NHWC")
+        decisions = {**DECISIONS, "stages": 3}
+        func = task.instantiate(decisions)["main"]
+        source = gpu_codegen.generate(func, "main", TARGET)[1].source
+        assert source.count("copy_if_16(((") == 3 and "condval" not in source
+        checks = [
+            GpuCheck(task, decisions),
+            FaultyCheck(task, decisions, pattern=r"\(there \? 16 : 0\)", replacement="(16)"),
+            FaultyCheck(task, decisions, pattern=r"\(there \? 16 : 0\)", replacement="(0)"),
+        ]
+        right, read, zero = problems(checks, emulated_gpu)
+        assert right == "" and read and "relative error" in zero
 
 
 @pytest.mark.emulated
@@ -144,15 +184,16 @@ def test_tf32_rounds_to_the_nearest(emulated_gpu: Zygote) -> None:
 
 @pytest.mark.cubin
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["direct", "direct:tf32"])
-def test_cubins_need_no_memory_for_registers(name: str, layout: str) -> None:
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
+def test_cubins_need_no_memory_for_registers(name: str, dtype: str, layout: str) -> None:
     """A layer of a real size, by its default decisions and by large tiles."""
     try:
         compiler = cubin.find_compiler()
     except EnvironmentProblem as problem:
         pytest.skip(str(problem))
     both = resolve("cuda:sm_80,sm_90")
-    task = Task(as_half(make(64, 64, 56, kh=3, padding=1, n=8), name), name, both, layout)
+    w = make(64, 64, 56, kh=3, padding=1, n=8, dtype=dtype)
+    task = Task(w, name, both, layout)
     large = {"tile_p": 128, "tile_c": 64, "tile_k": 32, "warp_p": 64, "warp_c": 32}
     for decisions in (task.space.default, {**large, "split_k": 1, "stages": 3}):
         assert task.space.is_valid(decisions)
@@ -166,43 +207,69 @@ def test_cubins_need_no_memory_for_registers(name: str, layout: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_on_the_device(name: str, shape: str) -> None:
+@pytest.mark.parametrize(("name", "dtype"), ROWS)
+def test_on_the_device(name: str, dtype: str, shape: str) -> None:
     if not gpu.devices():
         pytest.skip("no NVIDIA GPU or driver on this machine")
     for layout in LAYOUTS:
-        GpuCheck(Task(as_half(SHAPES[shape], name), name, resolve("cuda"), layout))()
+        GpuCheck(Task(replace(SHAPES[shape], dtype=dtype), name, resolve("cuda"), layout))()
 
 
 # ---- who gets them -------------------------------------------------------------------------------
 
 
-def test_a_float16_workload_in_text() -> None:
-    w = ConvWorkload.parse('mb1ic8ih5oc8kh3f16n"x"')
-    assert w.dtype == "float16" and w.name == "x"
-    assert w.key.endswith("_f16") and ConvWorkload.parse(w.key) == w
-    assert w != replace(w, dtype="float32")
-    assert w.data_bytes == replace(w, dtype="float32").data_bytes // 2
+@pytest.mark.parametrize(("word", "dtype"), [("f16", "float16"), ("bf16", "bfloat16")])
+def test_a_workload_of_16_bits_in_text(word: str, dtype: str) -> None:
+    for text in (
+        f'mb1ic8ih5oc8kh3{word}n"x"',
+        f"{word}mb1ic8ih5oc8kh3",
+        f"mb1_{word}_ic8ih5oc8kh3",
+    ):
+        w = ConvWorkload.parse(text)
+        assert w.dtype == dtype and w.name == ("x" if "x" in text else "")
+        assert w.key.endswith(f"_{word}") and ConvWorkload.parse(w.key) == w
+        assert w != replace(w, dtype="float32")
+        assert w.data_bytes == replace(w, dtype="float32").data_bytes // 2
 
 
-def test_float16_is_for_gpus() -> None:
-    with pytest.raises(WorkloadError, match="is float16, which is for GPUs; on a CPU expected"):
-        tasks_of([PLAIN.workload], resolve("native", 1))
+def test_two_types_in_one_text() -> None:
+    with pytest.raises(WorkloadError, match="gives float16 and bfloat16: expected one type"):
+        ConvWorkload.parse("mb1ic8ih5oc8kh3_bf16_f16")
 
 
-def test_old_gpus_are_refused() -> None:
-    task = Task(PLAIN.workload, "direct", resolve("cuda:sm_75"))
+@pytest.mark.parametrize("dtype", HALVES)
+def test_16_bits_are_for_gpus(dtype: str) -> None:
+    with pytest.raises(WorkloadError, match=f"is {dtype}, which is for GPUs; on a CPU expected"):
+        tasks_of([replace(TINY, dtype=dtype)], resolve("native", 1))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_old_gpus_are_refused(dtype: str) -> None:
+    task = Task(replace(TINY, dtype=dtype), "direct", resolve("cuda:sm_75"))
     func = task.instantiate(task.space.default)["main"]
     with pytest.raises(BuildError, match="tensor cores need sm_80 or newer, the target has sm_75"):
         gpu_codegen.generate(func, "main", task.target)
 
 
-def test_which_algorithms_know_float16() -> None:
-    w = make(8, 8, 6, kh=3, padding=1, groups=8, dtype="float16")
+@pytest.mark.parametrize("dtype", HALVES)
+def test_which_algorithms_know_16_bits(dtype: str) -> None:
+    w = make(8, 8, 6, kh=3, padding=1, groups=8, dtype=dtype)
     names = [a.name for a in applicable(w, table=CUDA_ALGORITHMS)]
     assert names == ["direct", "im2col", "mec:b"]
     reason = CUDA_ALGORITHMS["winograd:2"].inapplicable(w)
-    assert reason == "dtype is float16, winograd:2 needs float32"
+    assert reason == f"dtype is {dtype}, winograd:2 needs float32"
+
+
+def test_what_rounding_to_bfloat16_costs() -> None:
+    """One rounding of the sum, no more: the tolerance is twice that, and far from float16's."""
+    w = make(24, 8, 5, kh=3, dtype="bfloat16")
+    arrays = random_inputs(w, 0)
+    assert all(a.dtype.name == "bfloat16" for a in arrays)
+    reference = conv2d_reference(w, *arrays)
+    rounded = rounded_reference(w, reference)
+    error = relative_error(rounded.astype(arrays[0].dtype), reference)
+    assert 1e-3 < error <= 2.0**-8 < Task(w, "direct", TARGET).tolerance == 2.0**-7
+    assert relative_error(np.full(rounded.shape, np.nan, arrays[0].dtype), reference) == np.inf
 
 
 def test_tf32_is_named_or_in_the_log() -> None:

@@ -30,6 +30,7 @@ needs_two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="ne
 # What every program begins with. Its arguments are paths of libraries.
 PRELUDE = """
 import multiprocessing, os, sys, threading, time
+sys.modules["torch"] = None  # which tvm_ffi imports for two seconds, if it is there
 import numpy as np
 from convtvm.dispatch import load
 from convtvm.problem.reference import conv2d_reference, random_inputs

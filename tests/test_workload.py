@@ -160,7 +160,7 @@ def test_frozen_hashable_ordered_and_name_is_not_compared() -> None:
         ({"groups": 3}, "groups is 3: expected a divisor of ic = 8"),
         ({"groups": 8, "oc": 12}, "groups is 8: expected a divisor of oc = 12"),
         ({"multiplicity": 0}, "multiplicity is 0: expected"),
-        ({"dtype": "int8"}, "dtype is 'int8': expected one of float16, float32"),
+        ({"dtype": "int8"}, "dtype is 'int8': expected one of bfloat16, float16, float32"),
         ({"name": 'a"b'}, "name is 'a\"b': expected printable text without double quotes"),
         ({"name": "a\nb"}, "name is 'a\\nb': expected printable text"),
         ({"kh": 9}, "kh is 9 and spans 9 with its dilation: expected at most the padded input's 8"),

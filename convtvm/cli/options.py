@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from convtvm.problem.dtypes import BYTES
 from convtvm.problem.sources import BUILTIN_NETWORKS, merge_duplicates, read_source
 from convtvm.problem.workload import BLOCKED_LAYOUTS, LAYOUTS, ConvWorkload
 
@@ -71,8 +72,9 @@ batch_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    help="Compute the workloads in this type; float16 is for GPUs.  [default: as they say]",
+    type=click.Choice(list(BYTES)),
+    help="Compute the workloads in this type; those of 16 bits are for GPUs.  "
+    "[default: as they say]",
 )
 _target = click.option(
     "--target",

@@ -26,6 +26,7 @@ from convtvm.cli.output import (
     without_torch,
 )
 from convtvm.errors import ArrayError
+from convtvm.problem.dtypes import ROUNDING, is_float, restored, storable
 from convtvm.problem.sources import is_model
 from convtvm.problem.workload import ConvWorkload
 
@@ -39,6 +40,11 @@ WRONG = 1e-3
 _REPEAT = 20
 _WARM_UP = 3
 _FAILED = 1
+
+
+def _limit(w: ConvWorkload) -> float:
+    """The largest error of a right answer: what bfloat16 rounds off is more than others err."""
+    return max(WRONG, 2 * ROUNDING[w.dtype])
 
 
 def _number(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -121,7 +127,8 @@ class _Result:
 @click.option(
     "--check",
     is_flag=True,
-    help=f"Compare with the answer in float64; exit status 1 if an error exceeds {WRONG:g}.",
+    help=f"Compare with the answer in float64; exit status 1 if an error exceeds {WRONG:g}, or in "
+    "bfloat16 0.008.",
 )
 @click.option(
     "--original",
@@ -176,7 +183,7 @@ def run(
         )
     refuse_options(ctx, "a kernel library", "original", "profile", "shapes")
     results = _run_library(library, inputs, outputs, timed, check, as_json, **choice)
-    wrong = [r for r in results if r.error is not None and not r.error <= WRONG]
+    wrong = [r for r in results if r.error is not None and not r.error <= _limit(r.workload)]
     if wrong:
         first = f"{wrong[0].workload} by {wrong[0].algorithm}"
         click.echo(
@@ -267,7 +274,8 @@ def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: s
 
     if array.shape != shape:
         raise ArrayError(f"{path}: {name} has shape {array.shape}, expected {shape}")
-    if array.dtype.kind != "f":
+    array = restored(array)
+    if not is_float(array.dtype):
         raise ArrayError(f"{path}: {name} is {array.dtype}, expected {dtype}")
     ready = aligned_empty(shape, dtype)
     ready[...] = array
@@ -276,7 +284,8 @@ def _ready(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: s
 
 def _save(path: Path, outs: Sequence[Array]) -> None:
     many = len(outs) > 1
-    save_arrays(path, {f"out_{i}" if many else "out": out for i, out in enumerate(outs)})
+    storable_outs = map(storable, outs)
+    save_arrays(path, {f"out_{i}" if many else "out": out for i, out in enumerate(storable_outs)})
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -378,5 +387,5 @@ def _entry(r: _Result) -> dict[str, Any]:
         entry["mean_secs"], entry["gflops"] = statistics.fmean(r.secs), gflops(r.workload, median)
     if r.error is not None:
         entry["error"] = r.error
-        entry["correct"] = r.error <= WRONG
+        entry["correct"] = r.error <= _limit(r.workload)
     return entry

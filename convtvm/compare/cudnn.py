@@ -14,6 +14,7 @@ import numpy as np
 
 from convtvm.compare.peers import Run, padding
 from convtvm.errors import EnvironmentProblem
+from convtvm.problem.dtypes import BFLOAT16
 from convtvm.problem.workload import ConvWorkload
 
 NO_BIAS = " without bias"  # ends the name of a contestant that adds none
@@ -48,7 +49,7 @@ def contestants(
     """
     import torch
 
-    tensors = [torch.from_numpy(a).to(device) for a in (data, weight, bias)]
+    tensors = [_tensor(a).to(device) for a in (data, weight, bias)]
     runs: dict[str, Run] = {}
     formats = {"torch": torch.contiguous_format, "torch-nhwc": torch.channels_last}
     for rounded in (False, True) if tf32 and w.dtype == "float32" else (False,):
@@ -76,6 +77,15 @@ def _convolve(
         )
 
 
+def _tensor(array: np.ndarray) -> Any:
+    """torch.from_numpy, of bfloat16 too, which PyTorch does not take from NumPy."""
+    import torch
+
+    if array.dtype.name != BFLOAT16:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+
 class Answer:
     """The convolution of NCHW data in float64, computed on the device, where results are compared
     with it: a core of the host takes seconds for either."""
@@ -83,19 +93,15 @@ class Answer:
     def __init__(
         self, w: ConvWorkload, data: np.ndarray, weight: np.ndarray, bias: np.ndarray, device: str
     ) -> None:
-        import torch
 
-        x, kernel, self.bias = (
-            torch.from_numpy(a).to(device).double() for a in (data, weight, bias)
-        )
+        x, kernel, self.bias = (_tensor(a).to(device).double() for a in (data, weight, bias))
         self.right = _convolve(w, x, kernel, self.bias, tf32=False, benchmark=False)
 
     def error(self, out: Any, with_bias: bool = True) -> float:
         """The error of an NCHW tensor or array, relative to the largest; NaN is infinite."""
-        import torch
 
         if isinstance(out, np.ndarray):
-            out = torch.from_numpy(out)
+            out = _tensor(out)
         right = self.right if with_bias else self.right - self.bias[:, None, None]
         off = float((out.to(right.device).double() - right).abs().max() / right.abs().max())
         return off if math.isfinite(off) else math.inf

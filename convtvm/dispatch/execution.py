@@ -14,8 +14,9 @@ import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch.model_manifest import Call, ModelManifest, Value
+from convtvm.dispatch.pages import paged_empty
 from convtvm.dispatch.tensors import memory_at
-from convtvm.problem.reference import Array, aligned_empty
+from convtvm.problem.reference import ALIGNMENT, Array
 
 Function = Callable[..., Any]
 
@@ -34,9 +35,7 @@ class Fixed:
         for number, index in manifest.constants.items():
             value = manifest.values[number]
             self.arrays[number] = _shaped(weights[index][: value.bytes], value)
-        for number in manifest.packed:
-            value = manifest.values[number]
-            self.arrays[number] = aligned_empty(value.shape, value.dtype)
+        self.arrays |= _side_by_side({n: manifest.values[n] for n in manifest.packed})
         for alias in manifest.aliases:
             root = manifest.root(alias)
             if root in self.arrays:
@@ -53,7 +52,7 @@ class Execution:
         self, manifest: ModelManifest, fixed: Fixed, functions: Mapping[str, Function]
     ) -> None:
         self._manifest = manifest
-        self._arena = aligned_empty((manifest.arena_bytes,), np.uint8)
+        self._arena = paged_empty(manifest.arena_bytes)
         self._arrays = dict(fixed.arrays)
         for number in range(len(manifest.values)):
             root = manifest.root(number)
@@ -160,6 +159,20 @@ class _Place:
 def _arguments(call: Call, tensors: Mapping[int, Any]) -> list[Any]:
     """The arguments of a call as functions take them; None for what is bound later."""
     return [a if isinstance(a, float) else tensors.get(a) for a in call.arguments]
+
+
+def _side_by_side(values: Mapping[int, Value]) -> dict[int, Array]:
+    """Memory for all of these in one piece, in their order."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for value in values.values():
+        spans.append((end, end + value.bytes))
+        end += -(-value.bytes // ALIGNMENT) * ALIGNMENT
+    memory = paged_empty(end)
+    return {
+        number: _shaped(memory[start:stop], value)
+        for (number, value), (start, stop) in zip(values.items(), spans, strict=True)
+    }
 
 
 def _at(address: int, value: Value) -> Array:

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm_ffi
 
 from convtvm.dispatch import runtime, tensors
@@ -253,7 +252,7 @@ def _empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
         torch.cuda.empty_cache()  # what PyTorch keeps for later
         with contextlib.suppress(RuntimeError):
             return allocate(*wanted)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * tvm_ffi.dtype(dtype).itemsize
     reason = "".join(str(problem).strip().splitlines()[-1:])
     raise NoMemory(f"no memory for {size:,} bytes on {device}: {reason}")
 

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
+DTYPES = (
+    *("float32", "float64", "float16", "bool"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from convtvm.dispatch import tensors
 from convtvm.dispatch.copies import Local
@@ -15,6 +14,7 @@ from convtvm.dispatch.selection import Candidate, Choice
 from convtvm.dispatch.tensors import Operands, Port
 from convtvm.dispatch.threads import numbers, pool
 from convtvm.problem.activations import Activation
+from convtvm.problem.dtypes import numpy_dtype
 from convtvm.problem.reference import aligned_empty
 from convtvm.problem.workload import ConvWorkload
 
@@ -67,12 +67,12 @@ class Plan(Local):
         kernel, w = self.choice.kernel, self.workload
         weights = tensors.as_array(weight, w.weight_shape, "weight", w.dtype)
         self._packed_array = aligned_empty(kernel.packed_shape, w.dtype)
-        self._packed = tvm_ffi.from_dlpack(self._packed_array)
+        self._packed = tensors.from_array(self._packed_array)
         self._prepare()
-        self.code.function(kernel.pack)(tvm_ffi.from_dlpack(weights), self._packed)
+        self.code.function(kernel.pack)(tensors.from_array(weights), self._packed)
         given = None if bias is None else tensors.as_array(bias, (w.oc,), "bias", w.dtype).copy()
-        self._bias_array = np.zeros(w.oc, w.dtype) if given is None else given
-        self._bias = tvm_ffi.from_dlpack(self._bias_array)
+        self._bias_array = np.zeros(w.oc, numpy_dtype(w.dtype)) if given is None else given
+        self._bias = tensors.from_array(self._bias_array)
 
     @property
     def algorithm(self) -> str:
@@ -204,7 +204,7 @@ class SlicedPlan(Local):
         start = 0
         for part in self.parts:
             rows = slice(start, start + part.workload.n)
-            given, to, *ending = (tvm_ffi.from_dlpack(array[rows]) for array in held)
+            given, to, *ending = (tensors.from_array(array[rows]) for array in held)
             part.compute(given, to, ending)
             start = rows.stop
         if out is None and type(result) is not type(data):

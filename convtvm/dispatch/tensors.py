@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import tvm_ffi
 
 from convtvm.errors import ArrayError, NoMemory
+from convtvm.problem.dtypes import BFLOAT16, is_float, numpy_dtype
 
 _CPU = 1  # DLPack's number of the kind of device
 # Libraries whose arrays may be written, though not all of their versions say so by DLPack's flag.
@@ -27,7 +28,8 @@ class Port:
     """One tensor argument of a kernel, or of a model: its name, for messages, shape and dtype."""
 
     def __init__(self, name: str, shape: Sequence[int], dtype: str = "float32") -> None:
-        self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
+        self.name, self.shape, self.dtype = name, tuple(shape), numpy_dtype(dtype)
+        self._export = exporter(dtype)
         self.bytes = self.dtype.itemsize * math.prod(shape)
         self._in_torch = dtype == "float32"  # other dtypes take the long way
         self._torch_dtype: Any = None
@@ -38,18 +40,18 @@ class Port:
     def read(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor to read; a copy only if it is not aligned and contiguous."""
         if self._is_plain(value):
-            return tvm_ffi.from_dlpack(value)
+            return self._export(value)
         if isinstance(value, np.ndarray):
-            return tvm_ffi.from_dlpack(as_array(value, self.shape, self.name, self.dtype))
+            return self._export(as_array(value, self.shape, self.name, self.dtype))
         return as_tensor(value, self)
 
     def write(self, value: Any) -> Any:
         """`value` as a tvm_ffi tensor over the caller's memory; never a copy."""
         if self._is_plain(value):
-            return tvm_ffi.from_dlpack(value)
+            return self._export(value)
         if isinstance(value, np.ndarray):
             self._check_out(value)
-            return tvm_ffi.from_dlpack(value.view(np.ndarray))
+            return self._export(value.view(np.ndarray))
         return as_tensor(value, self, writes=True)
 
     def empty_like(self, value: Any) -> Any:
@@ -172,19 +174,52 @@ def as_array(
     value: Any, shape: Sequence[int], name: str, dtype: np.dtype | str = "float32"
 ) -> np.ndarray:
     """`value` as a contiguous, aligned array of this dtype, itself if it is one already."""
+    dtype = numpy_dtype(dtype)
     if not isinstance(value, np.ndarray):
         try:
-            value = np.from_dlpack(_resolved(value))
+            value = _imported(_resolved(value))
         except (AttributeError, TypeError, BufferError, RuntimeError) as error:
             raise ArrayError(f"{name} is no array: {error}") from None
     _check_unmasked(value, name)
     _check_shape(value.shape, shape, name)
-    floats = value.dtype.kind == np.dtype(dtype).kind == "f"
+    floats = is_float(value.dtype) and is_float(dtype)
     if value.dtype != dtype and not floats:
         raise ArrayError(f"{name} has dtype {value.dtype}, expected {dtype}")
     array = np.require(value.view(np.ndarray), dtype, ("C_CONTIGUOUS", "ALIGNED"))
     # DLPack exports only writable arrays; the kernel reads this one.
     return array if array.flags.writeable else array.copy()
+
+
+def exporter(dtype: np.dtype | str) -> Callable[[Any], Any]:
+    """What makes tvm_ffi tensors over arrays of this dtype."""
+    return _export_bfloat16 if str(dtype) == BFLOAT16 else tvm_ffi.from_dlpack
+
+
+def from_array(array: np.ndarray) -> Any:
+    """A tvm_ffi tensor over the memory of an array."""
+    return exporter(array.dtype)(array)
+
+
+def _export_bfloat16(array: np.ndarray) -> Any:
+    """As from_dlpack, which NumPy refuses for bfloat16."""
+    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    bits = tvm_ffi.from_dlpack(array.view(np.uint16))
+    return view(bits, tvm_ffi.Shape(array.shape), tvm_ffi.dtype(BFLOAT16), 0)
+
+
+def _imported(value: Any) -> np.ndarray:
+    """As np.from_dlpack; bfloat16, which NumPy refuses, is copied."""
+    if not str(getattr(value, "dtype", "")).endswith(BFLOAT16):
+        return np.from_dlpack(value)
+    if hasattr(value, "contiguous"):
+        value = value.contiguous()
+    tensor = tvm_ffi.from_dlpack(value)
+    if tensor.device.dlpack_device_type() != _CPU or not _is_contiguous(tensor):
+        raise BufferError(f"a {BFLOAT16} tensor has to be contiguous, on the CPU")
+    dtype = numpy_dtype(BFLOAT16)
+    size = dtype.itemsize * math.prod(tensor.shape)
+    array = memory_at(tensor.data_ptr(), size).view(dtype).reshape(tuple(tensor.shape))
+    return array.copy()
 
 
 def over(tensor: Any, port: Port) -> np.ndarray:
@@ -299,7 +334,7 @@ def as_tensor(value: Any, port: Port, device: int = _CPU, writes: bool = False) 
         return tensor
     if writes or device != _CPU:
         raise ArrayError(f"{name} is not contiguous, expected a contiguous {port.dtype} tensor")
-    return tvm_ffi.from_dlpack(as_array(np.from_dlpack(tensor), port.shape, name, port.dtype))
+    return from_array(as_array(tensor, port.shape, name, port.dtype))
 
 
 def _exportable(value: Any, port: Port, writes: bool) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convtvm.compute import im2col, mec, stages, winograd
+from convtvm.compute.phases import Phases
 from convtvm.problem.workload import ConvWorkload
 
 
@@ -30,9 +31,9 @@ def padded(w: ConvWorkload) -> int:
 
 
 def padded_to_tiles(w: ConvWorkload, m: int) -> int:
-    """Elements of Winograd's padded copy."""
+    """Elements of Winograd's padded copy, of all phases of a dilation."""
     tiling = winograd.Tiling.of(w, m)
-    return w.n * w.ic * math.prod(tiling.padded(*tiling.grid(w)))
+    return Phases.of(w).part.n * w.ic * math.prod(tiling.padded(*tiling.grid(w)))
 
 
 @dataclass(frozen=True)

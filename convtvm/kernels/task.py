@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import tvm
 from tvm import te, tirx
@@ -19,14 +20,14 @@ from convtvm.kernels.algorithms import ALGORITHMS, Algorithm, applicable, select
 from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
 from convtvm.machine.targets import CompileTarget, CudaTarget
 from convtvm.problem import arguments
+from convtvm.problem.dtypes import HALVES, ROUNDING
 from convtvm.problem.workload import ConvWorkload, channel_block
 from schedules.cpu.registers import CpuModel
 from schedules.cuda.model import GpuModel
-from schedules.knobs import Space
+from schedules.knobs import Rules, Space
 
-# An output in float16 is off by up to 2^-11, sums in float32 by far less.
-_ROUNDING = {"float32": 0.0, "float16": 1e-3}
 Scratch = tuple[tuple[str | int, ...], ...]
+_spaces: WeakValueDictionary[tuple[Rules, int], Space] = WeakValueDictionary()
 TABLES = {"cpu": ALGORITHMS, "cuda": CUDA_ALGORITHMS}  # by the kind of target
 
 
@@ -74,7 +75,9 @@ class Task:
     @property
     def tolerance(self) -> float:
         """The largest error, relative to the largest output, that is not a wrong answer."""
-        return max(self.algorithm.tolerance, _ROUNDING[self.workload.dtype])
+        # An output in 16 bits is rounded once; the sums before, in float32, are off by far less.
+        rounding = 2 * ROUNDING[self.workload.dtype] if self.workload.dtype in HALVES else 0.0
+        return max(self.algorithm.tolerance, rounding)
 
     @property
     def template_version(self) -> int:
@@ -93,7 +96,8 @@ class Task:
     @cached_property
     def space(self) -> Space:
         space: Space = self.algorithm.template.space(Schedule(self.compute()), self.device)
-        return space
+        # Tasks of equal rules have the same points, which take a while to list.
+        return _spaces.setdefault((space.rules, space.threads), space)
 
     def instantiate(self, decisions: Mapping[str, int]) -> tvm.IRModule:
         """The scheduled module of these decisions, with the function `main`."""
@@ -138,9 +142,11 @@ def tasks_of(
     Raises WorkloadError for a layout or dtype that the target's computes do not know.
     """
     table = TABLES[target.kind]
-    half = [w for w in workloads if w.dtype == "float16"]
+    half = [w for w in workloads if w.dtype in HALVES]
     if target.kind == "cpu" and half:
-        raise WorkloadError(f"{half[0]} is float16, which is for GPUs; on a CPU expected float32")
+        raise WorkloadError(
+            f"{half[0]} is {half[0].dtype}, which is for GPUs; on a CPU expected float32"
+        )
     if target.kind == "cuda" and layout not in ("NCHW", "NHWC"):
         raise WorkloadError(f"layout {layout} is for CPUs; on a GPU expected NCHW or NHWC")
     chosen = [a.name for a in select(algorithms, table)]

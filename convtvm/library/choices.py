@@ -92,7 +92,7 @@ def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choic
             hints = hints or Hints(history, task.target, task.layout)
             hint = hints.of(task, failed)
             choice = Choice(task, None, hint.source, hint.decisions, hint.seconds)
-        fails = choice.record is None and choice.decisions in failed
+        fails = bool(failed) and choice.record is None and choice.decisions in failed
         (doubtful if fails else choices).append(choice)
     served = {c.task.workload for c in choices}
     return choices + [c for c in doubtful if c.task.workload not in served]

@@ -60,6 +60,7 @@ _MODULES = (
     "problem/activations",
     "problem/arguments",
     "problem/descriptor",
+    "problem/dtypes",
     "problem/reference",
     "problem/similarity",
     "problem/workload",

@@ -57,6 +57,32 @@ class TuningRecord:
     confirmed: bool = False
     format: int = FORMAT
 
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        decisions: Mapping[str, int],
+        trial: Any,
+        device: str,
+        versions: Mapping[str, str],
+        confirmed: bool = False,
+    ) -> TuningRecord:
+        """What became of a candidate of `task`, a Trial, on `device`, now, by these versions."""
+        return cls(
+            *task.key,
+            device,
+            decisions,
+            task.template_version,
+            trial.run_secs,
+            {"kind": trial.kind, "message": trial.message} if trial.kind else {},
+            trial.max_error,
+            trial.workspace_bytes,
+            versions,
+            now(),
+            trial.disturbed,
+            confirmed,
+        )
+
     @property
     def task_key(self) -> tuple[str, str, str, int, str]:
         return (self.workload, self.algorithm, self.target, self.threads, self.layout)

@@ -20,7 +20,7 @@ from convtvm.machine import interpreter
 from convtvm.machine.cpu import physical_cores
 from convtvm.measure import places
 from convtvm.measure.jobs import ENVIRONMENT, STOPPED, Limits, Outcome, receive, send
-from convtvm.measure.remote import Farm
+from convtvm.measure.remote import Farm, Machine
 
 BUILD_SECONDS = 30.0  # a candidate that takes longer is not worth having
 RUN_SECONDS = 20.0
@@ -32,8 +32,9 @@ class Zygote:
     """Client of one zygote process; restarts it if it dies. Use as a context manager.
 
     What is not finished at `deadline`, a time of the monotonic clock, is given up. Candidates run
-    on the devices of `farm`, here without one. Unless it starts `at_once`, which takes a second or
-    two, it does so when it is first called. Its folder has `room` bytes. Raises EnvironmentProblem.
+    on the devices of `farm`, here without one. It takes a second or two to start, when it is first
+    called unless `at_once`; after `start_ahead`, while the caller does other things. Its folder has
+    `room` bytes. Raises EnvironmentProblem.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Zygote:
         self._count = 0
         self._closed = self._stale = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
         try:
             if at_once:
                 self._start()
@@ -56,12 +58,25 @@ class Zygote:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
+    def start_ahead(self) -> None:
+        """Start the process, and do not wait until it can be called."""
+        if self._process is None:
+            self._process = self._spawn()
+
     def _start(self) -> None:
+        process = self._process = self._process or self._spawn()
+        try:
+            receive(_pipe(process.stdout))
+        except EOFError:
+            raise BuildError("the build helper did not start; see its message above") from None
+        self._is_ready = True
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         # numpy's BLAS would start threads, and forking is safe only without any.
         env = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
         home = str(Path(__file__).parents[2])  # the helper runs the code that runs here
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-        process = self._process = subprocess.Popen(
+        return subprocess.Popen(
             interpreter.command(_SERVE, str(self.folder)),
             bufsize=0,  # so that select sees all there is to read
             stdin=subprocess.PIPE,
@@ -69,10 +84,6 @@ class Zygote:
             env=env,
             start_new_session=True,
         )
-        try:
-            receive(_pipe(process.stdout))
-        except EOFError:
-            raise BuildError("the build helper did not start; see its message above") from None
 
     def call(self, kind: str, jobs: Sequence[Any], limits: Limits) -> Iterator[tuple[int, Outcome]]:
         """(index, outcome) of every job, as each is finished.
@@ -84,7 +95,7 @@ class Zygote:
         missing = set(range(len(jobs)))
         lost = Outcome(None, ENVIRONMENT, "the build helper died")
         late = Outcome(None, STOPPED, "the time was over")
-        if self._process is None:
+        if not self._is_ready:
             self._start()
         elif self._is_needed():
             self._restart()
@@ -125,11 +136,12 @@ class Zygote:
         self._process.kill()  # not asked to end: the files that it built are still needed
         self._stop()
         self.folder.mkdir(exist_ok=True)
+        self._process, self._is_ready = None, False
         self._start()
         self._stale = False
 
-    def probe(self) -> list[str]:
-        """The CPUs of the farm's devices, by LLVM's names, empty where a device cannot tell.
+    def probe(self) -> list[Machine]:
+        """What the farm's devices are.
 
         Raises EnvironmentProblem if one does not answer.
         """

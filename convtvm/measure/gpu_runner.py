@@ -40,6 +40,11 @@ class GpuRunner:
         self._child: Child | None = None
         self._feed: BinaryIO | None = None
 
+    def start(self, limits: Limits) -> None:
+        """Start the process if there is none, and do not wait for it: a second for the GPU."""
+        if self._child is None:
+            self._start(limits)
+
     def run(self, jobs: Sequence[GpuJob], limits: Limits) -> Iterator[tuple[int, Outcome]]:
         """(index, outcome) of every job, in order."""
         for index, job in enumerate(jobs):

@@ -24,6 +24,7 @@ from convtvm.errors import EnvironmentProblem
 from convtvm.measure import gpu_timing, race
 from convtvm.measure.jobs import Limits, Outcome, RaceJob, RunJob
 from convtvm.measure.trial import judge
+from convtvm.problem import dtypes
 from convtvm.problem.reference import relative_error
 
 _ALIGNMENT = 256  # bytes, as cudaMalloc's
@@ -72,7 +73,7 @@ class Device:
         """The kernels of one workload in turn, called as a user does it."""
         problem = self._problem(job.inputs)
         data, out = (problem.arrays.tensors[name] for name in ("data", "out"))
-        host = {name: np.load(Path(job.inputs, f"{name}.npy")) for name in ("weight", "bias")}
+        host = {name: dtypes.load(Path(job.inputs, f"{name}.npy")) for name in ("weight", "bias")}
         runs, errors = {}, {}
         for function, plan in race.plans(job, host, limits.threads).items():
             problem.arrays.blank("out")
@@ -110,7 +111,7 @@ class Device:
         key = job.inputs, job.pack
         made = self._find(key)
         if made is None:
-            weight = np.load(Path(job.inputs, "weight.npy"))
+            weight = dtypes.load(Path(job.inputs, "weight.npy"))
             packed = tvm.runtime.empty(job.packed_shape, str(weight.dtype))
             tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(weight), packed)
             made = self._keep(key, Guarded(self._device, {"weight": packed.numpy()}))
@@ -135,7 +136,7 @@ class _Problem:
 
     def __init__(self, device: Any, folder: Path) -> None:
         data, bias, self._reference = (
-            np.load(folder / f"{name}.npy") for name in ("data", "bias", "reference")
+            dtypes.load(folder / f"{name}.npy") for name in ("data", "bias", "reference")
         )
         out = (str(data.dtype), *self._reference.shape)
         self.arrays = Guarded(device, {"data": data, "bias": bias, "out": out})
@@ -169,7 +170,7 @@ class Guarded:
         places, size = {}, _GUARD
         for name, content in contents.items():
             dtype, shape = _described(content)
-            length = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            length = int(np.prod(shape, dtype=np.int64)) * dtypes.numpy_dtype(dtype).itemsize
             places[name] = size, length
             size += -(-length // _ALIGNMENT) * _ALIGNMENT + _GUARD
         self.bytes = size if contents else 0

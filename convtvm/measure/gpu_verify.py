@@ -15,6 +15,7 @@ from convtvm.kernels import codegen
 from convtvm.kernels.cuda import codegen as gpu_codegen
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import CudaTarget
+from convtvm.problem.dtypes import numpy_dtype
 from convtvm.problem.reference import (
     conv2d_reference,
     random_inputs,
@@ -61,7 +62,7 @@ class GpuCheck:
         dtype = task.workload.dtype
         packed = tvm.runtime.empty(task.packed_shape(), dtype)
         module["pack"](tvm.runtime.tensor(weight), packed)
-        out = np.full(task.workload.out_shape(task.layout), np.nan, dtype)
+        out = np.full(task.workload.out_shape(task.layout), np.nan, numpy_dtype(dtype))
         operands = [tvm.runtime.tensor(a, device) for a in (data, packed.numpy(), bias, out)]
         scratch = [tvm.runtime.empty(s, kind, device) for kind, *s in task.scratch(decisions)]
         module["main"](*operands, *scratch)

@@ -14,19 +14,22 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from convtvm.errors import EnvironmentProblem, TargetError
-from convtvm.machine.targets import CompileTarget
+from convtvm.machine import gpu
+from convtvm.machine.targets import CompileTarget, CudaTarget
 from convtvm.measure.jobs import Limits, Outcome, RunJob, failure
 
 _HELD = 1.0  # seconds that a probe keeps its device, so that the next probe gets another
 CONNECT_SECONDS = 10.0  # seconds to wait for a device that the tracker calls free
 _SESSION = 10  # times the time of a job that a session may last
 CONNECTED = "connected"  # the kind of the first outcome of a session
+# A GPU that was idle needs a while to bring up its clock, and its calls in a row overlap.
+_GPU_WARM_UP, _GPU_WINDOW = 0.1, 0.01  # seconds
 _LAST_PORT = 65535
 _LONGEST = 16 << 20  # bytes of a tracker's answer
 LOST = "device"  # the kind of a job whose device went away
@@ -121,6 +124,42 @@ def _free_devices(host: str, port: int, seconds: float) -> dict[str, int]:
             line.close()
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a device behind a tracker is: its CPU by LLVM's name, empty where it cannot tell, and
+    the GPU that TVM finds there, with its architecture as in sm_90."""
+
+    cpu: str = ""
+    gpu: str = ""
+    arch: str = ""
+
+    def name(self, target: CompileTarget) -> str:
+        """Of the part that runs kernels for `target`."""
+        return self.gpu if target.kind == "cuda" else self.cpu
+
+
+def objection(machine: Machine, target: CompileTarget) -> str:
+    """Why a device cannot run kernels for `target`; empty if it can, as far as is known."""
+    if isinstance(target, CudaTarget):
+        if not machine.gpu:
+            return (
+                "TVM finds no NVIDIA GPU on a device; its server needs the driver, and "
+                "libcudart.so.13 in its LD_LIBRARY_PATH"
+            )
+        if any(gpu.runs(arch, machine.arch) for arch in target.arches):
+            return ""
+        return (
+            f"a device is {machine.gpu}, {machine.arch}; name it with --target cuda:{machine.arch}"
+        )
+    missing = missing_features(machine.cpu, target)
+    if not missing:
+        return ""
+    return (
+        f"a device is {machine.cpu}, which lacks {', '.join(missing)}; name it with --target "
+        f"'llvm -mcpu={machine.cpu}'"
+    )
+
+
 def missing_features(cpu: str, target: CompileTarget) -> list[str]:
     """Features of the target that a device's CPU, by LLVM's name, lacks; none if nothing is
     known."""
@@ -151,34 +190,48 @@ def _session(limits: Limits) -> Any:
 
 
 def probe(limits: Limits, report: Callable[[Outcome], None]) -> None:
-    """Report the CPU of one device, by LLVM's name, empty where the device cannot tell."""
+    """Report the Machine of one device."""
     session = _session(limits)
     try:
         cpu = str(session.get_function("target.llvm_get_system_cpu")())
     except (AttributeError, RuntimeError, ValueError):
         cpu = ""
-    report(Outcome(cpu))
+    there = session.cuda(0)
+    found = Machine(cpu)
+    if there.exist:
+        arch = f"sm_{there.compute_version.replace('.', '')}"
+        found = Machine(cpu, str(there.device_name), arch)
+    report(Outcome(found))
     time.sleep(_HELD)
     _close(session)
 
 
 def run_batch(jobs: list[RunJob], limits: Limits, report: Callable[[Outcome], None]) -> None:
-    """Measure the jobs on one device, in order; ends early, without a report, when it is lost."""
+    """Measure the jobs on one device, in order; ends early, without a report, when it is lost.
+
+    What a kernel that failed has done to a GPU's memory nobody knows: the next ones get a new
+    session, which is a new process there.
+    """
     from tvm.error import RPCError
 
     session = _session(limits)
     report(Outcome(None, CONNECTED))
     key, arrays = ("", ""), {}
-    for job in jobs:
+    for left, job in zip(reversed(range(len(jobs))), jobs, strict=True):
         try:
             if key != (job.inputs, job.pack):
                 key, arrays = (job.inputs, job.pack), _send_inputs(session, job)
-            report(_run(session, job, arrays, limits))
+            outcome = _run(session, job, arrays, limits)
         except Exception as error:
             if isinstance(error, (OSError, RPCError)) or not _is_alive(session):
                 print(failure(LOST, error).message, file=sys.stderr, flush=True)
                 os._exit(1)  # without a report: nothing is known of the candidate
-            report(failure("runtime", error))
+            outcome = failure("runtime", error)
+        report(outcome)
+        if outcome.kind and job.device == "cuda" and left:
+            key, arrays = ("", ""), {}
+            _close(session)
+            session = _session(limits)
     arrays.clear()
     _close(session)
 
@@ -204,39 +257,52 @@ def _load(session: Any, path: str) -> Any:
 
 def _send_inputs(session: Any, job: RunJob) -> dict[str, Any]:
     """The kernel's arguments on the device and the reference here."""
-    import numpy as np
     from tvm.runtime import empty, tensor
 
-    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
-    device = session.cpu(0)
-    sent = {name: tensor(arrays[name], device) for name in ("data", "weight", "bias")}
-    packed = empty(job.packed_shape, "float32", device)
-    _load(session, job.pack)["main"](sent["weight"], packed)
-    out = empty(arrays["reference"].shape, "float32", device)
-    return {
-        "args": (sent["data"], packed, sent["bias"], out),
-        "reference": arrays["reference"],
-    }
+    from convtvm.problem import dtypes
+
+    arrays = {path.stem: dtypes.load(path) for path in Path(job.inputs).glob("*.npy")}
+    dtype = str(arrays["weight"].dtype)
+    host, device = session.cpu(0), _device(session, job)
+    data, bias = (tensor(arrays[name], device) for name in ("data", "bias"))
+    packed = empty(job.packed_shape, dtype, host)
+    _load(session, job.pack)["main"](tensor(arrays["weight"], host), packed)
+    if job.device == "cuda":
+        packed = tensor(packed.numpy(), device)
+    out = empty(arrays["reference"].shape, dtype, device)
+    return {"args": (data, packed, bias, out), "reference": arrays["reference"]}
+
+
+def _device(session: Any, job: RunJob) -> Any:
+    return session.cuda(0) if job.device == "cuda" else session.cpu(0)
 
 
 def _run(session: Any, job: RunJob, arrays: dict[str, Any], limits: Limits) -> Outcome:
     """The answer first, checked here; then the time, as the device takes it."""
     import numpy as np
+    from tvm.runtime import empty
 
     from convtvm.measure.timing import timed
     from convtvm.measure.trial import judge
     from convtvm.problem.reference import relative_error
 
-    module = _load(session, job.path)
-    args, reference = arrays["args"], arrays["reference"]
-    args[3].copyfrom(np.full(reference.shape, np.nan, np.float32))
+    module, device = _load(session, job.path), _device(session, job)
+    operands, reference = arrays["args"], arrays["reference"]
+    out = operands[3]
+    out.copyfrom(np.full(reference.shape, np.nan, str(out.dtype)))
+    scratch = [empty(shape, dtype, device) for dtype, *shape in job.scratch]
+    args = (*operands, *scratch)
     module["main"](*args)
+    device.sync()
 
     def evaluate(number: int) -> float:
-        calls = module.time_evaluator("main", session.cpu(0), number=number, repeat=1)
+        calls = module.time_evaluator("main", device, number=number, repeat=1)
         return float(calls(*args).results[0])
 
-    error = relative_error(args[3].numpy(), reference)
+    error = relative_error(out.numpy(), reference)
+    if job.device == "cuda":
+        limits = replace(limits, window=_GPU_WINDOW)
+        evaluate(max(1, int(_GPU_WARM_UP / max(evaluate(1), 1e-6))))
     outcome = judge(job, error, partial(timed, evaluate), limits)
     session.remove(Path(job.path).name)
     return outcome

@@ -40,10 +40,11 @@ def run_batch(
 
 def _load_inputs(job: RunJob) -> dict[str, Any]:
     """The kernel's arguments and the reference; the weight packed by the job's own function."""
-    import numpy as np
     import tvm
 
-    arrays = {path.stem: np.load(path) for path in Path(job.inputs).glob("*.npy")}
+    from convtvm.problem import dtypes
+
+    arrays = {path.stem: dtypes.load(path) for path in Path(job.inputs).glob("*.npy")}
     dtype = str(arrays["weight"].dtype)
     packed = tvm.runtime.empty(job.packed_shape, dtype)
     tvm.runtime.load_module(job.pack)["main"](tvm.runtime.tensor(arrays["weight"]), packed)

@@ -58,7 +58,7 @@ class Check:
         exact = self.task.algorithm.family in EXACT_FAMILIES
         w, layout = self.task.workload, self.task.layout
         data, weight, bias, reference = _problem(w, layout, self.seed, exact)
-        compiled = partial(_compile, target=self.task.target, opt_level=self.opt_level)
+        compiled = partial(loaded, target=self.task.target, opt_level=self.opt_level)
         packed = _packed.of(weight, pack, compiled)
         out = np.full(reference.shape, np.nan, np.float32)  # an element left out shows
         compiled(kernel)(*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
@@ -188,7 +188,7 @@ def _place() -> Path:
     return folder.parent
 
 
-def _compile(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
+def loaded(func: tirx.PrimFunc, target: CompileTarget, opt_level: int) -> Any:
     """The function as a library has it: compiled, linked, loaded."""
     chosen = Target({**target.options, "num-cores": 1, "opt-level": opt_level})
     lowered = lowering.lower(codegen.merge({"main": func}), chosen)

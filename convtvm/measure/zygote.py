@@ -192,6 +192,12 @@ def _run_all(jobs: list[RunJob], limits: Limits) -> Iterator[tuple[int, Outcome]
             done += 1
 
 
+def _prepare_gpu(jobs: list[None], limits: Limits) -> Iterator[tuple[int, Outcome]]:
+    """Have the process for the GPU start while candidates are built."""
+    _gpu.start(limits)
+    yield 0, Outcome()
+
+
 def _report_runs(jobs: list[RunJob], limits: Limits, report: Report) -> None:
     # A GPU's driver reserves address space for all memory that there is.
     if all(getattr(job, "device", "cpu") == "cpu" for job in jobs):
@@ -248,4 +254,5 @@ _SERVES: dict[str, Callable[[list[Any], Limits], Iterator[tuple[int, Outcome]]]]
     "build": _build_all,
     "run": _run_all,
     "probe": _probe_all,
+    "prepare": _prepare_gpu,
 }

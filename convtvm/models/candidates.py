@@ -15,19 +15,24 @@ from convtvm.errors import ConvtvmError, NoCandidate
 from convtvm.kernels.algorithms import ALGORITHMS, applicable
 from convtvm.kernels.task import Task
 from convtvm.library.choices import Choice, choose
+from convtvm.logs.machines import as_here
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import CompileTarget, is_near
 from convtvm.problem.workload import ENTRY_LAYOUTS, ConvWorkload, channel_block
 
-# Their vectors are pixels in NCHW: what they decide there says nothing of blocks.
+# Their vectors are pixels in NCHW: what the first two decide there says nothing of blocks.
 _DEPTHWISE, _POINTWISE = "direct:depthwise", "direct:pointwise"
+ALONG_PIXELS = (_DEPTHWISE, f"{_DEPTHWISE}:inplace", _POINTWISE)
 # In blocks of channels nothing is transposed on the way out, at so many bytes a second (Zen 4,
 # AVX2); where pixels were vectors, and for columns of neighbouring pixels, it is a factor.
 _TRANSPOSED, _MOST_SAVED = 8e9, 0.3
 _IN_BLOCKS = {_DEPTHWISE: 0.7, "im2col": 1.5}
 # Of a kernel where nobody says otherwise: averages and dense layers at the end of a network make
 # its outputs better than its layers; where outputs are images, errors of several layers add up.
-MAX_ERROR, MAX_ERROR_OF_IMAGES = 8e-6, 3e-6
+MAX_ERROR, MAX_ERROR_OF_IMAGES = 2.5e-5, 3e-6
+# What was not measured here in a layout is the best of several guesses, and so better than it will
+# be: it has to promise more than what was.
+UNSURE = 1.1
 _OPERATIONS_A_SECOND = 2.5e9  # of one thread in vectors, where nothing is known
 
 
@@ -69,13 +74,17 @@ class Candidate:
 
 @dataclass
 class Candidates:
-    """The best kernel of each workload and layout for a target, within limits."""
+    """The best kernel of each workload and layout for a target, within limits; `unsure` is the
+    factor on seconds that nobody measured here in that layout."""
 
     target: CompileTarget
     history: Sequence[TuningRecord]
     limits: Limits = field(default_factory=Limits)
+    unsure: float = UNSURE
     _best: dict[tuple[ConvWorkload, str], Candidate | None] = field(default_factory=dict)
     _by_layout: dict[str, dict[str, list[TuningRecord]]] = field(default_factory=dict)
+    _borrowed: set[tuple[str, str, str, int, str]] = field(default_factory=set)
+    _of_near: list[TuningRecord] | None = None
 
     def best(self, w: ConvWorkload, layout: str) -> Candidate | None:
         """None where no kernel writes the layout. Raises NoCandidate if limits leave none out of
@@ -118,35 +127,48 @@ class Candidates:
         return Candidate(best, self._seconds(best))
 
     def _seconds(self, choice: Choice) -> float:
-        if choice.record is not None:
-            return choice.record.seconds
-        if choice.predicted_secs is not None:
-            return choice.predicted_secs
         task, target = choice.task, self.target
+        if choice.record is not None:
+            is_own = choice.record.task_key not in self._borrowed
+            return choice.record.seconds * (1 if is_own else self.unsure)
+        if choice.predicted_secs is not None:
+            return choice.predicted_secs * self.unsure
         plain = [
             r.seconds * r.threads / target.threads
             for r in self._records("NCHW").get(task.workload.key, ())
             if r.algorithm == task.algorithm_name
         ]
         if plain and channel_block(task.layout):
-            return _in_blocks(task.workload, task.algorithm_name, min(plain))
+            return self.unsure * _in_blocks(task.workload, task.algorithm_name, min(plain))
         operations = task.algorithm.additions(task.workload) / target.lanes / target.threads
         return operations / _OPERATIONS_A_SECOND
 
     def _records(self, layout: str) -> dict[str, list[TuningRecord]]:
         """Records for near targets that tell of kernels in `layout`, by workload."""
         if layout not in self._by_layout:
-            near = [r for r in self.history if is_near(r.target, self.target)]
+            near = self._near()
             own = [r for r in near if r.layout == layout]
             known = {r.task_key for r in own}
             borrowed = [_moved(r, layout) for r in near if r.layout == "NCHW" != layout]
-            own += [r for r in borrowed if r.algorithm in ALGORITHMS and r.task_key not in known]
+            borrowed = [
+                r for r in borrowed if r.algorithm in ALGORITHMS and r.task_key not in known
+            ]
+            self._borrowed |= {r.task_key for r in borrowed}
+            own += borrowed
             grouped: dict[str, list[TuningRecord]] = defaultdict(list)
             for record in own:
                 if layout == "NCHW" or record.layout == layout:
                     grouped[record.workload].append(record)
             self._by_layout[layout] = grouped
         return self._by_layout[layout]
+
+    def _near(self) -> list[TuningRecord]:
+        """The records for near targets, in seconds of this one: else a layout that was tuned here
+        would lose to another that was tuned on a faster machine."""
+        if self._of_near is None:
+            near = [r for r in self.history if is_near(r.target, self.target)]
+            self._of_near = as_here(near, self.target.name)
+        return self._of_near
 
 
 def _fills(w: ConvWorkload, layout: str) -> bool:

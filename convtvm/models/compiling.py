@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import numpy as np
 from convtvm.dispatch import suitability
 from convtvm.dispatch.model import Model
 from convtvm.dispatch.model_file import ModelContent
-from convtvm.errors import EnvironmentProblem, TargetError
+from convtvm.errors import EnvironmentProblem, NoCandidate, TargetError
 from convtvm.kernels import codegen
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, CudaTarget, resolve_several
 from convtvm.measure.client import Zygote
 from convtvm.models import differences
 from convtvm.models.building import Progress, assemble
+from convtvm.models.candidates import MAX_ERROR, MAX_ERROR_OF_IMAGES
 from convtvm.models.graph import make_program
 from convtvm.models.imported import Imported
 from convtvm.models.importing import import_model
@@ -27,6 +28,7 @@ from convtvm.models.program import Program
 
 # Kernels that are right differ by far less over a whole network, relative to the largest output.
 WRONG = 1e-3
+GOOD = 1e-5  # where nobody asked for less, worth a second try by kernels of smaller errors
 
 
 def compile_anew(
@@ -41,7 +43,7 @@ def compile_anew(
     progress: Progress,
 ) -> Model:
     """The model as `convtvm.compile_model` describes it, whatever is remembered; `pinned` are the
-    shapes of inputs, `limits` the workspace and error of kernels."""
+    shapes of inputs, `limits` the workspace and error of kernels and of the whole."""
     targets = resolve_several(target, threads)
     if isinstance(targets[0], CudaTarget):
         raise TargetError(f"target {targets[0].name!r}: models are compiled for CPUs only")
@@ -50,16 +52,47 @@ def compile_anew(
     history, damaged = records.load(
         records.shipped_logs() if logs is None else records.as_paths(logs)
     )
-    programs, problems = _programs(imported, targets, history, limits)
-    facts = {"source": _name(model, imported)}
-    with Zygote(at_once=False) as zygote:
-        content = assemble(programs, zygote, facts=facts, batched=batched, progress=progress)
-    inputs = _arrays(imported, example)
-    plain = [program for program, _ in programs]
-    compared, uncompared = _compared(content, plain, imported, inputs, limits["max_error"])
-    made = Model(compared)
-    made.problems = [*map(str, damaged), *problems, *uncompared]
-    return made
+    facts, inputs = {"source": _name(model, imported)}, _arrays(imported, example)
+
+    def build(kernels: float | None, whole: float) -> Model:
+        within = {**limits, "max_error": kernels}
+        programs, problems = _programs(imported, targets, history, within)
+        with Zygote(at_once=False) as zygote:
+            content = assemble(programs, zygote, facts=facts, batched=batched, progress=progress)
+        compared, uncompared = _compared(content, programs, imported, inputs, whole)
+        made = Model(compared)
+        made.problems = [*map(str, damaged), *problems, *uncompared]
+        return made
+
+    asked = limits["max_error"]
+    if asked is None:
+        bounds = [(MAX_ERROR_OF_IMAGES, WRONG)]
+        if not imported.gives_images:
+            bounds.insert(0, (MAX_ERROR, GOOD))
+    else:
+        bounds = [(asked / divisor, asked) for divisor in (1, 4, 16)]
+    return _tightened(build, bounds)
+
+
+def _tightened(
+    build: Callable[[float, float], Model], bounds: Sequence[tuple[float, float]]
+) -> Model:
+    """What `build` makes by the first of `bounds`, of a kernel's error and the whole's, that it
+    keeps: errors of kernels add up."""
+    too_far: differences.TooFar | None = None
+    for kernels, whole in bounds:
+        try:
+            return build(kernels, whole)
+        except differences.TooFar as error:
+            too_far = too_far or error
+            if error.error > WRONG:
+                break  # no rounding
+        except NoCandidate:
+            if too_far is None:
+                raise
+            break
+    assert too_far is not None
+    raise too_far.explained()
 
 
 def _programs(
@@ -92,15 +125,15 @@ def _arrays(imported: Imported, example: Any) -> dict[str, np.ndarray] | None:
 
 def _compared(
     content: ModelContent,
-    programs: Sequence[Program],
+    programs: Sequence[tuple[Program, CompileTarget]],
     imported: Imported,
     inputs: dict[str, np.ndarray] | None,
-    max_error: float | None,
+    bound: float,
 ) -> tuple[ModelContent, list[str]]:
     """The content with how far each target's result was found from the original's in its facts;
-    what was not compared and why."""
+    what was not compared and why. Raises TooFar for a result beyond the bound."""
     targets, problems = [], []
-    for manifest, program in zip(content.targets, programs, strict=True):
+    for manifest, (program, _) in zip(content.targets, programs, strict=True):
         reason = suitability.objection(manifest)
         found: differences.Differences | None = None
         if not reason:
@@ -114,7 +147,7 @@ def _compared(
             problems.append(f"not compared with the original: {reason}")
             targets.append(manifest)
             continue
-        if not found.error <= (WRONG if max_error is None else max_error):
-            raise differences.complaint(one, program, imported, given, found)
+        if not found.error <= bound:
+            raise differences.TooFar(one, program, imported, given, found)
         targets.append(replace(manifest, facts={**manifest.facts, **found.facts()}))
     return replace(content, targets=targets), problems

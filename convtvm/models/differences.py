@@ -93,6 +93,26 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     return off, off / largest if largest else off
 
 
+class TooFar(Exception):
+    """A compiled model that differs from its original by more than it may, on these inputs."""
+
+    def __init__(
+        self,
+        model: Model,
+        program: Program,
+        imported: Imported,
+        inputs: Arrays,
+        found: Differences,
+    ) -> None:
+        super().__init__(model.target)
+        self.error = found.error
+        self._finding = (model, program, imported, inputs, found)
+
+    def explained(self) -> BuildError:
+        """The error for people; looks for the operator that begins."""
+        return complaint(*self._finding)
+
+
 def complaint(
     model: Model, program: Program, imported: Imported, inputs: Arrays, found: Differences
 ) -> BuildError:

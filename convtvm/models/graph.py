@@ -45,8 +45,7 @@ def make_program(
     """
     flow = Dataflow(imported.module["main"])
     layers = find(flow, dict(imported.origins))
-    images = any(len(port.shape) > 2 for port in imported.outputs)
-    limits = limits_of(workspace_limit, max_error, images)
+    limits = limits_of(workspace_limit, max_error, imported.gives_images)
     candidates = Candidates(target, history, limits)
     chosen = assign(flow, layers, candidates, block)
     module = _fused(rewritten(imported.module, flow, layers, chosen), target)

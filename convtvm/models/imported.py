@@ -39,3 +39,8 @@ class Imported:
     outputs: list[Port]
     reference: Reference
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gives_images(self) -> bool:
+        """Whether an output has more than a row of numbers for each of the batch."""
+        return any(len(port.shape) > 2 for port in self.outputs)

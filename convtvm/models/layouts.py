@@ -13,7 +13,7 @@ from math import prod
 from tvm import relax
 
 from convtvm.models.blocked import InBlocks, fits, in_blocks
-from convtvm.models.candidates import Candidate, Candidates
+from convtvm.models.candidates import ALONG_PIXELS, Candidate, Candidates
 from convtvm.models.convolutions import Convolution
 from convtvm.models.cut import Labels
 from convtvm.models.dataflow import Dataflow, shape_of, variables
@@ -21,6 +21,7 @@ from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkloa
 
 # Of one thread (Zen 4, AVX2), in bytes a second:
 _CONVERTED = 15e9  # read and written from one layout to the other
+_ADDED, _ADDED_PLAIN = 10e9, 2e9  # read by an epilogue, where it lies as vectors and where not
 _POOLED = 1.2e9  # written by pooling and the like where pixels of several rows are no vectors
 _NEVER = float("inf")
 
@@ -79,7 +80,10 @@ class _Problem:
         labels, readers = Labels(), self._readers()
         for at, own in self.plain.items():
             packed = self.packed.get(at)
-            labels.price(at, own.seconds, packed.seconds if packed else _NEVER)
+            price = own.seconds + self._epilogue(at, own)
+            labels.price(
+                at, price, packed.seconds + self._epilogue(at, packed) if packed else _NEVER
+            )
         for at, rule in self.rules.items():
             written = 4 * prod(shape_of(self.flow.bindings[at].var) or ())
             labels.price(at, written / _POOLED / self.threads if rule.is_slower_plain else 1e-9)
@@ -94,6 +98,15 @@ class _Problem:
             if at in blocked:
                 made.operators[self.flow.bindings[at].var] = rule
         return made
+
+    def _epilogue(self, at: int, kernel: Candidate) -> float:
+        """Seconds in which a kernel reads the tensors of its epilogue, such as a residual: where it
+        computes vectors of channels and the layout has pixels, element by element."""
+        layer, task = self.layers[at], kernel.task
+        tensors = len(layer.epilogue.tensors)
+        aligned = task.layout != "NCHW" or task.algorithm_name in ALONG_PIXELS
+        rate = (_ADDED if aligned else _ADDED_PLAIN) * self.threads
+        return tensors * task.workload.out_bytes / rate
 
     def _price_conversion(self, labels: Labels, var: relax.Var, reading: set[object]) -> None:
         """What it costs that some of those that read `var` have another layout than what made

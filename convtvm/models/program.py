@@ -26,11 +26,10 @@ import tvm
 from tvm import tirx
 from tvm.tirx.buffer import is_buffer_var
 
+from convtvm.dispatch.model_manifest import DTYPES
 from convtvm.errors import BuildError
 from convtvm.kernels.task import Task
 from convtvm.problem import arguments
-
-DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ def to_tune(
     imported: Imported, target: CompileTarget, history: Sequence[TuningRecord]
 ) -> dict[str, list[ConvWorkload]]:
     """The different convolutions of a model by the layouts that `history` makes best, each with
-    its multiplicity."""
+    its multiplicity; guesses count in full, for tuning is how they are tested."""
     flow = Dataflow(imported.module["main"])
     layers = find(flow, dict(imported.origins))
-    chosen = assign(flow, layers, Candidates(target, history)).kernels
+    chosen = assign(flow, layers, Candidates(target, history, unsure=1.0)).kernels
     counts = Counter(
         (chosen[layer.start].task.layout, chosen[layer.start].task.workload) for layer in layers
     )

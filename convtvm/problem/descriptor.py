@@ -2,8 +2,8 @@
 
 The grammar and the inference rules are benchdnn's (oneDNN, tests/benchdnn/doc/knobs_desc.md and
 `conv::str2desc`): `mb1ic64ih56oc64oh56kh3ph1n"name*3"`. benchdnn writes dilation 0 for none, this
-package writes 1; the two meet here and nowhere else. The word `f16` (benchdnn's --dt=f16) makes
-data, weight, bias and output float16.
+package writes 1; the two meet here and nowhere else. The words `f16` and `bf16` (benchdnn's
+--dt=f16, --dt=bf16) make data, weight, bias and output float16 or bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from convtvm.errors import WorkloadError
 # benchdnn's sizes are int64; its shape files have some above int32.
 MAX_SIZE = 2**63 - 1
 
-HALF = "f16"  # the word for float16
+_WORDS = {"float16": "f16", "bfloat16": "bf16"}  # without one: float32
 
 _TOKEN = re.compile(r"g|mb|ic|oc|[iokspd][dhw]")
 _DIGITS = re.compile(r"[0-9]+")
@@ -47,8 +47,16 @@ def fields(text: str) -> dict[str, Any]:
     Raises WorkloadError, which does not repeat the text.
     """
     values, name, multiplicity = _scan(text)
-    dtype = "float16" if values.pop(HALF, 0) else "float32"
+    dtypes = [dtype for dtype, word in _WORDS.items() if values.pop(word, 0)]
+    if len(dtypes) > 1:
+        raise WorkloadError(f"gives {' and '.join(dtypes)}: expected one type")
+    dtype = dtypes[0] if dtypes else "float32"
     return {**_inferred(values), "dtype": dtype, "name": name, "multiplicity": multiplicity}
+
+
+def suffix(dtype: str) -> str:
+    """What a descriptor says of the type, after the sizes."""
+    return f"_{_WORDS[dtype]}" if dtype in _WORDS else ""
 
 
 def ends_in_multiplicity(name: str) -> bool:
@@ -65,9 +73,9 @@ def _scan(text: str) -> tuple[dict[str, int], str, int]:
             position += 1
         elif text[position] == "n":
             return (values, *_scan_name(text, position))
-        elif text.startswith(HALF, position):
-            values[HALF] = 1
-            position += len(HALF)
+        elif word := next((w for w in _WORDS.values() if text.startswith(w, position)), ""):
+            values[word] = 1
+            position += len(word)
         else:
             token, value, end = _scan_size(text, position)
             if values.setdefault(token, value) != value:
@@ -87,7 +95,7 @@ def _scan_size(text: str, position: int) -> tuple[str, int, int]:
         found = re.split(r"[_\"\s]", text[position : position + 12])[0] or text[position]
         raise WorkloadError(
             f"unknown token {found!r} {where}: expected one of g, mb, ic, ih, iw, oc, oh, ow, "
-            "kh, kw, sh, sw, ph, pw, dh, dw and a number, f16, or n and a name"
+            "kh, kw, sh, sw, ph, pw, dh, dw and a number, f16, bf16, or n and a name"
         )
     token = match.group()
     digits = _DIGITS.match(text, match.end())

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convtvm.errors import NoMemory
+from convtvm.problem.dtypes import numpy_dtype
 from convtvm.problem.workload import ENTRY_LAYOUTS, channel_block
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 _EXACT_FLOAT32 = 2**24
 _BLOCK_ELEMENTS = 2**18  # of input and output at a time: 2 MB of float64 stay in a cache
 
-_LARGEST_INTEGER = 8  # keeps one input in 17 at zero and products exact in float16 too
+_LARGEST_INTEGER = 8  # keeps one input in 17 at zero; whole in every dtype
 
 
 def conv2d_reference(
@@ -60,7 +61,9 @@ def conv2d_reference(
 def rounded_reference(w: ConvWorkload, reference: Float64) -> Float64:
     """The right answer of a kernel whose sums are exact: `reference` as the output's dtype has
     it."""
-    return reference if w.dtype == "float32" else reference.astype(w.dtype).astype(np.float64)
+    if w.dtype == "float32":
+        return reference
+    return reference.astype(numpy_dtype(w.dtype)).astype(np.float64)
 
 
 def relative_error(out: Array, reference: Array) -> float:
@@ -132,7 +135,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     np.empty promises 16 bytes only, and so timings would vary from one array to the next. Raises
     NoMemory.
     """
-    kind = np.dtype(dtype)
+    kind = numpy_dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     try:
         raw = np.empty(size + ALIGNMENT - 1, np.uint8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from convtvm.errors import WorkloadError
 from convtvm.problem import descriptor
 from convtvm.problem.descriptor import MAX_SIZE, Axis, extent
+from convtvm.problem.dtypes import BYTES
 
 LAYOUTS = ("NCHW", "NHWC")
 # [n, channels / b, h, w, b]: the last block is filled up with channels that are written as zero
@@ -16,7 +17,6 @@ LAYOUTS = ("NCHW", "NHWC")
 BLOCKED_LAYOUTS = ("NCHW4c", "NCHW8c", "NCHW16c")
 # Data in NCHW, output in blocks: for the first layer of a network.
 ENTRY_LAYOUTS = ("NCHW-NCHW4c", "NCHW-NCHW8c", "NCHW-NCHW16c")
-_DTYPE_BYTES = {"float32": 4, "float16": 2}
 
 _FROM_ONE = ("n", "ic", "ih", "iw", "oc", "kh", "kw", "sh", "sw", "dh", "dw", "groups")
 _FROM_ZERO = ("ph", "pw", "ph_r", "pw_r")
@@ -67,9 +67,9 @@ class ConvWorkload:
                     f"groups is {self.groups}: expected a divisor of "
                     f"{channels} = {getattr(self, channels)}"
                 )
-        if self.dtype not in _DTYPE_BYTES:
+        if self.dtype not in BYTES:
             raise WorkloadError(
-                f"dtype is {self.dtype!r}: expected one of {', '.join(sorted(_DTYPE_BYTES))}"
+                f"dtype is {self.dtype!r}: expected one of {', '.join(sorted(BYTES))}"
             )
         # A quote would end the name early in its text form, a line break the line.
         if not isinstance(self.name, str) or '"' in self.name or not self.name.isprintable():
@@ -165,7 +165,7 @@ class ConvWorkload:
 
     @property
     def element_bytes(self) -> int:
-        return _DTYPE_BYTES[self.dtype]
+        return BYTES[self.dtype]
 
     @property
     def data_bytes(self) -> int:
@@ -194,7 +194,7 @@ class ConvWorkload:
             f"g{self.groups}mb{self.n}ic{self.ic}ih{self.ih}iw{self.iw}"
             f"oc{self.oc}oh{self.oh}ow{self.ow}kh{self.kh}kw{self.kw}"
             f"sh{self.sh}sw{self.sw}ph{self.ph}pw{self.pw}dh{self.dh - 1}dw{self.dw - 1}"
-            f"{'_' + descriptor.HALF if self.dtype == 'float16' else ''}"
+            f"{descriptor.suffix(self.dtype)}"
         )
 
     def __str__(self) -> str:

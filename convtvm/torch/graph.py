@@ -19,6 +19,7 @@ from torch import fx
 
 from convtvm.errors import WorkloadError
 from convtvm.problem.activations import BOUNDS, LEAKY
+from convtvm.problem.dtypes import BYTES
 from convtvm.problem.workload import ConvWorkload
 from convtvm.torch.kernels import Need
 from convtvm.torch.operator import Recipe
@@ -47,7 +48,7 @@ HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY)
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},
-    "cuda": {torch.float32: "float32", torch.float16: "float16"},
+    "cuda": {getattr(torch, dtype): dtype for dtype in BYTES},
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
 from convtvm.errors import ConvtvmError, NoCandidate, UnknownWorkload
 from convtvm.problem.activations import Activation
+from convtvm.problem.dtypes import numpy_dtype
 from convtvm.problem.workload import LAYOUTS, ConvWorkload
 from convtvm.torch.options import Options
 
@@ -104,7 +105,8 @@ class Kernels:
     def objection(self, need: Need) -> str:
         """Why no kernel serves the need; empty if one does."""
         try:
-            weight = np.zeros(need.workload.weight_shape, need.workload.dtype)
+            dtype = numpy_dtype(need.workload.dtype)
+            weight = np.zeros(need.workload.weight_shape, dtype)
             self.plan(need, need.workload.n, weight, None)
         except (NoCandidate, UnknownWorkload) as error:
             return str(error)

@@ -113,6 +113,8 @@ def _sample(tensor: Tensor) -> Any:
     if not tensor.is_cpu or tensor.numel() == 0:
         return None
     whole = tensor.detach()
+    if whole.dtype is torch.bfloat16:  # which NumPy lacks
+        whole = whole.view(torch.int16)
     if whole.numel() * whole.element_size() > _WHOLE_BYTES and whole.is_contiguous():
         whole = whole.view(-1)[:: whole.numel() // _SAMPLES]
     elif whole.numel() * whole.element_size() > _WHOLE_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,10 @@ def next_round(
 ) -> list[Batch]:
     """Candidates to be built together: the defaults of several tasks, then a batch of one."""
     pending = sum(len(c.search.pending) for c in contenders)
-    chosen = [c for c in contenders if c.search.lacks_default and c.left > 0][:_OPENINGS]
+    # No more are asked than are wanted: a task's first question lists its space, a third of a
+    # second.
+    lacking = (c for c in contenders if c.left > 0 and c.search.lacks_default)
+    chosen = list(islice(lacking, _OPENINGS))
     if not chosen and (promising := budget.choose(contenders)):
         chosen = [promising]
     batches = []
@@ -52,6 +56,8 @@ class Builders:
         self._free: SimpleQueue[Zygote] = SimpleQueue()
         for helper in self._helpers:
             self._free.put(helper)
+        for helper in self._helpers:
+            helper.start_ahead()
         self._threads = ThreadPoolExecutor(_HELPERS)
         self.waiting: deque[tuple[list[Batch], Future[None]]] = deque()
 

@@ -20,13 +20,12 @@ CALL_SECONDS = 1e-5  # that a plan's call may take beside the kernel
 
 @dataclass
 class TaskProgress:
-    """Where a task stands: trials wanted and done (earlier runs included), best and default
-    times. `ended` says why it got no more trials than it has, empty if it may get some."""
+    """Where a task stands: trials wanted and done (earlier runs included), the best of them.
+    `ended` says why it got no more trials than it has, empty if it may get some."""
 
     task: Task
     trials: int
     done: int = 0
-    default: TuningRecord | None = None
     best: TuningRecord | None = None
     ended: str = ""
     seconds: float = 0.0  # spent on it in this run
@@ -38,9 +37,16 @@ class TaskProgress:
         """Count a trial, or put a confirmed time in the place of the one taken while tuning."""
         (self._confirmed if record.confirmed else self._raw)[record.identity] = record
         self.done = len(self._raw.keys() | self._confirmed.keys())
-        if dict(record.decisions) == self.task.space.default and not record.confirmed:
-            self.default = record
         self.best = records.best(self.records)
+
+    @property
+    def default(self) -> TuningRecord | None:
+        """The trial of the default decisions, which are looked for only when somebody asks."""
+        if not self._raw:
+            return None
+        task = self.task
+        identity = (*task.key, task.template_version, *sorted(task.space.default.items()))
+        return self._raw.get(identity)
 
     @property
     def is_open(self) -> bool:

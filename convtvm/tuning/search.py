@@ -39,6 +39,13 @@ _UNKNOWN_SPEED = 0.7  # of a candidate against the task's best, before the model
 _EPSILON = 0.1  # share of a batch that is drawn at random, against a misled cost model
 
 
+def _is_dated(learned_then: int, own_then: int, learned: int, own: int) -> bool:
+    """Whether what a model said of a task is to be asked again: after every trial of its own, and
+    when the model, which other tasks teach too, knows a tenth more. Asking takes a tenth of a
+    second, and a network has hundreds of tasks."""
+    return own != own_then or learned > 1.1 * learned_then
+
+
 def candidate(space: Space, decisions: Mapping[str, int]) -> MeasureCandidate:
     sch = annotate_knobs(Schedule(carrier_module()), space, decisions)
     return MeasureCandidate(sch, ArgInfo.from_entry_func(sch.mod, remove_preproc=True))
@@ -201,7 +208,7 @@ class TaskSearch:
         self.favourite: Mapping[str, int] | None = None
         self.given_up = ""  # why candidates were not measured
         self.trouble = ""  # what the machine lacked for some of the last batch
-        self.is_exhausted = all(self._point(d) in self.known for d in task.space.points)
+        self.is_exhausted = task.space.is_within(self.known)
 
     def _point(self, decisions: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(decisions[name] for name in self.task.space.knobs)
@@ -232,9 +239,9 @@ class TaskSearch:
         best = min(self.known.values(), default=math.inf)
         if math.isinf(best) or math.isinf(rival):
             return 1.0
-        known = self.speed.learned, len(self.known)
-        if self._scores is None or self._scores[0] != known:
-            self._scores = known, self._ranked_scores()
+        learned, own = self.speed.learned, len(self.known)
+        if self._scores is None or _is_dated(*self._scores[0], learned, own):
+            self._scores = (learned, own), self._ranked_scores()
         threshold = self._standing() * best / rival
         more = self._outlook.expected_best(self._scores[1][:count], threshold)
         return more / (threshold + more)

@@ -1,5 +1,4 @@
-"""The tuner: propose, build, check, time and record, until the budget is spent or nothing is left
-to gain; then the last word on the best."""
+"""The tuner: what to tune, what the log knows of it, in which order; the loop does the rest."""
 
 from __future__ import annotations
 
@@ -7,16 +6,12 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from convtvm import __version__
 from convtvm.errors import (
-    BuildError,
     ConvtvmError,
-    EnvironmentProblem,
     LogError,
     TargetError,
     WorkloadError,
@@ -26,27 +21,23 @@ from convtvm.kernels.task import Task, tasks_of
 from convtvm.library.choices import Choice, choose
 from convtvm.logs import records
 from convtvm.logs.records import LogWriter, TuningRecord
-from convtvm.machine.targets import CompileTarget, resolve
+from convtvm.machine.targets import CompileTarget, CudaTarget, resolve
 from convtvm.measure import remote
 from convtvm.measure.client import Zygote
-from convtvm.measure.jobs import ENVIRONMENT, STOPPED
 from convtvm.measure.places import ROOM
 from convtvm.measure.problems import problem_bytes
 from convtvm.measure.remote import Farm
-from convtvm.measure.workbench import Trial, build_ahead
 from convtvm.problem.sources import Workloads, as_names, as_workloads
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import confirm
 from convtvm.tuning.budget import Budget, Contender
-from convtvm.tuning.builders import Builders, next_round
 from convtvm.tuning.interrupts import until_interrupted
-from convtvm.tuning.progress import LATE, Listener, TaskProgress, TuningSummary
+from convtvm.tuning.loop import Loop
+from convtvm.tuning.progress import Listener, TaskProgress, TuningSummary
 from convtvm.tuning.search import TaskSearch
 from convtvm.tuning.speed import SpeedModel
 from convtvm.tuning.transfer import Neighbours
 
-_PATIENCE = 3  # batches in a row for which the machine may lack something
-_BUILT_AHEAD = 16  # tasks whose first candidates are built together
 _LAST = (4, 0.0, 0.0)  # the rank of what is known to fail
 
 
@@ -138,16 +129,16 @@ def _farm(
         raise ConvtvmError("tracker and key belong together, expected both or neither")
     if tracker is None or key is None:
         return None
-    if target.kind != "cpu":
+    if isinstance(target, CudaTarget) and len(target.arches) > 1:
         raise TargetError(
-            f"target {target.name!r}: through a tracker only CPUs are tuned; tune a GPU on its "
-            "own machine"
+            f"target {target.name!r}: the devices of a tracker have one architecture, expected "
+            f"its name, such as --target cuda:{target.arches[-1]}"
         )
     return remote.find(tracker, key, math.inf if time_limit is None else time_limit)
 
 
 class _Session:
-    """One call of `tune`: its tasks' searches, and what every record of it has in common."""
+    """One call of `tune`: its tasks' searches, in their order, and the loop that they share."""
 
     def __init__(
         self,
@@ -159,16 +150,12 @@ class _Session:
         listener: Listener | None,
         farm: Farm | None,
     ) -> None:
-        self.farm = farm
-        self.summary, self.writer, self.listener = summary, writer, listener
-        self.budget, self._troubles = budget, 0
-        self.device = summary.tasks[0].task.target.device_name() if summary.tasks else ""
-        self.versions = {"convtvm": __version__, "tvm": metadata.version("apache-tvm")}
+        self.summary, self.budget, self.farm = summary, budget, farm
         history = [*old, *records.load(records.shipped_logs())[0]]
         self.neighbours = Neighbours(history)
         models: dict[tuple[Any, ...], SpeedModel] = {}
         taught: set[str] = set()
-        self.contenders = []
+        self.contenders: list[Contender] = []
         for progress in summary.tasks:
             task = progress.task
             known = records.usable(old, task)
@@ -185,6 +172,9 @@ class _Session:
             search = TaskSearch(task, model, None, records.judged(known), seed)
             self.contenders.append(Contender(progress, search))
         self._rank(choose([c.search.task for c in self.contenders], history))
+        device = summary.tasks[0].task.target.device_name()
+        found = self.contenders, self.neighbours
+        self.loop = Loop(summary, writer, listener, budget, *found, device)
 
     def _rank(self, choices: Sequence[Choice]) -> None:
         """Order the tasks: every workload's likely winner, then every second, as far as the log or
@@ -230,172 +220,30 @@ class _Session:
         idle = self.budget.choose(self.contenders) is None
         if idle and not (confirmed and confirm.doubtful(self.summary.tasks)):
             return
-        with self._timed("start"):
+        with self.loop.timed("start"):
             room = ROOM + problem_bytes({p.task.workload for p in self.summary.tasks})
-            zygote = Zygote(self.budget.deadline, self.farm, room=room)
+            zygote = Zygote(self.budget.deadline, self.farm, at_once=False, room=room)
+            zygote.start_ahead()
         with zygote:
             if self.farm is not None:
-                with self._timed("preflight"):
+                with self.loop.timed("preflight"):
                     self._preflight(zygote)
             for contender in self.contenders:
                 contender.search.zygote = zygote
             workloads = len({p.task.workload for p in self.summary.tasks})
             zygote.deadline = self.budget.tuning_deadline(workloads, confirmed)
-            self._tune(zygote)
+            self.loop.tune(zygote)
             zygote.deadline = self.budget.deadline
             if confirmed:
-                with self._timed("confirm"):
-                    self._confirm(zygote)
+                with self.loop.timed("confirm"):
+                    self.loop.confirm(zygote)
 
     def _preflight(self, zygote: Zygote) -> None:
         """Ask every device what it is. Raises TargetError if one lacks what the target needs."""
         target = self.summary.tasks[0].task.target
-        cpus = zygote.probe()
-        self.device = f"{zygote.farm.key if zygote.farm else ''}: {', '.join(sorted(set(cpus)))}"
-        for cpu in set(cpus):
-            missing = remote.missing_features(cpu, target)
-            if missing:
-                raise TargetError(
-                    f"target {target.name!r}: a device is {cpu}, which lacks {', '.join(missing)}; "
-                    f"name it with --target 'llvm -mcpu={cpu}'"
-                )
-
-    def _tune(self, zygote: Zygote) -> None:
-        """The defaults of all tasks, then whatever promises the most."""
-        if self.farm is None and self.summary.tasks[0].task.target.kind == "cuda":
-            with self._timed("search"):
-                self._tune_overlapped(zygote)
-        else:
-            with self._timed("defaults"):
-                going = self._defaults(zygote)
-            with self._timed("search"):
-                while going and (chosen := self.budget.choose(self.contenders)) is not None:
-                    going = self._has_time(zygote) and self._batch(chosen, zygote.deadline)
-        if self.budget.is_spent:
-            self.summary.stopped = "all trials of the budget done"
-
-    def _tune_overlapped(self, zygote: Zygote) -> None:
-        """While the GPU measures a round, the next ones are built."""
-        found = self.contenders, self.budget, self.neighbours
-        with Builders(zygote.deadline) as builders:
-            while self._has_time(zygote):
-                while builders.have_room and (batches := next_round(*found)):
-                    builders.start(batches)
-                if not builders.waiting:
-                    return
-                built = builders.finished()
-                if not all(self._measure(*batch, zygote.deadline) for batch in built):
-                    return
-
-    def _defaults(self, zygote: Zygote) -> bool:
-        """Measure what was never measured; False if there is nothing more to measure with."""
-        waiting = [c for c in self.contenders if c.search.lacks_default and c.progress.is_open]
-        while waiting:
-            some, waiting = waiting[:_BUILT_AHEAD], waiting[_BUILT_AHEAD:]
-            if not self._has_time(zygote):
-                return False
-            build_ahead([(c.search.bench, c.search.opening) for c in some], zygote)
-            for contender in some:
-                if self.budget.is_spent:
-                    return True
-                if not self._has_time(zygote) or not self._batch(contender, zygote.deadline):
-                    return False
-        return True
-
-    def _has_time(self, zygote: Zygote) -> bool:
-        if time.monotonic() >= zygote.deadline:
-            self.summary.stopped = LATE
-        return not self.summary.stopped
-
-    def _batch(self, contender: Contender, deadline: float) -> bool:
-        """One batch of a task; False if no device is left to measure on."""
-        search = contender.search
-        seeds = self.neighbours.seeds(search.task)
-        return self._measure(
-            contender, search.propose(self.budget.batch(contender), seeds), deadline
-        )
-
-    def _measure(self, contender: Contender, proposed: list[Any], deadline: float) -> bool:
-        """As `_batch`, of candidates that were proposed."""
-        progress, search = contender.progress, contender.search
-        started = time.monotonic()
-        for decisions, trial in search.measure(proposed):
-            self._record(progress, decisions, trial)
-            self.budget.spend()
-            if time.monotonic() >= deadline:
-                break
-        progress.seconds += time.monotonic() - started
-        self._note_trouble(search.trouble)
-        if progress.best:
-            self.neighbours.note(progress.best)
-        if search.given_up and time.monotonic() < deadline:
-            self.summary.stopped = search.given_up
-        return not self.summary.stopped
-
-    def _note_trouble(self, message: str) -> None:
-        """Count batches in a row for which the machine lacked something: what was not measured for
-        that may be tried again. Raises EnvironmentProblem when it does not get better."""
-        self._troubles = self._troubles + 1 if message else 0
-        if message:
-            self.summary.failures[ENVIRONMENT] += 1
-            self.summary.first_failures.setdefault(ENVIRONMENT, message)
-        if self._troubles >= _PATIENCE:
-            raise EnvironmentProblem(
-                f"candidates cannot be built or run on this machine now: {message}; what was "
-                f"measured before is in {self.summary.log}"
-            )
-
-    def _confirm(self, zygote: Zygote) -> None:
-        """Measure the best again in a library, as far as there is time."""
-        try:
-            for (progress, record), trial in confirm.confirm(self.summary.tasks, zygote):
-                if trial.kind == ENVIRONMENT:
-                    self._note_trouble(trial.message)
-                elif trial.kind != STOPPED:
-                    self._record(progress, record.decisions, trial, confirmed=True)
-        except (BuildError, EnvironmentProblem) as error:
-            if time.monotonic() < zygote.deadline:
-                self.summary.failures["confirm"] += 1
-                self.summary.first_failures.setdefault("confirm", str(error))
-
-    def _record(
-        self,
-        progress: TaskProgress,
-        decisions: Mapping[str, int],
-        trial: Trial,
-        confirmed: bool = False,
-    ) -> None:
-        task = progress.task
-        record = TuningRecord(
-            workload=task.workload.key,
-            algorithm=task.algorithm_name,
-            target=task.target.name,
-            threads=task.target.threads,
-            layout=task.layout,
-            device=self.device,
-            decisions=decisions,
-            template=task.template_version,
-            run_secs=trial.run_secs,
-            error={"kind": trial.kind, "message": trial.message} if trial.kind else {},
-            max_error=trial.max_error,
-            workspace_bytes=trial.workspace_bytes,
-            versions=self.versions,
-            time=records.now(),
-            disturbed=trial.disturbed,
-            confirmed=confirmed,
-        )
-        self.writer.append(record)
-        progress.add(record)
-        self.summary.note(progress, record)
-        if self.listener:
-            self.listener(self.summary, progress, record)
-
-    @contextlib.contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        """Count the time spent inside as spent on `what`."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - started
-            self.summary.spent[what] = self.summary.spent.get(what, 0.0) + spent
+        machines = zygote.probe()
+        names = sorted({machine.name(target) for machine in machines})
+        self.loop.device = f"{zygote.farm.key if zygote.farm else ''}: {', '.join(names)}"
+        for machine in machines:
+            if objection := remote.objection(machine, target):
+                raise TargetError(f"target {target.name!r}: {objection}")

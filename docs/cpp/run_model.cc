@@ -102,9 +102,11 @@ struct Value {
   Value(const std::string& dtype, const std::string& sizes) {
     static const std::map<std::string, DLDataType> kTypes = {
         {"float32", {kDLFloat, 32, 1}}, {"float64", {kDLFloat, 64, 1}},
-        {"float16", {kDLFloat, 16, 1}}, {"int64", {kDLInt, 64, 1}},
-        {"int32", {kDLInt, 32, 1}},     {"int8", {kDLInt, 8, 1}},
-        {"uint8", {kDLUInt, 8, 1}},     {"bool", {kDLBool, 8, 1}}};
+        {"float16", {kDLFloat, 16, 1}}, {"bool", {kDLBool, 8, 1}},
+        {"int64", {kDLInt, 64, 1}},     {"int32", {kDLInt, 32, 1}},
+        {"int16", {kDLInt, 16, 1}},     {"int8", {kDLInt, 8, 1}},
+        {"uint64", {kDLUInt, 64, 1}},   {"uint32", {kDLUInt, 32, 1}},
+        {"uint16", {kDLUInt, 16, 1}},   {"uint8", {kDLUInt, 8, 1}}};
     if (sizes != "scalar") {
       for (const std::string& size : Split(sizes, 'x')) shape.push_back(std::stoll(size));
     }

@@ -82,13 +82,13 @@ class _Rules(Rules):
     def is_valid(self, d: Decisions) -> bool:
         panel, whole = self.panel(d), (self.grid_h, self.grid_w)
         return (
-            fits(d["tile_p"], d["tile_oc"], self.cpu)
-            and panel <= _MAX_PANEL
-            # TVM cannot bound a ragged tile: it would live in memory instead of registers.
-            and panel % d["tile_p"] == 0
+            panel <= _MAX_PANEL
             # Tiles are numbered row by row, image by image: a panel must be one run of numbers.
             and (d["panel_h"] == 1 or d["panel_w"] == self.grid_w)
             and (d["images"] == 1 or (d["panel_h"], d["panel_w"]) == whole)
+            # TVM cannot bound a ragged tile: it would live in memory instead of registers.
+            and panel % d["tile_p"] == 0
+            and fits(d["tile_p"], d["tile_oc"], self.cpu)
             and (d["gemm_at_oc"] == 1 or d["input_first"] == 0)
             and (d["prefetch"] == 0 or panel > d["tile_p"])
         )

@@ -43,16 +43,6 @@ def thread_extents(d: Decisions, depth_inner: bool) -> tuple[int, int]:
     return (pixels, channels) if depth_inner else (channels, pixels)
 
 
-def fetch_vector(sch: Schedule, d: Decisions) -> int:
-    """Elements of lhs that one instruction fetches.
-
-    Asynchronous copies (stages > 1) that depend on a condition are of single elements.
-    """
-    value = sch.get(sch.get_sblock("lhs")).body.value
-    guarded = "if_then_else" in str(getattr(value, "op", ""))
-    return 1 if guarded and d["stages"] > 1 else attribute(sch, "vector")
-
-
 def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> None:
     """Schedule lhs, rhs and gemm as one kernel.
 
@@ -116,7 +106,7 @@ def _load_operands(
             sch.reorder(other, k)
         sch.vectorize(k if by_depth else other)
     extents = thread_extents(d, depth_inner)
-    _fetch(sch, lhs, extents, fetch_vector(sch, d), depth_inner)
+    _fetch(sch, lhs, extents, attribute(sch, "vector"), depth_inner)
     _fetch(sch, rhs, extents, VECTOR, False)
     if depth_inner:
         # Rows of an odd number of vectors: the same column of neighbouring rows, in other banks.

@@ -4,14 +4,14 @@ A block of threads computes tile_p pixels by tile_c channels like `gemm`, a warp
 warp_c, in squares of 16 by 16. A step of `DEPTH` is one matrix multiply-add of a square; its
 factors and sums are spread over the warp's 32 lanes as the instruction wants them (PTX ISA, "Matrix
 fragments for mma.m16n8k16", and k8 for tf32). With v elements in a register of 32 bits, v = 2 for
-float16 and 1 for tf32, and 4v * r + v * q + i a place along the depth:
+float16 and bfloat16, 1 for tf32, and 4v * r + v * q + i a place along the depth:
 
     left  [lane, 2v*r + v*h + i]   pixel 8h + g, lane 4g + q
     right [lane, 2v*h + v*r + i]   channel 8h + g, lane 4g + q
     sums  [lane, 4h + 2y + x]      pixel 8y + g, channel 8h + 2q + x, lane 4g + q
 
 Here the product is loops over these axes, which any machine can run. Annotations say which loops a
-warp executes as one instruction: MULTIPLY_ADD, and LOAD_MATRICES for fragments of float16.
+warp executes as one instruction: MULTIPLY_ADD, and LOAD_MATRICES for fragments of 16 bits.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from schedules.cuda.gemm import attribute, unroll
 from schedules.knobs import Decisions
 
-MULTIPLY_ADD = "convtvm.multiply_add"  # value: the operands, float16 or tf32
+MULTIPLY_ADD = "convtvm.multiply_add"  # value: the operands
 LOAD_MATRICES = "convtvm.load_matrices"  # value: 1 if the depth is the outer axis in memory
 
 SQUARE = 16  # pixels and channels of a fragment
 LANES = 32
-DEPTH = {"float16": 16, "tf32": 8}
-VECTOR = {"float16": 8, "tf32": 4}  # elements of 16 bytes
+DEPTH = {"float16": 16, "bfloat16": 16, "tf32": 8}
+VECTOR = {"float16": 8, "bfloat16": 8, "tf32": 4}  # elements of 16 bytes
 
 
 def operands(sch: Schedule) -> str:
@@ -48,11 +48,6 @@ def stores_pairs(sch: Schedule) -> bool:
     last."""
     channels, groups = (int(sch.mod["main"].params[i].shape[j]) for i, j in ((3, 3), (1, 0)))
     return channels // groups % 2 == 0
-
-
-def fetch_vector(sch: Schedule) -> int:
-    """Elements of lhs that one instruction fetches."""
-    return attribute(sch, "vector")
 
 
 def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> None:
@@ -93,7 +88,8 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         sch.compute_at(fragment, ki, preserve_unit_loops=True)
         inner = depth_inner and index == 0
         _fragment(sch, fragment, kind, index == 0, None if kind == "tf32" else int(not inner))
-        _fetch(sch, operand, warps(d), fetch_vector(sch) if index == 0 else VECTOR[kind], inner)
+        vector = attribute(sch, "vector") if index == 0 else VECTOR[kind]
+        _fetch(sch, operand, warps(d), vector, inner)
         _pad_rows(sch, operand, kind, inner)
 
     _store(sch, gemm, store, warp, vectors)

@@ -11,6 +11,7 @@ vectors. What it does not: speed, register and shared memory limits, 48 KB of st
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from unittest.mock import patch
 from convtvm.measure.client import Zygote
 from convtvm.measure.gpu_verify import GpuCheck
 from convtvm.measure.jobs import Limits
+from emulator.translate import OPTIONS
 
 HOME = Path(__file__).resolve().parent
 ORDERS = ("forward", "reverse", "random")
@@ -30,8 +32,23 @@ ORDERS = ("forward", "reverse", "random")
 
 @cache
 def libraries() -> Path:
-    """The folder with libcuda.so.1 and libcudart.so.13, built once a process."""
-    folder = Path(tempfile.mkdtemp(prefix="emulator-"))
+    """The folder with libcuda.so.1, libcudart.so.13 and device.h compiled in advance.
+
+    Built once for all processes that have the same folder EMULATOR_SHARED in their environment, as
+    those of a run of tests do; else once a process.
+    """
+    shared = Path(os.environ.get("EMULATOR_SHARED") or tempfile.mkdtemp(prefix="emulator-"))
+    folder = shared / "emulator"
+    with (shared / "emulator.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = Path(tempfile.mkdtemp(dir=shared))
+            _build(made)
+            made.rename(folder)
+    return folder
+
+
+def _build(folder: Path) -> None:
     versions = folder / "libcudart.map"
     versions.write_text("libcudart.so.13 { global: *; };\n", encoding="utf8")
     for name, options in (
@@ -44,7 +61,8 @@ def libraries() -> Path:
         command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
         command += [str(HOME / "driver.cc"), "-o", str(folder / name), *options]
         subprocess.run(command, check=True)
-    return folder
+    header = ["-x", "c++-header", str(HOME / "device.h"), "-o", str(folder / "device.h.gch")]
+    subprocess.run(["g++", *OPTIONS, *header], check=True)
 
 
 def environment(order: str = "random") -> dict[str, str]:

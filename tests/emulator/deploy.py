@@ -18,9 +18,9 @@ from convtvm.problem.reference import conv2d_reference, random_inputs
 
 folder = sys.argv[1]
 w = convtvm.ConvWorkload.parse("mb2ic5ih9oc8oh9kh3ph1")
-half = replace(w, dtype="float16")
+half, brain = (replace(w, dtype=dtype) for dtype in ("float16", "bfloat16"))
 library = convtvm.compile(
-    [w, half],
+    [w, half, brain],
     target="cuda:sm_80,sm_90",
     logs=[],
     algorithms=["direct", "im2col"],
@@ -40,9 +40,9 @@ for _ in range(2):
     plan(there, out=out)
 assert np.array_equal(out.numpy(), reference), "tensors on the GPU"
 
-# Whole numbers, so that sums are exact, and the outputs' rounding is all there is in float16.
+# Whole numbers, so that sums are exact, and the outputs' rounding is all there is in 16 bits.
 residual = np.arange(reference.size).reshape(reference.shape) % 7 - 3
-for kind in (w, half):
+for kind in (w, half, brain):
     arrays = [a.astype(kind.dtype) for a in (data, residual)]
     right = np.maximum(reference + residual, 0).astype(kind.dtype)
     for name, scratch in (("direct", 0), ("im2col", 1)):

@@ -49,7 +49,7 @@ extern int thread;  // number of the running fiber in its block
 void wait_block();
 void wait_warp();
 void fail(const char* reason);  // ends the launch with this error
-void cp_async(void* to, const void* from, int bytes);
+void cp_async(void* to, const void* from, int bytes, int given);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
@@ -113,27 +113,40 @@ static inline half2 make_half2(half x, half y) { return {x, y}; }
 static inline bool __hgt(half x, half y) { return x > y; }
 static inline bool __hlt(half x, half y) { return x < y; }
 
+// The upper half of a float, rounded to the nearest, to even if halfway.
+struct alignas(2) nv_bfloat16 {
+  ushort bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float x) {
+    uint word = __float_as_uint(x);
+    bits = x == x ? (word + 0x7fff + (word >> 16 & 1)) >> 16 : 0x7fff;
+  }
+  operator float() const { return __uint_as_float((uint)bits << 16); }
+};
+struct alignas(4) nv_bfloat162 {
+  nv_bfloat16 x, y;
+  nv_bfloat162() = default;
+  nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) : x(x), y(y) {}
+};
+static inline float __bfloat162float(nv_bfloat16 x) { return x; }
+static inline nv_bfloat16 __float2bfloat16(float x) { return x; }
+static inline nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
+static inline bool __hgt(nv_bfloat16 x, nv_bfloat16 y) { return (float)x > (float)y; }
+static inline bool __hlt(nv_bfloat16 x, nv_bfloat16 y) { return (float)x < (float)y; }
+
 // ---- PTX: an instruction's dots become underscores, its operands arguments ------------------------
 namespace ptx {
 static inline void cp_async_commit_group() { emulator::cp_async_commit(); }
 static inline void cp_async_wait_group(int pending) { emulator::cp_async_wait(pending); }
 static inline void cp_async_wait_all() { emulator::cp_async_commit(), emulator::cp_async_wait(0); }
-static inline void cp_async_ca_shared_global(size_t to, const void* from, int bytes) {
-  emulator::cp_async((void*)to, from, bytes);
+static inline void cp_async_ca_shared_global(
+    size_t to, const void* from, int bytes, int given = -1) {
+  emulator::cp_async((void*)to, from, bytes, given < 0 ? bytes : given);
 }
-static inline void cp_async_cg_shared_global(size_t to, const void* from, int bytes) {
+static inline void cp_async_cg_shared_global(
+    size_t to, const void* from, int bytes, int given = -1) {
   if (bytes != 16) emulator::fail("cp.async.cg copies 16 bytes only");
-  emulator::cp_async((void*)to, from, bytes);
-}
-static inline void predicated_cp_async_ca_shared_global(
-    size_t to, const void* from, int bytes, int predicate, int) {
-  if (predicate == 1) return cp_async_ca_shared_global(to, from, bytes);
-  memset((void*)to, 0, bytes);
-}
-static inline void predicated_cp_async_cg_shared_global(
-    size_t to, const void* from, int bytes, int predicate, int) {
-  if (predicate == 1) return cp_async_cg_shared_global(to, from, bytes);
-  memset((void*)to, 0, bytes);
+  cp_async_ca_shared_global(to, from, bytes, given);
 }
 
 // Four 8x8 matrices of 16 bits; lane 8i+r gives the address of row r of matrix i, lane l receives
@@ -166,7 +179,8 @@ static inline void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(
 }
 
 // D = A B + C with A 16x16, B 16x8 (PTX ISA, "Matrix fragments for mma.m16n8k16").
-static inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(
+template <class T>
+static inline void multiply_add_halves(
     float& d0, float& d1, float& d2, float& d3, uint a0, uint a1, uint a2, uint a3, uint b0,
     uint b1, float c0, float c1, float c2, float c3) {
   uint fragment[6] = {a0, a1, a2, a3, b0, b1};
@@ -178,13 +192,23 @@ static inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(
     for (int k = 0; k < 16; k++) {
       int within = k % 8;  // each register holds the two elements 2m, 2m+1 of its lane's member m
       const emulator::Slot &a = lanes[row % 8 * 4 + within / 2], &b = lanes[col * 4 + within / 2];
-      half x = a.get<half>(2 * (row / 8 + 2 * (k / 8)) + k % 2);
-      half y = b.get<half>(2 * (4 + k / 8) + k % 2);
+      T x = a.get<T>(2 * (row / 8 + 2 * (k / 8)) + k % 2);
+      T y = b.get<T>(2 * (4 + k / 8) + k % 2);
       sums[i] += (float)x * (float)y;
     }
   }
   emulator::release();
   d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
+}
+static inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(
+    float& d0, float& d1, float& d2, float& d3, uint a0, uint a1, uint a2, uint a3, uint b0,
+    uint b1, float c0, float c1, float c2, float c3) {
+  multiply_add_halves<half>(d0, d1, d2, d3, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3);
+}
+static inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(
+    float& d0, float& d1, float& d2, float& d3, uint a0, uint a1, uint a2, uint a3, uint b0,
+    uint b1, float c0, float c1, float c2, float c3) {
+  multiply_add_halves<nv_bfloat16>(d0, d1, d2, d3, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3);
 }
 
 // To the nearest TF32, away from zero if halfway.

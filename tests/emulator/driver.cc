@@ -40,7 +40,7 @@ enum class Wait { kNothing, kBlock, kWarp };
 struct Copy {
   void* to;
   const void* from;
-  int bytes;
+  int bytes, given;
 };
 struct Fiber {
   ucontext_t context;
@@ -78,11 +78,13 @@ const Slot* publish(const void* value, int bytes) {
   return slots + thread / 32 * 32;
 }
 
-// A copy lands when its thread waits for it, and not before; until then its target is NaN.
-void cp_async(void* to, const void* from, int bytes) {
+// A copy lands when its thread waits for it, and not before; until then its target is NaN. Of its
+// bytes as many are read as are given, the others are zero.
+void cp_async(void* to, const void* from, int bytes, int given) {
+  if (given != 0 && given != bytes) fail("cp.async: a part of a vector is given");
   if ((size_t)to % bytes || (size_t)from % bytes) fail("cp.async: an address is not aligned");
   memset(to, 0xff, bytes);
-  fibers[thread].pending.push_back({to, from, bytes});
+  fibers[thread].pending.push_back({to, from, bytes, given});
 }
 void cp_async_commit() {
   fibers[thread].groups.push_back(std::move(fibers[thread].pending));
@@ -91,15 +93,19 @@ void cp_async_commit() {
 void cp_async_wait(int left) {
   auto& groups = fibers[thread].groups;
   while ((int)groups.size() > left) {
-    for (const Copy& c : groups.front()) memcpy(c.to, c.from, c.bytes);
+    for (const Copy& c : groups.front()) {
+      memcpy(c.to, c.from, c.given);
+      memset((char*)c.to + c.given, 0, c.bytes - c.given);
+    }
     groups.erase(groups.begin());
   }
 }
 
 static void run_fiber() {
   kernel(arguments);
-  if (!fibers[thread].pending.empty() || !fibers[thread].groups.empty())
-    problem = "a thread ended before its asynchronous copies";
+  bool left = !fibers[thread].pending.empty();
+  for (const auto& group : fibers[thread].groups) left |= !group.empty();
+  if (left) problem = "a thread ended before its asynchronous copies";
   fibers[thread].done = true;
   swapcontext(&fibers[thread].context, &launcher);
 }

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import re
 
+# How g++ compiles the translation unit, and device.h in advance.
+OPTIONS = [
+    "-O1",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-w",
+    "-fno-strict-aliasing",
+    "-ffp-contract=fast",
+    "-march=native",
+    "-ftrivial-auto-var-init=pattern",  # an uninitialised register shows
+    "-fsanitize=alignment,bounds",  # a misaligned vector or an index beyond its array traps
+    "-fsanitize-undefined-trap-on-error",
+]
+
 # Instructions come as asm statements: "opcode operands;" : outputs : inputs : clobbers.
 _ASM = re.compile(r"\b(?:__asm__|asm)(?:\s+(?:__volatile__|volatile))?\s*\(")
 _KERNEL = re.compile(
@@ -50,11 +65,6 @@ def _call(statement: str) -> str:
     template = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', re.split(r"\n?\s*:", statement)[0]))
     template = template.replace("\\n", " ").strip()
     operands = _operands(statement)
-    if "setp" in template:  # the helper for a copy under a condition
-        opcode = re.search(r"@p (cp\.async\.\w+\.shared\.global)", template)
-        if opcode is None:
-            raise ValueError(f"the emulator does not know this PTX: {template}")
-        return f"ptx::predicated_{opcode[1].replace('.', '_')}({', '.join(operands)})"
     opcode_text, rest = re.fullmatch(r"([\w.]+)\s*(.*?);?\s*", template).groups()
     arguments = [a.strip() for a in re.sub(r"[{}\[\]]", "", rest).split(",") if a.strip()]
     values = [operands[int(a[1:])] if a.startswith("%") else a for a in arguments]

@@ -7,8 +7,8 @@ output channels and k whatever is summed over. Sizes are rounded up to whole til
 where k does not exist, so that tiles need no tests; what is computed for pixels and channels that
 do not exist is never stored. Operands that do not exist are read from the last ones that do.
 `split_k` parts of a sum are computed by different blocks of threads; the consumer adds them up.
-Operands are float32, float16, or `tf32`: float32 of which 10 bits of the fraction count, rounded to
-the nearest. The last two are for tensor cores.
+Operands are float32, float16, bfloat16, or `tf32`: float32 of which 10 bits of the fraction count,
+rounded to the nearest. All but the first are for tensor cores.
 
 `lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
 p are neighbours in memory; `vector` neighbours can be fetched at once.
@@ -26,9 +26,10 @@ from tvm.s_tir.stmt import SBlock
 from tvm.sym import Analyzer
 
 from convtvm.compute import stages
+from convtvm.problem.dtypes import BYTES
 from convtvm.problem.workload import ConvWorkload
 
-_LOAD = {"float32": 4, "float16": 8}  # elements of the widest load, 16 bytes
+_LOAD = {dtype: 16 // size for dtype, size in BYTES.items()}  # elements of the widest load
 
 
 @dataclass(frozen=True)

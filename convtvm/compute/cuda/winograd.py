@@ -5,8 +5,9 @@
     Y[c, p]          = A^T M[.., c, p] A
 
 Matrices, tiles and their numbering p are those of `convtvm.compute.winograd`; V and the products M
-are workspaces. For NHWC the channels of V and M are innermost. What was padded to fill the last
-tiles is read as zeros and cropped.
+are workspaces. For NHWC the channels of V and M are innermost. With a dilation, the images are its
+phases (`convtvm.compute.phases`). What was padded to fill the last tiles is read as zeros and
+cropped.
 """
 
 from __future__ import annotations
@@ -17,19 +18,15 @@ from tvm import te, tirx
 
 from convtvm.compute import stages
 from convtvm.compute.cuda import gemm
+from convtvm.compute.phases import Phases
 from convtvm.compute.winograd import Tiling, transform
 from convtvm.problem.workload import ConvWorkload
 
 
-def tile_count(w: ConvWorkload, m: int) -> int:
-    """Tiles of all images."""
-    grid_h, grid_w = Tiling.of(w, m).grid(w)
-    return w.n * grid_h * grid_w
-
-
 def input_shape(w: ConvWorkload, m: int, layout: str) -> tuple[int, int, int, int]:
     """V: [alpha_h, alpha_w, ic, tiles rounded up to vectors], or [.., tiles, ic] for NHWC."""
-    tiling, tiles = Tiling.of(w, m), tile_count(w, m)
+    tiling = Tiling.of(w, m)
+    tiles = tiling.count(w)
     alphas = (tiling.rows.alpha, tiling.cols.alpha)
     return (*alphas, tiles, w.ic) if layout == "NHWC" else (*alphas, w.ic, -(-tiles // 4) * 4)
 
@@ -73,16 +70,16 @@ def conv2d(
     """(data, U, bias [oc], out, V, M) in `layout`.
 
     Blocks patch, input_rows, data_transform, lhs, rhs, gemm, parts, product, inverse_rows, inverse,
-    out.
+    out, all over the images of the phases' convolution.
     """
-    tiling = Tiling.of(w, m)
+    tiling, phases = Tiling.of(w, m), Phases.of(w)
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(packed_weight_shape(w, m), w.dtype, name="weight")
-    v, read = _input_tiles(w, data, layout, m)
+    v, read = _input_tiles(phases, data, layout, m)
     nhwc = layout == "NHWC"
     problem = gemm.Problem(
         batch=tiling.rows.alpha * tiling.cols.alpha,
-        pixels=tile_count(w, m),
+        pixels=tiling.count(w),
         channels=w.oc,
         depth=w.ic,
         read=read,
@@ -92,31 +89,32 @@ def conv2d(
     )
     sums = gemm.product(problem, weight, gemm.Tiling(tile_p, tile_c, tile_k, split_k))
     parts = gemm.in_layout(sums, layout)
-    y = _output_tiles(w, parts, layout, tiling)
-    out = stages.output(w, layout, lambda n, c, h, x: y[n, c, h, x], bias)
-    func = gemm.with_attributes(
-        stages.prim_func([data, weight, bias, out, v, parts], layout), problem
-    )
-    return func.with_attr("tile_h", tiling.rows.m).with_attr("tile_w", tiling.cols.m)
+    y = _output_tiles(phases, parts, layout, tiling)
+    out = stages.output(phases.part, layout, lambda n, c, h, x: y[n, c, h, x], bias)
+    func = stages.prim_func([data, weight, bias, out, v, parts], layout)
+    func = gemm.with_attributes(phases.interleave(func, layout), problem)
+    return func.with_attrs({"tile_h": tiling.rows.m, "tile_w": tiling.cols.m})
 
 
 def _input_tiles(
-    w: ConvWorkload, data: te.Tensor, layout: str, m: int
+    phases: Phases, data: te.Tensor, layout: str, m: int
 ) -> tuple[te.Tensor, Callable[..., tuple]]:
     """V, and how the product reads it."""
+    w = phases.w
     tiling, dtype, order = Tiling.of(w, m), w.dtype, stages.LAYOUTS[layout]
     grid_h, grid_w = tiling.grid(w)
     alpha_h, alpha_w = tiling.rows.alpha, tiling.cols.alpha
-    nhwc, shape = layout == "NHWC", input_shape(w, m, layout)
-    tiles = tile_count(w, m)
+    nhwc, shape, tiles = layout == "NHWC", input_shape(w, m, layout), tiling.count(w)
     stored = shape[2 if nhwc else 3]
 
     def pixel(i, p, y, x):
         tile = tirx.min(p, tiles - 1) if stored > tiles else p
         image, ty, tx = tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w
-        row, col = ty * tiling.rows.m + y - w.ph, tx * tiling.cols.m + x - w.pw
+        row, col = phases.source(image, ty * tiling.rows.m + y, tx * tiling.cols.m + x)
+        row, col = row - w.ph, col - w.pw
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw)
-        return te.if_then_else(inside, data[order(image, i, row, col)], tirx.const(0, dtype))
+        value = data[order(phases.image(image), i, row, col)]
+        return te.if_then_else(inside, value, tirx.const(0, dtype))
 
     patch = te.compute((w.ic, stored, alpha_h, alpha_w), pixel, name="patch")
     rows = te.compute(
@@ -138,12 +136,13 @@ def _input_tiles(
     return v, read
 
 
-def _output_tiles(w: ConvWorkload, parts: te.Tensor, layout: str, tiling: Tiling) -> te.Tensor:
-    """`inverse` [n, oc, rows, columns] of whole tiles, from the products' parts."""
+def _output_tiles(phases: Phases, parts: te.Tensor, layout: str, tiling: Tiling) -> te.Tensor:
+    """`inverse` [images of the part, oc, rows, columns] of whole tiles, from the products."""
+    w, images = phases.w, phases.part.n
     m_h, m_w, dtype = tiling.rows.m, tiling.cols.m, w.dtype
     grid_h, grid_w = tiling.grid(w)
     alpha_h, alpha_w = tiling.rows.alpha, tiling.cols.alpha
-    tiles = w.n * grid_h * grid_w
+    tiles = images * grid_h * grid_w
     product = te.compute(
         (w.oc, tiles, alpha_h, alpha_w),
         lambda c, p, e, f: gemm.total(parts, layout, e * alpha_w + f, p, c),
@@ -159,4 +158,4 @@ def _output_tiles(w: ConvWorkload, parts: te.Tensor, layout: str, tiling: Tiling
         p = (n * grid_h + y // m_h) * grid_w + x // m_w
         return transform(tiling.cols.A_T, x % m_w, lambda f: half[c, p, y % m_h, f], dtype)
 
-    return te.compute((w.n, w.oc, grid_h * m_h, grid_w * m_w), inverse, name="inverse")
+    return te.compute((images, w.oc, grid_h * m_h, grid_w * m_w), inverse, name="inverse")

@@ -2,8 +2,8 @@
 
 What an algorithm is, where it applies and what it costs in multiplications comes from the CPU's
 row; compute, packing, template and workspace are the GPU's own. Workspaces are parameters of the
-computes, whose bytes these formulas give. In float16, and by the variants `tf32`, products are for
-tensor cores.
+computes, whose bytes these formulas give. In float16 and bfloat16, and by the variants `tf32`,
+products are for tensor cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from convtvm.compute.cuda import depthwise, direct, gemm, im2col, mec, winograd
 from convtvm.compute.im2col import has_columns
 from convtvm.compute.mec import lowered_bytes
 from convtvm.compute.phases import Phases
+from convtvm.compute.winograd import Tiling
 from convtvm.kernels.algorithms import ALGORITHMS, Algorithm
 from convtvm.problem.workload import ConvWorkload
 from schedules.cuda import depthwise as cuda_depthwise
@@ -62,7 +63,7 @@ def _mec_b_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) 
 def _winograd_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions, m: int) -> int:
     """V and M."""
     batch, _, _ = winograd.packed_weight_shape(w, m)
-    products = gemm.sums_bytes(batch, winograd.tile_count(w, m), w.oc, _tiling(d))
+    products = gemm.sums_bytes(batch, Tiling.of(w, m).count(w), w.oc, _tiling(d))
     return 4 * math.prod(winograd.input_shape(w, m, layout)) + products
 
 
@@ -89,10 +90,10 @@ def _winograd(m: int) -> Algorithm:
 
     def inapplicable(w: ConvWorkload) -> str | None:
         # A thread keeps a tile in registers, and a strided one has too many pixels.
-        if (w.sh, w.sw) != (1, 1):
-            return f"stride is {w.sh}x{w.sw}, Winograd on a GPU needs 1"
-        if not Phases.of(w).alone:
-            return f"dilation is {w.dh}x{w.dw}, Winograd on a GPU needs 1"
+        part = Phases.of(w).part
+        if (part.sh, part.sw) != (1, 1):
+            of_phases = "" if part is w else " of phases"
+            return f"stride is {part.sh}x{part.sw}{of_phases}, Winograd on a GPU needs 1"
         return cpu.inapplicable(w)
 
     return replace(

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
-from tvm.ir.instrument import pass_instrument
+from tvm import tirx
 from tvm.s_tir import SBlockRealize
 from tvm.s_tir import pipeline as s_tir_pipeline
 from tvm.s_tir.analysis import verify_gpu_code
@@ -25,6 +24,7 @@ from tvm.tirx.stmt import AllocBuffer
 from convtvm.errors import BuildError
 from convtvm.kernels import codegen
 from convtvm.kernels.codegen import Built
+from convtvm.kernels.cuda import passes
 from convtvm.kernels.cuda.cubin import compile_source
 from convtvm.kernels.cuda.device_code import DeviceCode
 from convtvm.kernels.cuda.instructions import TENSOR_CORES, uses_tensor_cores, with_instructions
@@ -33,21 +33,7 @@ from convtvm.machine.gpu import Architecture
 from convtvm.machine.targets import CudaTarget
 from convtvm.problem import arguments
 
-_CONFIG = {
-    "tirx.use_async_copy": True,  # cp.async where a template asks for it
-    "tirx.disable_cse_tir": True,  # nvcc's is better, and TVM's breaks warp memory
-    # It makes buffers that are only used by vectors ones of vectors, which cp.async then refuses.
-    "tirx.disable_storage_rewrite": True,
-}
-
-
-@pass_instrument
-class _Passes:
-    """Leaves out a pass for another processor's copies, which comes with `use_async_copy` and fails
-    on some of ours."""
-
-    def should_run(self, _mod: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
-        return str(info.name) != "s_tir.LowerAsyncDMA"
+_CONFIG = {"tirx.use_async_copy": True}  # cp.async where a template asks for it
 
 
 def check_threads(mod: tvm.IRModule, limits: Architecture) -> None:
@@ -99,9 +85,9 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         )
     functions = {v: with_instructions(f) for v, f in mod.functions_items()}
     bounded = tvm.IRModule(functions)
-    passes, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
-    with tvm.transform.PassContext(config=_CONFIG, instruments=[_Passes()]):
-        lowered = passes(_simplified(tirx.transform.BindTarget(target.tvm)(bounded)))
+    _, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
+    with tvm.transform.PassContext(config=_CONFIG):
+        lowered = passes.lower(tirx.transform.BindTarget(target.tvm)(bounded))
         host, parts = split_host_device_mods(lowered)
         kernels = tvm.IRModule({})
         for part in parts.values():
@@ -109,20 +95,6 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         _check_resources(kernels, target.facts)
         _check_allocations(host)
         return finalize_host()(host), finalize_device()(kernels)
-
-
-def _simplified(mod: tvm.IRModule) -> tvm.IRModule:
-    """`mod` with simple indices before TVM measures how much of a buffer a thread needs: of a
-    fragment, which it sees as one of 32 lanes, only the lane's own registers."""
-    steps = [
-        s_tir.transform.CanonicalizeLoop(),
-        s_tir.transform.LowerCrossThreadReduction(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.StmtSimplify(),
-    ]
-    return tvm.ir.transform.Sequential(steps)(mod)
 
 
 def generate(

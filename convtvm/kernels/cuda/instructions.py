@@ -28,29 +28,31 @@ _MMA = """  asm volatile("mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32
                : "+f"({0}), "+f"({1}), "+f"({2}), "+f"({3})
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"({4}), "r"({5}));
 """
+_HALVES = {"float16": "f16", "bfloat16": "bf16"}  # operands of 16 bits, in PTX
+_C_TYPES = {"float16": "half", "bfloat16": "nv_bfloat16"}
 _SUMS = [f"s{i}" for i in range(8)]
 _FACTORS = [f"{name}{i}" for name in "ab" for i in range(4)]
 
 
 def _multiply_add_source(kind: str) -> str:
     """A square of 16 pixels by 16 channels, as two instructions."""
-    half = kind == "float16"
+    half = kind in _HALVES
     factors = ", ".join(f"unsigned int {f}" if half else f"float {f}f" for f in _FACTORS)
     sums = ", ".join(f"float &{s}" for s in _SUMS)
     source = f"static __forceinline__ __device__ void multiply_add_{kind}({sums}, {factors}) {{\n"
     for f in () if half else _FACTORS:
         source += f"  unsigned int {f};\n"
         source += f'  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"({f}) : "f"({f}f));\n'
-    words = {"shape": "m16n8k16" if half else "m16n8k8", "kind": "f16" if half else "tf32"}
+    words = {"shape": "m16n8k16" if half else "m16n8k8", "kind": _HALVES.get(kind, "tf32")}
     source += _MMA.format(*_SUMS[:4], "b0", "b1", **words)
     return source + _MMA.format(*_SUMS[4:], "b2", "b3", **words) + "}\n"
 
 
-def _load_matrices_source(transposed: bool) -> str:
-    name, suffix = ("load_transposed", ".trans") if transposed else ("load_matrices", "")
-    registers = ", ".join(f"half &r{i}" for i in range(4))
+def _load_matrices_source(name: str, transposed: bool, c_type: str) -> str:
+    suffix = ".trans" if transposed else ""
+    registers = ", ".join(f"{c_type} &r{i}" for i in range(4))
     targets = ", ".join(f'"=r"(reinterpret_cast<unsigned int &>(r{i}))' for i in range(4))
-    return f"""static __forceinline__ __device__ void {name}({registers}, const half &row) {{
+    return f"""static __forceinline__ __device__ void {name}({registers}, const {c_type} &row) {{
   unsigned int addr = __cvta_generic_to_shared(&row);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {{%0, %1, %2, %3}}, [%4];"
                : {targets}
@@ -102,7 +104,7 @@ def _multiply_add(loop: For, kind: str) -> tirx.PrimExpr:
             (factors[-1].source, factors[-1].indices),
         )
     )
-    lane, width = loop.loop_var, 2 if kind == "float16" else 1
+    lane, width = loop.loop_var, 2 if kind in _HALVES else 1
     operands = [BufferLoad(sums[0], [*sums[1], lane, i]) for i in range(len(_SUMS))]
     for buffer, tile in (a, b):
         for register in range(4):
@@ -129,12 +131,10 @@ def _load_matrices(loop: For, transposed: bool) -> tirx.PrimExpr:
     start = dict.fromkeys((each.loop_var for each in (outer, inner, pair)), tirx.const(0, "int32"))
     tile = _at(store.indices, realize, start)[:-2]
     registers = [BufferLoad(store.buffer, [*tile, lane, 2 * i]) for i in range(4)]
-    return cuda_func_call(
-        "load_transposed" if transposed else "load_matrices",
-        *registers,
-        first,
-        source_code=_load_matrices_source(transposed),
-    )
+    dtype = str(store.buffer.dtype)
+    name = f"{'load_transposed' if transposed else 'load_matrices'}_{dtype}"
+    code = _load_matrices_source(name, transposed, _C_TYPES[dtype])
+    return cuda_func_call(name, *registers, first, source_code=code)
 
 
 def _nest(loop: For) -> tuple[list[For], SBlockRealize]:

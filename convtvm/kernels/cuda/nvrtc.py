@@ -15,8 +15,8 @@ from convtvm.machine import nvidia
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _FATBIN_LIBRARIES = ("libnvfatbin.so.13", "libnvfatbin.so.12")
 
-# TVM's prelude asks for two of libcu++, a package of 60 MB, which the toolkit's cuda_fp16.h needs
-# too; this one has what our kernels use of it.
+# TVM's prelude asks for two of libcu++, a package of 60 MB, which the toolkit's cuda_fp16.h and
+# cuda_bf16.h need too; these have what our kernels use of them.
 _HEADERS = {
     "cuda_fp16.h": """
 struct __align__(2) __half {
@@ -38,6 +38,26 @@ static __device__ inline half __float2half(float x) { return half(x); }
 static __device__ inline half __float2half_rn(float x) { return half(x); }
 static __device__ inline bool __hgt(half x, half y) { return float(x) > float(y); }
 static __device__ inline bool __hlt(half x, half y) { return float(x) < float(y); }
+""",
+    "cuda_bf16.h": """
+struct __align__(2) __nv_bfloat16 {
+  unsigned short bits;
+  __nv_bfloat16() = default;
+  __device__ __nv_bfloat16(float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+  __device__ operator float() const { return __uint_as_float((unsigned int)bits << 16); }
+};
+struct __align__(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+  __nv_bfloat162() = default;
+  __device__ __nv_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) : x(x), y(y) {}
+};
+typedef __nv_bfloat16 nv_bfloat16;
+typedef __nv_bfloat162 nv_bfloat162;
+static __device__ inline float __bfloat162float(nv_bfloat16 x) { return x; }
+static __device__ inline nv_bfloat16 __float2bfloat16(float x) { return nv_bfloat16(x); }
+static __device__ inline nv_bfloat16 __float2bfloat16_rn(float x) { return nv_bfloat16(x); }
+static __device__ inline bool __hgt(nv_bfloat16 x, nv_bfloat16 y) { return float(x) > float(y); }
+static __device__ inline bool __hlt(nv_bfloat16 x, nv_bfloat16 y) { return float(x) < float(y); }
 """,
     "cuda/std/cstdint": """
 namespace cuda { namespace std {

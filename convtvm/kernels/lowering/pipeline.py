@@ -1,8 +1,8 @@
 """Lowering for a CPU: from a scheduled function to flat buffers and TVM's calling convention.
 
 TVM's own pipeline, less what is for other devices (thread bindings, shared memory, asynchronous
-copies, narrow floats) and less the elimination of common subexpressions, a third of its time, which
-LLVM does itself; with our own passes where they have the least to look at.
+copies, floats of 8 bits) and less the elimination of common subexpressions, a third of its time,
+which LLVM does itself; with our own passes where they have the least to look at.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from convtvm.kernels.lowering import borders, fast_math, prefetch, transpose
 def lower(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """`mod` after the target-independent passes: flat buffers, calling convention, allocations."""
     bound = tirx.transform.BindTarget(target.with_host(target))(mod)
-    wide = any(_is_wide(func) for func in mod.functions.values())
-    return tvm.ir.transform.Sequential(_passes(wide))(bound)
+    wide, half = (any(map(f, mod.functions.values())) for f in (_is_wide, _has_bfloat16))
+    return tvm.ir.transform.Sequential(_passes(wide, half))(bound)
 
 
 def _is_wide(func: tirx.PrimFunc) -> bool:
@@ -30,9 +30,15 @@ def _is_wide(func: tirx.PrimFunc) -> bool:
     return any("int64" in str(extent.ty) for shape in shapes for extent in shape)
 
 
-def _passes(wide: bool) -> list[tvm.ir.transform.Pass]:
+def _has_bfloat16(func: tirx.PrimFunc) -> bool:
+    """Whether it has parameters that LLVM does not know: weights of a GPU, packed on its host."""
+    return any(str(p.ty.dtype) == "bfloat16" for p in func.params if is_buffer_var(p))
+
+
+def _passes(wide: bool, half: bool) -> list[tvm.ir.transform.Pass]:
     """The passes, for `wide` functions without those that cut loops in parts: TVM's own mixes
-    indices of 32 and 64 bits, so the tests that they save stay in the loops."""
+    indices of 32 and 64 bits, so the tests that they save stay in the loops. With `half`, bfloat16
+    is computed in float32 and stored as bits."""
     parts = [borders.split, tirx.transform.ConvertSSA(), s_tir.transform.LoopPartition()]
     return [
         # Blocks become loops over buffers that are no larger than what is used of them.
@@ -44,6 +50,7 @@ def _passes(wide: bool) -> list[tvm.ir.transform.Pass]:
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
+        *([tirx.transform.BF16ComputeLegalize()] if half else []),
         tirx.transform.NarrowDataType(32),
         # Loops become what their annotations say.
         *([forget_hints] if wide else parts),
@@ -61,6 +68,7 @@ def _passes(wide: bool) -> list[tvm.ir.transform.Pass]:
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+        *([tirx.transform.BF16StorageLegalize()] if half else []),
         prefetch.insert,
         transpose.insert,
         fast_math.expand,

@@ -35,7 +35,7 @@ class Pool:
         )
         return cls(*(tuple(int(v) for v in part) for part in parts))  # type: ignore[arg-type]
 
-    def read(self, data: te.Tensor, empty: float) -> Callable[..., Any]:
+    def read(self, data: te.Tensor, empty: Any) -> Callable[..., Any]:
         """Element ky, kx of the window of y, x; `empty` outside of the image."""
         high, wide = (int(e) for e in data.shape[2:4])
         (sh, sw), (dh, dw), (ph, pw) = self.stride, self.dilation, self.padding[:2]
@@ -46,9 +46,7 @@ class Pool:
             if not terms:
                 return data[(n, c, row, col, *lane)]
             inside = tirx.all(*terms)
-            return te.if_then_else(
-                inside, data[(n, c, row, col, *lane)], tirx.const(empty, data.dtype)
-            )
+            return te.if_then_else(inside, data[(n, c, row, col, *lane)], empty)
 
         return element
 
@@ -68,7 +66,7 @@ class Pool:
 def max_pool(data: te.Tensor, pool: Pool) -> te.Tensor:
     """The largest element of each window."""
     ky, kx = te.reduce_axis((0, pool.kernel[0]), "ky"), te.reduce_axis((0, pool.kernel[1]), "kx")
-    read = pool.read(data, -3.4e38)
+    read = pool.read(data, tirx.min_value(data.dtype))
 
     def element(n, c, y, x, *lane):
         return te.max(read(n, c, y, x, ky, kx, *lane), axis=[ky, kx])
@@ -79,7 +77,10 @@ def max_pool(data: te.Tensor, pool: Pool) -> te.Tensor:
 def avg_pool(data: te.Tensor, pool: Pool, count_padding: bool) -> te.Tensor:
     """The mean of each window, over what of it is inside the image, or the padding as well."""
     ky, kx = te.reduce_axis((0, pool.kernel[0]), "ky"), te.reduce_axis((0, pool.kernel[1]), "kx")
-    read, (high, wide) = pool.read(data, 0.0), (int(e) for e in data.shape[2:4])
+    read, (high, wide) = (
+        pool.read(data, tirx.const(0, data.dtype)),
+        (int(e) for e in data.shape[2:4]),
+    )
 
     def total(n, c, y, x, *lane):
         return te.sum(read(n, c, y, x, ky, kx, *lane), axis=[ky, kx])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -25,11 +26,13 @@ from convtvm.models.onnx import (
     arithmetic,
     checking,
     layers,
+    quantized,
     recurrent,
     resize,
     rows,
     sequences,
     shapes,
+    subgraphs,
 )
 from convtvm.models.onnx.node import Node, described, raw_attributes
 from convtvm.models.onnx.reading import LARGEST, weight_of
@@ -37,6 +40,7 @@ from convtvm.models.onnx.reading import LARGEST, weight_of
 _CONVERTERS = {
     **arithmetic.CONVERTERS,
     **layers.CONVERTERS,
+    **quantized.CONVERTERS,
     **recurrent.CONVERTERS,
     **resize.CONVERTERS,
     **rows.CONVERTERS,
@@ -50,10 +54,6 @@ _REFUSED = {
     **dict.fromkeys(
         ("NonZero", "NonMaxSuppression", "Unique"),
         f"the shape of its result depends on the data, and a compiled model's are fixed; {_CUT}",
-    ),
-    **dict.fromkeys(
-        ("Loop", "Scan", "SequenceMap"),
-        f"loops cannot be compiled; export the model with the loop unrolled, or {_CUT}",
     ),
     **dict.fromkeys(
         (
@@ -130,7 +130,8 @@ class _Importer:
             if port.dtype in _NARROW:
                 wide = relax.op.astype(self.values[port.name], "float32")
                 self.values[port.name] = self.builder.emit(wide)
-        self.nodes(graph)
+        self.weights(graph)
+        self.walk(graph)
         found = [self.output(value) for value in graph.output]
         return found[0] if len(found) == 1 else relax.Tuple(found)
 
@@ -148,12 +149,15 @@ class _Importer:
             return self.builder.emit(relax.op.astype(value, "float16"))
         return value
 
-    def nodes(self, graph: onnx.GraphProto) -> None:
-        """Compute the values of a graph or of a branch."""
+    def weights(self, graph: onnx.GraphProto) -> None:
+        """Add the weights of a graph, or of one that a node holds, to the values."""
         if graph.sparse_initializer:
             raise ModelError("its weights are sparse; save them dense")
         for tensor in graph.initializer:
             self.values[tensor.name] = _widened(weight_of(tensor))
+
+    def walk(self, graph: onnx.GraphProto) -> None:
+        """Compute what the nodes of a graph make, or of one that a node holds."""
         for proto in graph.node:
             missing = [name for name in proto.input if name and name not in self.values]
             if missing:
@@ -188,8 +192,8 @@ class _Importer:
     def results(self, node: Node) -> list[relax.Expr]:
         """The outputs of a node."""
         operator = node.proto.op_type
-        if operator == "If":
-            return self.branch(node)
+        if operator in subgraphs.CONVERTERS:
+            return self.converted(node, partial(subgraphs.CONVERTERS[operator], self))
         operands = [array_of(expr) for expr in node.inputs if expr is not None]
         computed = node.proto.domain in ("", "ai.onnx") and "Sequence" not in operator
         checking.check(node)
@@ -197,7 +201,10 @@ class _Importer:
             made = _computed(node)
             if made is not None:
                 return made
-        converter = self.converter(node)
+        return self.converted(node, self.converter(node))
+
+    def converted(self, node: Node, converter: arithmetic.Converter) -> list[relax.Expr]:
+        """The outputs that a converter makes. Raises ModelError, whatever it raises."""
         try:
             made = converter(node)
             return list(made) if isinstance(made, (list, tuple)) else self.fields(made)
@@ -225,6 +232,8 @@ class _Importer:
             raise node.fails(_REFUSED[operator])
         if domain in ("", "ai.onnx") and operator in _CONVERTERS:
             return _CONVERTERS[operator]
+        if domain == "com.microsoft" and operator in quantized.MICROSOFT:
+            return quantized.MICROSOFT[operator]
         known = frontend._get_convert_map()
         if operator in known and (domain in ("", "ai.onnx") or operator in _MICROSOFT):
             return self.by_tvm
@@ -237,20 +246,6 @@ class _Importer:
         convert = frontend._get_convert_map()[node.proto.op_type].get_converter(self.opset)
         operands = frontend.onnx_input(node.inputs)
         return convert(self.builder, operands, attributes, [self.values, {}])
-
-    def branch(self, node: Node) -> list[relax.Expr]:
-        """The outputs of the branch that a constant condition takes."""
-        condition = array_of(node.input(0))
-        if condition is None:
-            raise node.fails(
-                "its condition is computed at run time, and a compiled model has one way through; "
-                "export the model with the condition decided"
-            )
-        branch = node.get("then_branch" if condition.reshape(-1)[0] else "else_branch")
-        if branch is None:
-            raise node.fails("lacks the branch that its condition takes")
-        self.nodes(branch)
-        return [self.values[output.name] for output in branch.output]
 
 
 def _check_size(var: relax.Var, node: Node) -> None:

@@ -54,7 +54,8 @@ def _kernel(node: Node) -> tuple[int, ...]:
     return kernel
 
 
-def _conv(node: Node) -> relax.Expr:
+def convolution(node: Node) -> relax.Expr:
+    """Of data, weight and, where there is one, bias; with Conv's attributes."""
     image, kernel = node.shape()[2:], _kernel(node)
     spatial = _spatial(node, len(image))
     strides, dilations, before, after = _window(node, kernel, image)
@@ -309,7 +310,7 @@ def _lrn(node: Node) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
-    "Conv": _conv,
+    "Conv": convolution,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,

@@ -1,0 +1,250 @@
+"""Quantised models, as ONNX Runtime's own tool and hand-made nodes write them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+quantization = pytest.importorskip("onnxruntime.quantization")
+torch = pytest.importorskip("torch")
+
+from models import compile_together, small_resnet  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from convtvm.models.importing import import_model  # noqa: E402
+
+RANDOM = np.random.default_rng(3)
+FLOAT = TensorProto.FLOAT
+
+
+class Images(quantization.CalibrationDataReader):
+    """A few images to find ranges by."""
+
+    def __init__(self) -> None:
+        shape = (1, 3, 33, 31)
+        self._left: Iterator[np.ndarray] = iter(RANDOM.random((4, *shape), "float32") - 0.5)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._left, None)
+        return None if image is None else {"image": image}
+
+
+def exported(path: Path) -> None:
+    torch.onnx.export(
+        small_resnet(), (torch.zeros(1, 3, 33, 31),), path, dynamo=False,
+        input_names=["image"], output_names=["logits"],
+    )  # fmt: skip
+
+
+def quantised(folder: Path) -> dict[str, Path]:
+    """A network in the forms that the tool writes."""
+    logging.disable(logging.WARNING)
+    plain = folder / "plain.onnx"
+    exported(plain)
+    forms = quantization.QuantFormat
+    kinds = quantization.QuantType
+    made = {}
+    for name, form, options in (
+        ("qdq", forms.QDQ, {}),
+        ("qdq by channel", forms.QDQ, {"per_channel": True}),
+        ("operators", forms.QOperator, {}),
+        ("operators by channel", forms.QOperator, {"per_channel": True}),
+        ("signed", forms.QDQ, {"activation_type": kinds.QInt8}),
+    ):
+        made[name] = folder / f"{name}.onnx"
+        quantization.quantize_static(
+            str(plain), str(made[name]), Images(), quant_format=form, **options
+        )
+    made["dynamic"] = folder / "dynamic.onnx"
+    quantization.quantize_dynamic(str(plain), str(made["dynamic"]), weight_type=kinds.QUInt8)
+    logging.disable(logging.NOTSET)
+    return made
+
+
+NAMES = ("qdq", "qdq by channel", "operators", "operators by channel", "signed", "dynamic")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("quantised")
+    paths = quantised(folder)
+    assert tuple(paths) == NAMES
+    models = [import_model(path) for path in paths.values()]
+    runs = compile_together(models, folder)
+    return dict(zip(paths, zip(models, runs, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network(networks: dict[str, Any], name: str) -> None:
+    """A number halfway between two steps may fall to either side, and so a few steps at the end."""
+    model, run = networks[name]
+    image = RANDOM.random((1, 3, 33, 31), "float32") - 0.5
+    (want,), (have,) = model.reference({"image": image}), run({"image": image})
+    assert have.shape == want.shape and have.dtype == want.dtype
+    assert np.abs(have - want).max() <= 0.05 * np.abs(want).max()
+
+
+# --- single operators --------------------------------------------------------------------------
+
+
+def model_of(nodes: list[Any], shape: list[int], **weights: Any) -> Any:
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", FLOAT, shape)],
+        [helper.make_empty_tensor_value_info(nodes[-1].output[0])],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()],
+    )  # fmt: skip
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=8)
+
+
+def on_quantised(operator: str, operands: list[str], shape: list[int], **options: Any) -> Any:
+    """The operator on x in steps of xs around xz, its output a float."""
+    weights = options.pop("weights")
+    weights |= {"xs": np.float32(0.03), "xz": np.uint8(120)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+        helper.make_node(operator, operands, ["r"], **options),
+        helper.make_node("Cast", ["r"], ["y"], to=FLOAT),
+    ]
+    return model_of(nodes, shape, **weights)
+
+
+def bytes_of(*shape: int, signed: bool = True) -> np.ndarray:
+    return RANDOM.integers(-90, 90, shape).astype("int8" if signed else "uint8")
+
+
+OUT = {"ys": np.float32(0.11), "yz": np.uint8(17)}
+WEIGHT = {"w": bytes_of(5, 6, 3, 3), "ws": np.float32(0.02), "wz": np.int8(3)}
+BY_CHANNEL = {
+    "w": bytes_of(5, 6, 3, 3),
+    "ws": (RANDOM.random(5, "float32") + 0.1) / 50,
+    "wz": np.zeros(5, "int8"),
+    "b": RANDOM.integers(-3000, 3000, 5).astype("int32"),
+}
+IMAGE, ROWS = [1, 6, 7, 9], [3, 13]
+MATRIX = {"w": bytes_of(13, 5), "ws": np.float32(0.02), "wz": np.int8(-4)}
+LINEAR = ["q", "xs", "xz", "w", "ws", "wz"]
+MS = {"domain": "com.microsoft"}
+OPERATORS = {
+    "rounded": model_of(
+        [
+            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["y"]),
+        ],
+        IMAGE, xs=np.float32(0.25), xz=np.int8(-7),
+    ),
+    "rounded by channel": model_of(
+        [
+            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"], axis=-3),
+            helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["y"], axis=1),
+        ],
+        IMAGE, xs=RANDOM.random(6, "float32") + 0.1, xz=RANDOM.integers(90, 160, 6).astype("uint8"),
+    ),
+    "by its range": model_of(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        IMAGE,
+    ),
+    "ConvInteger": on_quantised(
+        "ConvInteger", ["q", "w", "xz", "wz"], IMAGE, weights=dict(WEIGHT), pads=[1, 0, 2, 1]
+    ),
+    "ConvInteger without zero points": on_quantised(
+        "ConvInteger", ["q", "w"], IMAGE, weights=dict(WEIGHT)
+    ),
+    "MatMulInteger": on_quantised(
+        "MatMulInteger", ["q", "w", "xz", "wz"], ROWS, weights=dict(MATRIX)
+    ),
+    "QLinearConv": on_quantised(
+        "QLinearConv", [*LINEAR, "ys", "yz"], IMAGE, weights={**WEIGHT, **OUT}, strides=[2, 1]
+    ),
+    "QLinearConv by channel": on_quantised(
+        "QLinearConv", [*LINEAR, "ys", "yz", "b"], IMAGE, weights={**BY_CHANNEL, **OUT},
+        pads=[1, 1, 1, 1],
+    ),
+    "QLinearMatMul": on_quantised(
+        "QLinearMatMul", [*LINEAR, "ys", "yz"], ROWS, weights={**MATRIX, **OUT}
+    ),
+    "QLinearAdd": on_quantised(
+        "QLinearAdd", ["q", "xs", "xz", "q", "xs", "xz", "ys", "yz"], IMAGE, weights=dict(OUT), **MS
+    ),
+    "QLinearMul": on_quantised(
+        "QLinearMul", ["q", "xs", "xz", "q", "xs", "xz", "ys", "yz"], IMAGE, weights=dict(OUT), **MS
+    ),
+    "QLinearSigmoid": on_quantised(
+        "QLinearSigmoid", ["q", "xs", "xz", "ys", "yz"], IMAGE,
+        weights={"ys": np.float32(1 / 256), "yz": np.uint8(0)}, **MS,
+    ),
+    "QLinearLeakyRelu": on_quantised(
+        "QLinearLeakyRelu", ["q", "xs", "xz", "ys", "yz"], IMAGE, weights=dict(OUT), alpha=0.3, **MS
+    ),
+    "QLinearGlobalAveragePool": on_quantised(
+        "QLinearGlobalAveragePool", ["q", "xs", "xz", "ys", "yz"], IMAGE, weights=dict(OUT), **MS
+    ),
+    "QLinearAveragePool": on_quantised(
+        "QLinearAveragePool", ["q", "xs", "xz", "ys", "yz"], IMAGE, weights=dict(OUT),
+        kernel_shape=[3, 2], strides=[2, 2], **MS,
+    ),
+    "QLinearConcat": on_quantised(
+        "QLinearConcat", ["ys", "yz", "q", "xs", "xz", "q", "xs", "xz"], IMAGE, weights=dict(OUT),
+        axis=1, **MS,
+    ),
+    "QGemm": on_quantised(
+        "QGemm", [*LINEAR, "b", "ys", "yz"], ROWS,
+        weights={**MATRIX, **OUT, "b": RANDOM.integers(-900, 900, 5).astype("int32")}, **MS,
+    ),
+    "QGemm to floats": on_quantised(
+        "QGemm", [*LINEAR, "b"], ROWS, transB=1,
+        weights={**MATRIX, "w": bytes_of(5, 13), "b": np.arange(5, dtype="int32")}, **MS,
+    ),
+    "FusedConv": model_of(
+        [
+            helper.make_node(
+                "FusedConv", ["x", "w", "b"], ["y"], activation="LeakyRelu",
+                activation_params=[0.25], **MS,
+            )
+        ],
+        IMAGE, w=RANDOM.random((5, 6, 3, 3), "float32") - 0.5, b=RANDOM.random(5, "float32"),
+    ),
+}  # fmt: skip
+
+
+# Of results that are no whole numbers.
+STEPS = {
+    **{"rounded": 0.25, "rounded by channel": 1.1, "by its range": 0.05},
+    **{"FusedConv": 0, "QGemm to floats": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("operators")
+    models = {}
+    for name, model in OPERATORS.items():
+        onnx.save(model, folder / f"{name}.onnx")
+        models[name] = import_model(folder / f"{name}.onnx")
+    runs = compile_together(list(models.values()), folder)
+    return dict(zip(models, zip(models.values(), runs, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator(operators: dict[str, Any], name: str) -> None:
+    """The same whole numbers, but for those halfway between two steps, which averages of a few are
+    more often than others: a few in a hundred, by one step."""
+    model, run = operators[name]
+    shape = model.inputs[0].shape
+    x = RANDOM.standard_normal(shape).astype("float32")
+    (want,), (have,) = model.reference({"x": x}), run({"x": x})
+    assert have.shape == want.shape and have.dtype == want.dtype
+    off, near = np.abs(have - want), 1e-5 * np.abs(want).max()
+    step = STEPS.get(name, 1)
+    assert off.max() <= 1.01 * step + near
+    assert (off > near).mean() <= (0.05 if "Average" in name else 0.01)

@@ -1,0 +1,212 @@
+"""Nodes that hold graphs: branches and loops, written out, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")  # `models` has networks of its
+
+from models import compile_together  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from convtvm.errors import ModelError  # noqa: E402
+from convtvm.models.importing import import_model  # noqa: E402
+
+FLOAT, BOOL, INT = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+SHAPE = [3, 5]
+node = helper.make_node
+
+
+def value(name: str, kind: int = FLOAT, shape: Sequence[Any] | None = None) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], **weights: Any) -> Any:
+    arrays = [numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()]
+    return helper.make_graph(nodes, "g", inputs, outputs, arrays)
+
+
+def whole(nodes: list[Any], outputs: list[str], **weights: Any) -> Any:
+    """A model of x, by these nodes."""
+    made = graph(nodes, [value("x", FLOAT, SHAPE)], [value(name) for name in outputs], **weights)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def branches(then: list[Any], other: list[Any]) -> dict[str, Any]:
+    """Two graphs of outer values, each with the output b."""
+    return {
+        "then_branch": graph(then, [], [value("b")], two=np.float32(2)),
+        "else_branch": graph(other, [], [value("b")], two=np.float32(3)),
+    }
+
+
+DOUBLED = [node("Mul", ["x", "two"], ["b"])]
+ADDED = [node("Add", ["x", "two"], ["b"])]
+IS_POSITIVE = [
+    node("ReduceSum", ["x"], ["sum"], keepdims=0),
+    node("Greater", ["sum", "zero"], ["flag"]),
+]
+
+
+def loop(body_nodes: list[Any], carried: list[str], scanned: list[str], **weights: Any) -> Any:
+    """A body that carries values, in and out as name and name_, and collects `scanned`."""
+    inputs = [value("i", INT, []), value("go", BOOL, []), *(value(name) for name in carried)]
+    outputs = [value("goes", BOOL, []), *(value(f"{n}_") for n in carried), *map(value, scanned)]
+    return graph(body_nodes, inputs, outputs, **weights)
+
+
+GOES_ON = node("Identity", ["go"], ["goes"])
+GROWING = loop(
+    [
+        GOES_ON,
+        node("Cast", ["i"], ["turn"], to=FLOAT),
+        node("Mul", ["s", "half"], ["small"]),
+        node("Add", ["small", "turn"], ["s_"]),
+        node("Add", ["s_", "x"], ["seen"]),
+    ],
+    ["s"], ["seen"], half=np.float32(0.5),
+)  # fmt: skip
+# Until the counter, which no data touches, reaches its end.
+COUNTING = loop(
+    [
+        node("Add", ["n", "one"], ["n_"]),
+        node("Less", ["n_", "end"], ["goes"]),
+        node("Mul", ["s", "x"], ["s_"]),
+    ],
+    ["n", "s"], [], one=np.float32(1), end=np.float32(4),
+)  # fmt: skip
+RUNNING = graph(
+    [node("Add", ["s", "row"], ["s_"]), node("Mul", ["s_", "row"], ["made"])],
+    [value("s"), value("row")],
+    [value("s_"), value("made")],
+)
+EACH = graph([node("Mul", ["part", "x"], ["y_"])], [value("part"), value("same")], [value("y_")])
+TURNS = np.array(3, "int64")
+MODELS = {
+    "decided at run time": whole(
+        [*IS_POSITIVE, node("If", ["flag"], ["y"], **branches(DOUBLED, ADDED))],
+        ["y"], zero=np.float32(0),
+    ),
+    "decided before": whole(
+        [node("If", ["flag"], ["y"], **branches(DOUBLED, ADDED))], ["y"], flag=np.array([False])
+    ),
+    "one in the other": whole(
+        [
+            *IS_POSITIVE,
+            node(
+                "If", ["flag"], ["y"],
+                **branches([node("If", ["no"], ["b"], **branches(DOUBLED, ADDED))], DOUBLED),
+            ),
+        ],
+        ["y"], zero=np.float32(0), no=np.array(False),
+    ),
+    "turns and what they collect": whole(
+        [node("Loop", ["turns", "", "x"], ["y", "all"], body=GROWING)], ["y", "all"], turns=TURNS
+    ),
+    "until a number": whole(
+        [node("Loop", ["", "yes", "none", "x"], ["n", "y"], body=COUNTING)],
+        ["y"], yes=np.array(True), none=np.float32(0),
+    ),
+    "rows": whole(
+        [node("Scan", ["zeros", "x"], ["s", "y"], body=RUNNING, num_scan_inputs=1)],
+        ["s", "y"], zeros=np.zeros(5, "float32"),
+    ),
+    "columns backwards": whole(
+        [
+            node(
+                "Scan", ["zeros", "x"], ["s", "y"], body=RUNNING, num_scan_inputs=1,
+                scan_input_axes=[-1], scan_input_directions=[1], scan_output_axes=[1],
+                scan_output_directions=[1],
+            )
+        ],
+        ["s", "y"], zeros=np.zeros(3, "float32"),
+    ),
+    "each of a sequence": whole(
+        [
+            node("SplitToSequence", ["x"], ["parts"], axis=0),
+            node("SequenceMap", ["parts", "x"], ["mapped"], body=EACH),
+            node("ConcatFromSequence", ["mapped"], ["y"], axis=0),
+        ],
+        ["y"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("subgraphs")
+    imported = {}
+    for name, model in MODELS.items():
+        onnx.save(model, folder / f"{name}.onnx")
+        imported[name] = import_model(folder / f"{name}.onnx")
+    runs = compile_together(list(imported.values()), folder)
+    return {n: (m, r) for (n, m), r in zip(imported.items(), runs, strict=True)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_is_written_out(compiled: dict[str, Any], name: str, sign: int) -> None:
+    model, run = compiled[name]
+    x = sign * np.random.default_rng(0).random(SHAPE, "float32")
+    for have, want in zip(run({"x": x}), model.reference({"x": x}), strict=True):
+        assert have.shape == want.shape and have.dtype == want.dtype
+        assert np.allclose(have, want, rtol=1e-5, atol=1e-6)
+
+
+BY_DATA = [node("ReduceMax", ["x"], ["m"], keepdims=0), node("Cast", ["m"], ["turns"], to=INT)]
+REFUSED = {
+    "turns by data": (
+        whole([*BY_DATA, node("Loop", ["turns", "", "x"], ["y", "all"], body=GROWING, name="n7")],
+              ["y"]),
+        ["number of turns is computed at run time"],
+    ),
+    "an end by data": (
+        whole([node("Loop", ["", "yes", "x", "x"], ["n", "y"], body=COUNTING, name="n7")],
+              ["y"], yes=np.array(True)),
+        ["condition is computed at run time"],
+    ),
+    "without an end": (
+        whole([node("Loop", ["", "yes", "x"], ["y", "all"], body=GROWING, name="n7")],
+              ["y"], yes=np.array(True)),
+        ["at most", "nodes"],
+    ),
+    "no turn": (
+        whole([node("Loop", ["turns", "", "x"], ["y", "all"], body=GROWING, name="n7")],
+              ["y"], turns=np.array(0, "int64")),
+        ["no turn", "empty"],
+    ),
+    "branches of two shapes": (
+        whole(
+            [
+                *IS_POSITIVE,
+                node("If", ["flag"], ["y"], name="n7",
+                     **branches(DOUBLED, [node("ReduceSum", ["x"], ["b"], keepdims=0)])),
+            ],
+            ["y"], zero=np.float32(0),
+        ),
+        ["3x5 and a scalar"],
+    ),
+    "no tensors to take in turn": (
+        whole([node("SequenceMap", ["x", "x"], ["y"], body=EACH, name="n7")], ["y"]),
+        ["expected a sequence"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused(tmp_path: Path, kind: str) -> None:
+    model, words = REFUSED[kind]
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError) as caught:
+        import_model(tmp_path / "model.onnx")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and "node n7" in message
+    for word in words:
+        assert word in message, message
