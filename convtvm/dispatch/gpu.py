@@ -185,7 +185,7 @@ class GpuPlan(Plan):
     ) -> None:
         """Enqueue the kernel on tensors of one GPU; without `scratch` it gets TVM's."""
         self._prepare()
-        device = tvm_ffi.device("cuda", index)
+        device = _device(index)
         with tvm_ffi.use_raw_stream(device, stream):
             packed, bias = self._constants.get(index) or self._on(device, index)
             if scratch is None:
@@ -217,6 +217,11 @@ class GpuPlan(Plan):
         if key not in kept:
             kept[key] = [_empty(s, dtype, device) for dtype, *s in self.choice.kernel.scratch]
         return kept[key]
+
+
+@cache
+def _device(index: int) -> Any:
+    return tvm_ffi.device("cuda", index)
 
 
 def is_capturing() -> bool:

@@ -124,8 +124,8 @@ class Plan(Local):
         return result
 
     def compute(self, source: Any, target: Any, added: Sequence[Any]) -> None:
-        """Run the kernel on tvm_ffi tensors that fit it and lie apart; `added` holds the residual
-        of a plan that adds one."""
+        """Run the kernel on tensors of tvm_ffi or PyTorch that fit it and lie apart; `added` holds
+        the residual of a plan that adds one."""
         self._prepare()
         if self._number not in pool.served:
             pool.serve(self._number, self.workspace_bytes)

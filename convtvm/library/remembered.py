@@ -125,7 +125,7 @@ def place(target: Any, threads: int | None) -> Any:
 def log_digests(logs: Any) -> list[Any] | None:
     """What these logs hold, those that came with convtvm for None; None if one cannot be read."""
     named = [logs] if isinstance(logs, (str, Path)) else logs
-    paths = _shipped() if named is None else named
+    paths = shipped_logs() if named is None else named
     try:
         read = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     except (OSError, TypeError, ValueError):
@@ -133,5 +133,6 @@ def log_digests(logs: Any) -> list[Any] | None:
     return read if named is None else list(zip(map(str, paths), read, strict=True))
 
 
-def _shipped() -> list[Path]:
+def shipped_logs() -> list[Path]:
+    """Those that came with convtvm."""
     return sorted(Path(str(resources.files("tuning_logs"))).rglob("*.jsonl"))

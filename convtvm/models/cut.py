@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 _START, _END = "start", "end"
+_NEVER = float("inf")
 
 
 class Labels:
@@ -28,6 +29,18 @@ class Labels:
     def imply(self, node: Hashable, other: Hashable, price: float) -> None:
         """What it costs that `node` is False and `other` True."""
         self._arc(node, other, price)
+
+    def convert(
+        self, name: Hashable, source: Hashable, readers: Iterable[Hashable], price: float
+    ) -> None:
+        """What it costs, once, that any of the `readers` of a value has another label than its
+        `source`."""
+        made, unmade = ("made", name), ("unmade", name)
+        self.imply(source, made, price)
+        self.imply(unmade, source, price)
+        for reader in readers:
+            self.imply(made, reader, _NEVER)
+            self.imply(reader, unmade, _NEVER)
 
     def solve(self) -> set[Hashable]:
         """The nodes that are True."""

@@ -120,12 +120,7 @@ class _Problem:
         source: object = self.flow.position.get(var, "plain")
         if source not in self.rules and source not in self.packed:
             source = "plain"
-        packs, unpacks = ("packs", var), ("unpacks", var)
-        labels.imply(source, packs, price)
-        labels.imply(unpacks, source, price)
-        for reader in reading:
-            labels.imply(packs, reader, _NEVER)
-            labels.imply(reader, unpacks, _NEVER)
+        labels.convert(var, source, reading, price)
 
     def _readers(self) -> dict[relax.Var, set[object]]:
         """The nodes that read a tensor in a layout of their own choice, "plain" standing for all

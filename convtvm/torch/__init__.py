@@ -6,8 +6,12 @@ handle = convtvm.torch.optimize(model, example)
 options     what a user can ask
 kernels     libraries, compiled when a graph needs them
 operator    convtvm::conv, one convolution with its norm, residual and activation
+watching    whether tensors have changed
 graph       which convolutions a graph has, and what goes with each
+layouts     which of them compute in blocks of channels
 rewriting   the operator in their place
+lowering    how Inductor's code calls it
+remembering what graphs became, for later processes
 backend     for TorchDynamo: a graph rewritten, the rest by Inductor
 optimizing  the same in an explicit form
 """

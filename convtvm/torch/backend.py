@@ -22,10 +22,12 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 
 from convtvm.errors import ConvtvmError
-from convtvm.torch import graph, rewriting
+from convtvm.torch import graph, layouts, lowering, rewriting
 from convtvm.torch.kernels import AnyPlan, Kernels, shared
-from convtvm.torch.operator import Convolution
+from convtvm.torch.operator import Convolution, register
 from convtvm.torch.options import Options
+from convtvm.torch.remembering import Found, Memory, Rewritten, describe
+from convtvm.torch.watching import Counts
 
 _said: set[str] = set()
 
@@ -84,46 +86,65 @@ class Backend:
         self.options, self.kernels, self.mode = options, kernels, mode
         self.sites: list[Site] = []
         self.graphs = 0
+        # Inductor makes conversions a part of other loops; PyTorch copies.
+        self.changes_layouts = options.rest != "eager"
         self._lock = threading.Lock()
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
+        devices = _devices(example_inputs)
+        is_eager = self.options.rest == "eager" or not _has_compiler(devices)
         if _trains(example_inputs):
             _say(
                 "convtvm: a graph that needs gradients keeps PyTorch's convolutions; call the "
                 "model under torch.no_grad() or torch.inference_mode()"
             )
-            return self._rest(gm, example_inputs)
+            return _run_eagerly(gm, example_inputs) if is_eager else self._plain(gm, example_inputs)
         try:
-            return self._rest(gm, example_inputs, self._rewrite)
+            if is_eager:
+                return _run_eagerly(gm, example_inputs, self._rewrite_and_report)
+            return self._planned(gm, example_inputs, devices)
         except ConvtvmError as error:
             raise _plainly(error) from None
 
-    def _rest(
-        self, gm: fx.GraphModule, example_inputs: Sequence[Any], rewrite: Any = None
-    ) -> Callable[..., Any]:
-        """The graph compiled by Inductor, or run as it is, after `rewrite(gm, static indices)`."""
-        if self.options.rest == "eager" or not _has_compiler(_devices(example_inputs)):
-            return _run_eagerly(gm, example_inputs, rewrite)
+    @property
+    def _patches(self) -> dict[str, Any] | None:
         from torch._inductor import list_mode_options
+
+        return list_mode_options(self.mode) if self.mode else None
+
+    def _plain(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """The graph as it is, compiled by Inductor."""
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(gm, example_inputs, config_patches=self._patches)
+
+    def _planned(
+        self, gm: fx.GraphModule, example_inputs: Sequence[Any], devices: frozenset[str]
+    ) -> Callable[..., Any]:
+        """The graph with the operator in it, compiled by Inductor or found where an earlier process
+        left it."""
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
 
-        patches = list_mode_options(self.mode) if self.mode else None
-        if rewrite is None:
-            return compile_fx(gm, example_inputs, config_patches=patches)
-
-        made: list[Convolution] = []
+        lowering.make_known()
+        memory = Memory(describe(gm, example_inputs, self.mode), self.kernels, devices)
+        known = memory.known or Rewritten()
+        self.kernels.provide(known.needs)
+        made: list[Rewritten] = []
 
         def inner(gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
             if kwargs.get("is_inference"):
-                made.extend(rewrite(gm, kwargs["static_input_idxs"]))
+                tag = memory.tag and f"{memory.tag} {len(made)}"
+                made.append(self._rewrite(gm, kwargs["static_input_idxs"], tag))
             rewriting.take_apart(gm, select_decomp_table())
+            if "get_decomp_fn" in kwargs:  # a part of the cache's key, which no table can be
+                kwargs["get_decomp_fn"] = select_decomp_table
             return compile_fx_inner(gm, inputs, **kwargs)
 
         table = {k: v for k, v in select_decomp_table().items() if k not in graph.HELD_BACK}
-        # A hit in that cache would skip the rewriting, which the operator depends on.
-        with functorch_config.patch(enable_autograd_cache=False):
+        patches = self._patches
+        with memory.caches():
             compiled = compile_fx(
                 gm,
                 example_inputs,
@@ -131,32 +152,53 @@ class Backend:
                 config_patches=patches,
                 decompositions=table,
             )
-        if "cuda" in _devices(example_inputs) and _captures(patches):
-            return _keeping_up(compiled, made)
+        result = sum(made, Rewritten()) if made else known
+        memory.keep(result)
+        convolutions = self._report(result)
+        if "cuda" in devices and _captures(patches):
+            return _keeping_up(compiled, convolutions)
         return compiled
 
-    def _rewrite(self, gm: fx.GraphModule, static: Sequence[int]) -> list[Convolution]:
-        """Put the operator into the graph and return what it does there; `static` are the indices
-        of parameters and buffers."""
+    def _rewrite_and_report(self, gm: fx.GraphModule, static: Sequence[int]) -> None:
+        self._report(self._rewrite(gm, static))
+
+    def _rewrite(self, gm: fx.GraphModule, static: Sequence[int], tag: str = "") -> Rewritten:
+        """Put the operator into the graph; `static` are the indices of parameters and buffers.
+
+        With a `tag` every convolution has a name of its own.
+        """
         places = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        found = list(graph.sites(gm.graph, {places[i] for i in static}))
-        self.kernels.provide(s.recipe.need for s in found if s.recipe)
-        convolutions = []
-        for site in found:
+        sites = list(graph.sites(gm.graph, {places[i] for i in static}))
+        if self.changes_layouts:
+            layouts.assign(gm.graph, sites, self.kernels)
+        needs = tuple(s.recipe.need for s in sites if s.recipe)
+        self.kernels.provide(needs)
+        found = []
+        for number, site in enumerate(sites):
             if site.recipe:
                 if not self.kernels.fuses(site.recipe.need):
                     site.leave_activation()
                 site.why_not = self.kernels.objection(site.recipe.need)
-            convolution = None
+            recipe, own_tag = None, tag and f"{tag} {number}"
             if site.recipe and not site.why_not:
-                convolution = rewriting.replace(gm.graph, site, self.kernels)
-                convolutions.append(convolution)
-            made = Site(site.name, _parts(site), convolution, site.why_not)
-            with self._lock:
-                self.sites.append(made)
+                recipe = rewriting.replace(gm.graph, site, self.kernels, own_tag)
+            found.append(Found(site.name, _parts(site), recipe, own_tag, site.why_not))
+        rewriting.lay_out(gm.graph)
         gm.graph.eliminate_dead_code()
         gm.graph.lint()
         gm.recompile()
+        return Rewritten(needs, tuple(found))
+
+    def _report(self, made: Rewritten) -> list[Convolution]:
+        """Add to the sites, and return what the operator does at them."""
+        convolutions = []
+        for found in made.found:
+            convolution = None
+            if found.recipe:
+                _, convolution = register(found.recipe, self.kernels, found.tag)
+                convolutions.append(convolution)
+            with self._lock:
+                self.sites.append(Site(found.name, found.parts, convolution, found.why_not))
         return convolutions
 
 
@@ -183,19 +225,24 @@ def _keeping_up(
     compiled: Callable[..., Any], convolutions: Sequence[Convolution]
 ) -> Callable[..., Any]:
     """Calls of a graph whose replays, unlike the operator itself, do not see changed weights."""
+    counts, packings = Counts([]), -1
 
     def call(*args: Any) -> Any:
-        for convolution in convolutions:
-            convolution.keep_up()
+        nonlocal counts, packings
+        if packings != Convolution.packings or not counts.are_same():
+            for convolution in convolutions:
+                convolution.keep_up()
+            packings = Convolution.packings
+            counts = Counts(t for convolution in convolutions for t in convolution.watched())
         return compiled(*args)
 
     return call
 
 
 def _run_eagerly(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], rewrite: Any
+    gm: fx.GraphModule, example_inputs: Sequence[Any], rewrite: Any = None
 ) -> Callable[..., Any]:
-    """The functional graph, run by PyTorch's own operations."""
+    """The functional graph, run by PyTorch's own operations, after `rewrite(gm, static)`."""
     from torch._functorch.aot_autograd import make_boxed_func
 
     def plain(gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:

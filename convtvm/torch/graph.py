@@ -253,7 +253,7 @@ def _recipe(site: Site) -> tuple[Recipe | None, str]:
     wide = not out.is_contiguous()
     if wide and (flat or not out.is_contiguous(memory_format=torch.channels_last)):
         return None, "its output is neither contiguous nor channels-last"
-    x, weight, _, stride, padding, dilation, _, _, groups = site.conv.args
+    x, weight, bias, stride, padding, dilation, _, _, groups = site.conv.args
     data, kernel = x.meta["val"], weight.meta["val"]  # type: ignore[union-attr]
     n, ic, *size = data.shape
     lead = [1] if flat else []
@@ -279,7 +279,7 @@ def _recipe(site: Site) -> tuple[Recipe | None, str]:
     adds = site.sum is not None
     need = Need(workload, layout, data.device.type, site.activation, adds, dynamic)
     eps = float(site.norm.args[6]) if site.norm else 0.0  # type: ignore[arg-type]
-    return Recipe(need, eps, wide, flat), ""
+    return Recipe(need, eps, bias is not None, wide, flat), ""
 
 
 def _pair(values: Any, flat: bool, none: int) -> tuple[int, ...]:

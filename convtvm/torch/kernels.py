@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
 from convtvm.errors import ConvtvmError, NoCandidate, UnknownWorkload
+from convtvm.library.remembered import compile, log_digests, place, shipped_logs
 from convtvm.problem.activations import Activation
 from convtvm.problem.dtypes import numpy_dtype
-from convtvm.problem.workload import LAYOUTS, ConvWorkload
+from convtvm.problem.workload import LAYOUTS, ConvWorkload, channel_block
 from convtvm.torch.options import Options
 
 AnyPlan = Plan | SlicedPlan
@@ -44,6 +46,11 @@ class Need:
         return list(dict.fromkeys([self.workload, *([single] if self.dynamic else [])]))
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether the output is in blocks of channels."""
+        return channel_block(self.layout) > 0
+
+    @property
     def epilogue(self) -> str:
         return Activation.of(self.activation).epilogue(self.adds)
 
@@ -69,6 +76,41 @@ class Kernels:
     def close(self) -> None:
         """Compile nothing from now on."""
         self._closed = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is missing is compiled."""
+        return not self._closed
+
+    @property
+    def threads(self) -> int:
+        """Of a kernel for the CPU."""
+        return self.options.threads or torch.get_num_threads()
+
+    def target(self, device: str) -> tuple[str, int | None]:
+        """What to compile for, and for how many threads."""
+        return ("cuda", None) if device == "cuda" else ("native", self.threads)
+
+    @property
+    def logs(self) -> list[str]:
+        """The files of records that there are, with our own of what was tuned."""
+        given = shipped_logs() if self.options.logs is None else self.options.logs
+        own = _own_log() if self.options.tune_seconds > 0 else ""
+        return [str(path) for path in given] + [own] * bool(own and Path(own).exists())
+
+    def identity(self, devices: frozenset[str]) -> Any:
+        """What a graph's kernels depend on, as JSON values; None if that cannot be told."""
+        options, facts = self.options, list[Any]()
+        if self._closed:
+            contents = [getattr(library, "content", None) for library in self.libraries]
+            facts = [content and sha256(content).hexdigest() for content in contents]
+        else:
+            facts = [place(*self.target(device)) for device in sorted(devices)]
+            facts.append(log_digests(self.logs if options.tune_seconds > 0 else options.logs))
+        if None in facts:
+            return None
+        limits = options.max_error, options.workspace_limit, options.policy, options.tune_seconds
+        return [*facts, *limits, "cuda" in devices and _permits_tf32()]
 
     def plan(self, need: Need, n: int, weight: Any, bias: Any) -> tuple[AnyPlan, str]:
         """A plan for a batch of `n`, and its layout. Raises UnknownWorkload or NoCandidate."""
@@ -113,12 +155,13 @@ class Kernels:
         return ""
 
     def _fitting(self, need: Need, workload: ConvWorkload) -> list[KernelLibrary]:
-        """Libraries that may serve it: of this very batch first, of the same layout before others,
-        the newest before older ones."""
+        """Libraries that may serve it: of this very batch first, of the same layout before others
+        (in blocks of channels no other), the newest before older ones."""
+        layouts = LAYOUTS if need.layout in LAYOUTS else (need.layout,)
         found = [
             library
             for library in reversed(self.libraries)
-            if library.manifest.on_gpu == (need.device == "cuda") and library.layout in LAYOUTS
+            if library.manifest.on_gpu == (need.device == "cuda") and library.layout in layouts
         ]
         return sorted(
             found, key=lambda lib: (workload not in lib.workloads, lib.layout != need.layout)
@@ -142,20 +185,18 @@ class Kernels:
 
     def _compile(self, needs: Sequence[Need]) -> None:
         """One library for needs of one device and layout."""
-        from convtvm.library.remembered import compile
-
         epilogues: dict[ConvWorkload, set[str]] = {}
         for need in needs:
             for w in need.workloads:
                 epilogues.setdefault(w, {"none"}).add(need.epilogue)
         workloads = list(epilogues)
         options, layout = self.options, needs[0].layout
-        target = "cuda" if needs[0].device == "cuda" else "native"
+        target, threads = self.target(needs[0].device)
         tuned = options.tune_seconds > 0
         library = compile(
             workloads,
             target,
-            threads=None if target == "cuda" else self._threads,
+            threads=threads,
             logs=self._tuned(workloads, target, layout) if tuned else options.logs,
             layout=layout,
             keep=options.keep,
@@ -165,10 +206,6 @@ class Kernels:
         for w in workloads:
             self._epilogues[library, w] = epilogues[w]
 
-    @property
-    def _threads(self) -> int:
-        return self.options.threads or torch.get_num_threads()
-
     def _tuned(self, workloads: list[ConvWorkload], target: str, layout: str) -> list[str]:
         """Logs that hold trials of these workloads too."""
         from convtvm.kernels.task import tasks_of
@@ -176,10 +213,8 @@ class Kernels:
         from convtvm.machine.targets import resolve
         from convtvm.tuning.tuner import tune
 
-        own = Path(_own_log())
-        given = records.shipped_logs() if self.options.logs is None else self.options.logs
-        resolved = resolve(target, None if target == "cuda" else self._threads)
-        known, _ = records.load([*given, *([own] if own.exists() else [])])
+        resolved = resolve(target, None if target == "cuda" else self.threads)
+        known, _ = records.load(self.logs)
         recorded = {record.task_key for record in known if not record.error}
         missing = [
             w
@@ -191,10 +226,10 @@ class Kernels:
                 missing,
                 resolved,
                 time_limit=self.options.tune_seconds,
-                log=own,
+                log=_own_log(),
                 layout=layout,
             )
-        return [str(path) for path in (*given, own) if Path(path).exists() or path is not own]
+        return self.logs
 
 
 def _own_log() -> str:

@@ -1,12 +1,12 @@
 """The operator `convtvm::conv` that stands in a graph for a convolution and what is fused with it.
 
-    conv(x, weight, bias, norm, residual, watched, recipe) -> out
+    conv(x, weights, residual, recipe) -> out
 
-`x` is [n, ic, ih, iw], or [n, ic, iw] of a 1-D convolution, `norm` a batch normalisation's running
-mean, variance and, if it has them, weight and bias; `recipe` names what `register` was given.
-Weights are packed at the first call and again whenever one of `watched` has changed. Those are the
-parameters and buffers that weight, bias and norm are computed from, if they are not those
-themselves; the operator computes them then, and `weight` is just the first of `watched`.
+`x` is [n, ic, ih, iw], or [n, ic, iw] of a 1-D convolution. `weights` are weight, bias if there is
+one, and a batch normalisation's running mean, variance and, if it has them, weight and bias; or the
+parameters and buffers that all those are computed from, and then the operator computes them.
+`recipe` is the name that `register` gave. Weights are packed at the first call and again whenever
+one of them has changed.
 
 On a GPU a kernel runs on PyTorch's current stream, with workspaces from its allocator, and nothing
 waits. A CUDA graph can be captured after a first call. Its replays use the weights as they were
@@ -16,7 +16,6 @@ packed last; a call packs changed ones into the same memory.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,15 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convtvm.dispatch import SlicedPlan
+from convtvm.dispatch import Plan, SlicedPlan
 from convtvm.dispatch.gpu import ALIGNMENT, GpuPlan, is_capturing
 from convtvm.errors import EnvironmentProblem
 from convtvm.torch.kernels import AnyPlan, Kernels, Need
+from convtvm.torch.watching import Watched
 
-_WHOLE_BYTES = 8192  # of a watched tensor, up to which all of it is compared at every call
-_SAMPLES = 16  # numbers of a larger one that are
-
-# Weight, bias and batch normalisation as the operator takes them.
+# Weight, bias and batch normalisation.
 Values = tuple[Tensor, Tensor | None, Sequence[Tensor]]
 
 
@@ -41,11 +38,13 @@ Values = tuple[Tensor, Tensor | None, Sequence[Tensor]]
 class Recipe:
     """How to compute a convolution; `wide` outputs are channels-last, `flat` ones are 1-D.
 
-    `derive` computes the weights from what is watched; `derivation` is its text.
+    `biased` says that the weights hold a bias of the convolution's own. `derive` computes them, if
+    they are not given themselves; `derivation` is its text.
     """
 
     need: Need
     eps: float = 0.0
+    biased: bool = False
     wide: bool = False
     flat: bool = False
     derivation: str = ""
@@ -61,151 +60,139 @@ class Recipe:
             facts.append(sha256(self.derivation.encode()).hexdigest()[:16])
         flags = {
             "residual": need.adds,
+            "biased": self.biased,
             "dynamic": need.dynamic,
             "wide": self.wide,
             "flat": self.flat,
         }
         return " ".join(facts + [name for name, is_set in flags.items() if is_set])
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the output."""
+        return torch.channels_last if self.wide else torch.contiguous_format
 
-class Watched:
-    """Tensors whose changes matter, as they were; PyTorch counts the changes that it makes itself.
-
-    What changes a tensor behind that count, through `.data` or NumPy, is seen on the CPU: in all
-    numbers of small tensors, in some numbers of large ones. On a GPU it is not: to look there would
-    be to wait for it.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], forget: Any) -> None:
-        samples = [_sample(t) for t in tensors]
-        self._seen: list[tuple[Any, ...]] = [
-            (
-                weakref.ref(tensor, forget),
-                tensor.data_ptr(),
-                # Tensors made in inference mode have no count.
-                None if tensor.is_inference() else tensor._version,
-                sample,
-                None if sample is None else sample.tobytes(),
-            )
-            for tensor, sample in zip(tensors, samples, strict=True)
-        ]
-
-    def tensors(self) -> list[Tensor] | None:
-        """The tensors, None if one is gone."""
-        found = [tensor for ref, *_ in self._seen if (tensor := ref()) is not None]
-        return found if len(found) == len(self._seen) else None
-
-    def are(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the same tensors, unchanged."""
-        # Every call of every convolution comes here: a loop takes half the time of all().
-        for tensor, (ref, place, count, sample, numbers) in zip(tensors, self._seen, strict=True):
-            if ref() is not tensor or tensor.data_ptr() != place:
-                return False
-            if count is not None and tensor._version != count:
-                return False
-            if sample is not None and sample.tobytes() != numbers:
-                return False
-        return True
-
-
-def _sample(tensor: Tensor) -> Any:
-    """A numpy view of some of the numbers of a tensor on the CPU, of all if they are few."""
-    if not tensor.is_cpu or tensor.numel() == 0:
-        return None
-    whole = tensor.detach()
-    if whole.dtype is torch.bfloat16:  # which NumPy lacks
-        whole = whole.view(torch.int16)
-    if whole.numel() * whole.element_size() > _WHOLE_BYTES and whole.is_contiguous():
-        whole = whole.view(-1)[:: whole.numel() // _SAMPLES]
-    elif whole.numel() * whole.element_size() > _WHOLE_BYTES:
-        whole = whole[0]
-    return whole.numpy()
+    def values(self, weights: Sequence[Tensor]) -> Values:
+        """Weight, bias and batch normalisation of an operator's `weights`."""
+        if self.derive is not None:
+            return self.derive(*weights)
+        bias = weights[1] if self.biased else None
+        return weights[0], bias, weights[2 if self.biased else 1 :]
 
 
 class Convolution:
     """What a recipe does: plans for each set of weights that it is called with."""
 
+    packings = 0  # of all convolutions so far
+
     def __init__(self, recipe: Recipe, kernels: Kernels) -> None:
         self.recipe, self.kernels = recipe, kernels
         self.latest: AnyPlan | None = None
         self._packed: dict[tuple[int, ...], _Packed] = {}
+        self._last: _Packed | None = None
         self._lock = threading.Lock()
 
     def __call__(
         self,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        norm: Sequence[Tensor],
-        residual: Tensor | None,
-        watched: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        recipe = self.recipe
+        """As of the operator. Writes `out` where it is given, in the output's memory format."""
         n = x.shape[0]
         if n == 0:
-            return _fake(x, weight, bias, norm, residual, watched, recipe.name)
-        if not watched:
-            watched = [weight, *norm] if bias is None else [weight, bias, *norm]
-        key = tuple(map(id, watched))
-        packed = self._packed.get(key)
-        if packed is None or not packed.watched.are(watched):
-            with self._lock:
-                packed = self._pack(key, watched, (weight, bias, norm))
+            return self.empty(x) if out is None else out
+        packed = self._last
+        if packed is None or not packed.watched.are(weights):
+            packed = self._last = self._pack_if_changed(weights)
         made = packed.plans.get(n)
         if made is None:
             _check_not_capturing(x)
-            made = packed.plans[n] = self.kernels.plan(recipe.need, n, packed.weight, packed.bias)
+            need = self.recipe.need
+            made = packed.plans[n] = self.kernels.plan(need, n, packed.weight, packed.bias)
         self.latest, layout = made
-        return self._run(self.latest, layout, x, residual)
+        return self._run(self.latest, layout, x, residual, out)
+
+    def empty(self, x: Tensor) -> Tensor:
+        """A tensor like the output for `x`, which may be a fake one."""
+        recipe, need = self.recipe, self.recipe.need
+        _, *image = need.workload.out_shape(need.layout if need.is_blocked else "NCHW")
+        if recipe.flat:
+            del image[1]
+        made = x.new_empty((x.shape[0], *image))
+        return made.contiguous(memory_format=recipe.memory_format)
+
+    def watched(self) -> list[Tensor]:
+        """The tensors whose packed values are in use."""
+        return [t for packed in list(self._packed.values()) for t in packed.watched.tensors() or ()]
 
     def keep_up(self) -> None:
         """Pack weights that have changed since they were packed, into the same memory, before a
         CUDA graph is replayed."""
-        for key, packed in list(self._packed.items()):
-            watched = packed.watched.tensors()
-            if watched is not None and not packed.watched.are(watched):
-                with self._lock:
-                    self._pack(key, watched, None)
+        for packed in list(self._packed.values()):
+            weights = packed.watched.tensors()
+            if weights is not None:
+                self._pack_if_changed(weights)
 
-    def _pack(
-        self, key: tuple[int, ...], watched: Sequence[Tensor], values: Values | None
-    ) -> _Packed:
-        """Weights of this moment: `values`, or what the recipe derives from those watched."""
+    def _pack_if_changed(self, weights: Sequence[Tensor]) -> _Packed:
+        key = tuple(map(id, weights))
+        packed = self._packed.get(key)
+        if packed is None or not packed.watched.are(weights):
+            with self._lock:
+                packed = self._pack(key, weights)
+        return packed
+
+    def _pack(self, key: tuple[int, ...], weights: Sequence[Tensor]) -> _Packed:
+        """The weights of this moment."""
 
         def forget(ref: Any) -> None:
+            self._last = None
             self._packed.pop(key, None)
 
-        _check_not_capturing(watched[0])
-        derive, last = self.recipe.derive, self._packed.get(key)
+        _check_not_capturing(weights[0])
+        recipe, last = self.recipe, self._packed.get(key)
         with torch.no_grad():
-            if derive is not None:
-                values = derive(*watched)
-            elif values is None:
-                first = 2 if last and last.has_bias else 1
-                values = watched[0], watched[1] if first == 2 else None, watched[first:]
-            weight, bias = _fold(*values, self.recipe.eps)
-        weight = weight.reshape(self.recipe.need.workload.weight_shape)
-        made = _Packed(Watched(watched, forget), values[1] is not None, weight, bias, {})
-        if last is not None and self.recipe.need.device == "cuda":
+            weight, bias = _fold(*recipe.values(weights), recipe.eps)
+        weight = weight.reshape(recipe.need.workload.weight_shape)
+        made = _Packed(Watched(weights, forget), weight, bias, {})
+        if last is not None and recipe.need.device == "cuda":
             # CUDA graphs hold the addresses of what the plans have there.
             made.plans = last.plans
             for plan in _gpu_plans(made.plans):
                 plan.repack(weight, bias)
         self._packed[key] = made
+        Convolution.packings += 1
         return made
 
-    def _run(self, plan: AnyPlan, layout: str, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        plan: AnyPlan,
+        layout: str,
+        x: Tensor,
+        residual: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
         recipe, last = self.recipe, layout == "NHWC"
         data = _entering(x, recipe.flat, last)
         added = None if residual is None else _entering(residual, recipe.flat, last)
-        on_gpu = recipe.need.device == "cuda"
-        sliced = on_gpu and isinstance(plan, SlicedPlan)
-        out = _in_slices(plan, data, added) if sliced else plan(data, residual=added)
-        if last:
-            out = out.permute(0, 3, 1, 2)
-        wanted = torch.channels_last if recipe.wide else torch.contiguous_format
-        out = out.contiguous(memory_format=wanted)
-        return out.squeeze(2) if recipe.flat else out
+        # Written as it is where the plan has the output's own layout.
+        target = None if out is None or last != recipe.wide else _entering(out, recipe.flat, last)
+        if type(plan) is Plan and target is not None and _is_plain(data) and _is_plain(added):
+            # Shapes and dtypes are the graph's, and Inductor's output overlaps nothing.
+            plan.compute(data, target, () if added is None else (added,))
+            return out
+        if recipe.need.device == "cuda" and isinstance(plan, SlicedPlan):
+            made = _in_slices(plan, data, added, target)
+        else:
+            made = plan(data, out=target, residual=added)
+        if target is not None:
+            return out
+        made = made.permute(0, 3, 1, 2) if last else made
+        made = made.squeeze(2) if recipe.flat else made
+        if out is not None:
+            return out.copy_(made)
+        return made.contiguous(memory_format=recipe.memory_format)
 
 
 @dataclass
@@ -213,7 +200,6 @@ class _Packed:
     """Weights as they go into plans, and the plans of every batch size so far."""
 
     watched: Watched
-    has_bias: bool  # of the convolution's own
     weight: Tensor
     bias: Tensor | None
     plans: dict[int, tuple[AnyPlan, str]]
@@ -242,11 +228,18 @@ def _entering(x: Tensor, flat: bool, last: bool) -> Tensor:
     return x.permute(0, 2, 3, 1) if last else x
 
 
-def _in_slices(plan: AnyPlan, data: Tensor, residual: Tensor | None) -> Tensor:
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Whether a tensor of a graph lies as a kernel reads it."""
+    return tensor is None or (tensor.is_contiguous() and not tensor.is_neg())
+
+
+def _in_slices(
+    plan: SlicedPlan, data: Tensor, residual: Tensor | None, out: Tensor | None
+) -> Tensor:
     """A plan of slices over tensors on a GPU; its own call takes the host's."""
-    assert isinstance(plan, SlicedPlan)
     sizes = [part.workload.n for part in plan.parts]
-    out = data.new_empty(plan.workload.out_shape(plan.parts[0].code.layout))
+    if out is None:
+        out = data.new_empty(plan.workload.out_shape(plan.parts[0].code.layout))
     added = [None] * len(sizes) if residual is None else residual.split(sizes)
     for part, rows, more, to in zip(
         plan.parts, data.split(sizes), added, out.split(sizes), strict=True
@@ -278,47 +271,44 @@ def _fold(
 _registered: dict[str, Convolution] = {}
 
 
-def register(recipe: Recipe, kernels: Kernels) -> tuple[str, Convolution]:
-    """The name under which the operator finds this recipe with these kernels."""
-    index = 0
-    while (found := _registered.get(f"{recipe.name} {index}")) and found.kernels is not kernels:
+def register(recipe: Recipe, kernels: Kernels, tag: str = "") -> tuple[str, Convolution]:
+    """The name under which the operator finds this recipe with these kernels.
+
+    A `tag` goes with one site of a graph and with kernels that compute the same.
+    """
+    index, name = 0, f"{recipe.name} {tag or 0}"
+    while not tag and (found := _registered.get(name)) and found.kernels is not kernels:
         index += 1
-    name = f"{recipe.name} {index}"
+        name = f"{recipe.name} {index}"
     return name, _registered.setdefault(name, Convolution(recipe, kernels))
 
 
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Sequence[Tensor],
-    residual: Tensor | None,
-    watched: Sequence[Tensor],
-    recipe: str,
-) -> Tensor:
-    return _registered[recipe](x, weight, bias, norm, residual, watched)
+def recipe_of(name: str) -> Recipe:
+    """The recipe that was registered under this name."""
+    return _registered[name].recipe
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Sequence[Tensor],
-    residual: Tensor | None,
-    watched: Sequence[Tensor],
-    recipe: str,
-) -> Tensor:
-    made = _registered[recipe].recipe
-    w = made.need.workload
-    shape = (x.shape[0], w.oc, w.ow) if made.flat else (x.shape[0], w.oc, w.oh, w.ow)
-    wanted = torch.channels_last if made.wide else torch.contiguous_format
-    return x.new_empty(shape).contiguous(memory_format=wanted)
+def into(*given: Any, out: Tensor) -> None:
+    """The operator past PyTorch's dispatcher: `x`, `residual` if the recipe has one, weights, name
+    of the recipe; writes `out`."""
+    convolution = _registered[given[-1]]
+    if convolution.recipe.need.adds:
+        convolution(given[0], given[2:-1], given[1], out)
+    else:
+        convolution(given[0], given[1:-1], None, out)
+
+
+def _conv(x: Tensor, weights: Sequence[Tensor], residual: Tensor | None, recipe: str) -> Tensor:
+    return _registered[recipe](x, weights, residual)
+
+
+def _fake(x: Tensor, weights: Sequence[Tensor], residual: Tensor | None, recipe: str) -> Tensor:
+    return _registered[recipe].empty(x)
 
 
 _library = torch.library.Library("convtvm", "DEF")
 _library.define(
-    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, Tensor? residual, "
-    "Tensor[] watched, str recipe) -> Tensor",
+    "conv(Tensor x, Tensor[] weights, Tensor? residual, str recipe) -> Tensor",
     # Inputs come in the strides that the graph was captured with, as they would to a convolution.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
