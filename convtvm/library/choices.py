@@ -83,7 +83,8 @@ def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choic
     hints: Hints | None = None
     choices: list[Choice] = []
     doubtful: list[Choice] = []
-    known = {task: records.usable(history, task) for task in tasks}
+    made_for = records.grouped(history, "task_key")
+    known = {task: records.usable(made_for.get(task.key, ()), task) for task in tasks}
     standings = records.standings(r for made in known.values() for r in made)
     for task, made in known.items():
         choice = Choice(task, _best(made, standings))

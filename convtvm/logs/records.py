@@ -317,6 +317,14 @@ class LogWriter:
             os.close(self._fd)
 
 
+def grouped(records: Iterable[TuningRecord], key: str) -> dict[tuple[Any, ...], list[TuningRecord]]:
+    """Records by a property of theirs, such as `task_key`, where many are asked for."""
+    groups: dict[tuple[Any, ...], list[TuningRecord]] = {}
+    for record in records:
+        groups.setdefault(getattr(record, key), []).append(record)
+    return groups
+
+
 def usable(records: Iterable[TuningRecord], task: Task) -> list[TuningRecord]:
     """Records of `task` made by today's version of its template, with decisions it still accepts,
     but none that only says what the machine lacked."""
@@ -328,8 +336,7 @@ def judged(records: Iterable[TuningRecord]) -> list[TuningRecord]:
     """One record a candidate: the last that was confirmed, else the fastest."""
     chosen: dict[tuple[Any, ...], TuningRecord] = {}
     for record in records:
-        other = chosen.get(record.identity)
-        if other is None or _outranks(record, other):
+        if _outranks(record, chosen.setdefault(record.identity, record)):
             chosen[record.identity] = record
     return list(chosen.values())
 
@@ -390,7 +397,4 @@ def best(records: Iterable[TuningRecord], standing: Standing | None = None) -> T
 
 def standings(records: Iterable[TuningRecord]) -> dict[tuple[Any, ...], Standing]:
     """The standing of each workload by `rivalry`."""
-    groups: dict[tuple[Any, ...], list[TuningRecord]] = {}
-    for record in records:
-        groups.setdefault(record.rivalry, []).append(record)
-    return {key: Standing.of(made) for key, made in groups.items()}
+    return {key: Standing.of(made) for key, made in grouped(records, "rivalry").items()}

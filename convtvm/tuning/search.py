@@ -204,7 +204,8 @@ class TaskSearch:
         self._outlook = Outlook(speed.outlook)
         self._random = random.Random(seed)
         self._context: Any = None
-        self._scores: tuple[tuple[int, int], np.ndarray] | None = None  # for what was known then
+        # For what was known then: the model's scores, and the standing of the best.
+        self._scores: tuple[tuple[int, int], np.ndarray, float] | None = None
         self.favourite: Mapping[str, int] | None = None
         self.given_up = ""  # why candidates were not measured
         self.trouble = ""  # what the machine lacked for some of the last batch
@@ -241,9 +242,10 @@ class TaskSearch:
             return 1.0
         learned, own = self.speed.learned, len(self.known)
         if self._scores is None or _is_dated(*self._scores[0], learned, own):
-            self._scores = (learned, own), self._ranked_scores()
-        threshold = self._standing() * best / rival
-        more = self._outlook.expected_best(self._scores[1][:count], threshold)
+            self._scores = (learned, own), self._ranked_scores(), self._standing()
+        _, scores, standing = self._scores
+        threshold = standing * best / rival
+        more = self._outlook.expected_best(scores[:count], threshold)
         return more / (threshold + more)
 
     def _standing(self) -> float:
@@ -258,9 +260,10 @@ class TaskSearch:
 
     def _ranked_scores(self) -> np.ndarray:
         """What the model says of points that were not measured, the best first."""
-        points = [d for d in self.task.space.points if self._point(d) not in self.known]
+        points = self.task.space.points
         if len(points) > _ASKED:
             points = self._random.sample(points, _ASKED)
+        points = [d for d in points if self._point(d) not in self.known]
         if self.speed.is_warm and points:
             return np.sort(self.speed.score(self.task, points))[::-1]
         return np.full(len(points), _UNKNOWN_SPEED)

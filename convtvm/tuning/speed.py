@@ -24,6 +24,11 @@ def median_seconds(result: Any) -> float:
     return statistics.median(float(s) for s in result.run_secs) if result.run_secs else math.inf
 
 
+def _matrix(rows: np.ndarray, label: np.ndarray | None = None) -> Any:
+    """Of one thread: XGBoost would wake one for each core, which builders have, for a few rows."""
+    return xgboost.DMatrix(rows, label=label, nthread=1)
+
+
 _SHAPE = ("n", "ic", "oc", "oh", "ow", "kh", "kw", "sh", "sw", "groups", "flops")
 
 
@@ -89,7 +94,7 @@ class SpeedModel:
             "seed": self.seed,
         }
         rows = np.array([self._rows[i] for i in telling], dtype=np.float32)
-        matrix = xgboost.DMatrix(rows, label=speed)
+        matrix = _matrix(rows, speed)
         self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
 
     @property
@@ -104,7 +109,7 @@ class SpeedModel:
         if not self.is_warm:
             return np.array([1 / (1 + task.space.estimate(d)) for d in points])
         rows = np.array(self._features(task, points), dtype=np.float32)
-        predicted: np.ndarray = self._booster.predict(xgboost.DMatrix(rows))
+        predicted: np.ndarray = self._booster.predict(_matrix(rows))
         return predicted.astype("float64")
 
     def influence(self) -> dict[str, float]:
@@ -115,7 +120,7 @@ class SpeedModel:
         if not self.is_warm or len(self._names) != 1:
             return {}
         (names,) = self._names
-        rows = xgboost.DMatrix(np.array(self._rows, dtype=np.float32))
+        rows = _matrix(np.array(self._rows, dtype=np.float32))
         shares = np.abs(self._booster.predict(rows, pred_contribs=True)).mean(axis=0)
         found = dict(zip(names, map(float, shares[1 + len(_SHAPE) :]), strict=False))
         return {name: share for name, share in found.items() if share > 0}

@@ -156,9 +156,10 @@ class _Session:
         models: dict[tuple[Any, ...], SpeedModel] = {}
         taught: set[str] = set()
         self.contenders: list[Contender] = []
+        made_for = records.grouped(old, "task_key")
         for progress in summary.tasks:
             task = progress.task
-            known = records.usable(old, task)
+            known = records.usable(made_for.get(task.key, ()), task)
             for record in known:
                 progress.add(record)
             summary.reused += progress.done
