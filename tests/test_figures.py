@@ -20,7 +20,7 @@ FIGURE = re.compile(
     r"(?<![\w.,×/²^-])\d[\d,]*(?:\.\d+)?(?:\s?(?:ms|µs|s|GFLOP/s)\b|\s?%|×(?![\w×]))"
 )
 MEASURED_CELL = re.compile(r"\|[^|]*\d\.\d[^|]*(?=\|)")
-COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7}\b")
+COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b")
 COMMAND = re.compile(r"(?:^|`)(?:python )?(?:scripts/\S+|convtvm \w+)", re.M)
 PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*pictures/(?!house)\S+\)")
 SETTINGS = re.compile(r"<!-- settings:")  # a section whose numbers are chosen, not measured

@@ -79,8 +79,8 @@ def figures(run: Run, roof: Roof) -> list[Figure]:
     fastest = max(_own_rate(layer, r) for layer, r in measured)
     if roof.peak and roof.peak < fastest:
         origin = (
-            f"{roof.origin} at {roof.peak / 1e9:,.0f} while something else ran: the line is the "
-            "most that any candidate multiplied"
+            f"{roof.origin}, which found a peak of {roof.peak / 1e9:,.0f} as something else ran: "
+            "the line is the most that any candidate multiplied"
         )
         roof = replace(roof, peak=fastest, origin=origin, is_peak=False)
     firsts = [(layer, r) for layer in run.layers for r in layer.best.values()]
