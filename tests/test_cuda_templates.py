@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from blocks import run_blocks
@@ -206,3 +207,30 @@ def test_drawn_decisions_spill_nothing(layout: str) -> None:
     (figures,) = cubin.compile_source(source, TARGET.arches, compiler).figures.values()
     assert (figures.spills, figures.stack) == (0, 0)
     assert figures.registers * 256 <= TARGET.facts.registers
+
+
+DEFAULTS = {
+    "the stem in float16": (make(3, 64, 224, kh=7, stride=2, padding=3, n=16), "float16", "direct"),
+    "3x3, float16": (make(256, 256, 14, kh=3, padding=1, n=64), "float16", "direct"),
+    "1x1, float16": (make(256, 64, 56, n=16), "float16", "direct"),
+    "3x3, TF32": (make(512, 512, 14, kh=3, stride=2, padding=1, n=8), "float32", "direct:tf32"),
+    "3x3": (make(128, 128, 28, kh=3, padding=1, n=16), "float32", "direct"),
+    "depthwise": (make(96, 96, 56, kh=3, padding=1, groups=96, n=8), "float32", "direct:depthwise"),
+}
+
+
+@pytest.mark.cubin
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_defaults_spill_nothing(case: str) -> None:
+    """A sample of what scripts/figures/ptxas_figures.py does with whole networks."""
+    try:
+        compiler = cubin.find_compiler()
+    except EnvironmentProblem as problem:
+        pytest.skip(str(problem))
+    w, dtype, name = DEFAULTS[case]
+    arch = ("sm_80", "sm_90")[len(case) % 2]
+    layout = "NHWC" if dtype == "float16" else "NCHW"
+    task = Task(replace(w, dtype=dtype), name, resolve(f"cuda:{arch}"), layout)
+    source = gpu_codegen.generate(task.instantiate(task.space.default)["main"], "main", task.target)
+    figures = cubin.compile_source(source[1].source, [arch], compiler).figures
+    assert figures and all((f.spills, f.stack) == (0, 0) for f in figures.values()), figures

@@ -31,6 +31,7 @@ _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel a
 # Of the Gaussian process; no evaluation changes much within 1.5 times of each.
 _LENGTH = 8.0  # over which workloads resemble each other, in doublings of sizes
 _SPREAD = 0.5  # of the logarithm of a rate, for all algorithms, a family's own and an algorithm's
+_DTYPE = 4.0  # doublings that elements of half the size are apart
 _NOISE = 0.3  # of the logarithm of a best time: few trials, other shapes of caches
 
 Sample = tuple[ConvWorkload, str, float]  # workload, algorithm, seconds
@@ -196,4 +197,5 @@ class TimeModel:
 def _position(w: ConvWorkload) -> list[float]:
     """Where a workload lies among others, in doublings."""
     sizes = (w.n, w.ic // w.groups, w.oc // w.groups, w.groups, w.oh, w.ow)
-    return [math.log2(s) for s in (*sizes, w.kh * w.kw, w.sh * w.sw, w.dh * w.dw)]
+    shape = [math.log2(s) for s in (*sizes, w.kh * w.kw, w.sh * w.sw, w.dh * w.dw)]
+    return [*shape, _DTYPE * math.log2(w.element_bytes)]

@@ -79,9 +79,12 @@ class Neighbours:
     def samples(
         self, task: Task, without: Collection[ConvWorkload]
     ) -> Iterator[tuple[Task, list[Sample]]]:
-        """(task, its trials) of the nearest other shapes with the same number of threads."""
+        """(task, its trials) of the nearest other shapes with the same number of threads, and the
+        same knobs: those of another dtype may have others."""
         for workload, made in self._nearest(task, without)[:_SHAPES]:
             other = replace(task, workload=workload)
+            if set(other.space.knobs) != set(task.space.knobs):
+                continue
             trials = records.judged(records.usable(made, other))
             if trials:
                 yield other, [(r.decisions, r.seconds) for r in trials]

@@ -121,11 +121,17 @@ class _Rules(Rules):
         )
 
     def is_worthwhile(self, d: Decisions) -> bool:
-        # Copies that are not asynchronous pass through registers, which nvcc may then lack.
-        copied = (d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(self.kind)
-        staged = copied / 4 / (LANES * warps(d))
         shared_out = blocks(self.size, d) <= 4 * self.gpu.processors and self.steps(d) >= 4
-        return (d["stages"] > 1 or staged <= _STAGED) and (d["split_k"] == 1 or shared_out)
+        return self.staged(d) <= _STAGED and (d["split_k"] == 1 or shared_out)
+
+    def staged(self, d: Decisions) -> float:
+        """Registers of a thread on their way to shared memory, which nvcc may then lack: those of
+        copies that are not asynchronous, of one step or of less than 4 bytes."""
+        size = element_bytes(self.kind)
+        left = d["tile_p"] * d["tile_k"] / (1 if self.vector == 1 else 4 / size)
+        right = d["tile_c"] * d["tile_k"] / (4 / size)
+        waiting = left + right if d["stages"] == 1 else left * (self.vector * size < 4)
+        return waiting / (LANES * warps(d))
 
     def cycles(self, d: Decisions) -> tuple[float, float, float]:
         """Of the busiest processor: to multiply, to wait for operands, and for the rest."""
