@@ -407,6 +407,7 @@ def test_the_registered_name_and_options(example: Any) -> None:
         ({"policy": "best"}, "policy is 'best', expected one of logged, predicted, measure"),
         ({"tune_seconds": -1}, "tune_seconds is -1, expected a number of 0"),
         ({"logs": 3}, "logs is 3, expected a list of files"),
+        ({"logs": [None]}, "logs holds None, expected the path of a file"),
         ({"logs": ["/nonexistent.jsonl"]}, "nonexistent.jsonl"),
     ],
 )
@@ -436,6 +437,19 @@ def test_foreign_logs(example: Any, tmp_path: Path) -> None:
     compiled = torch.compile(net, backend=convtvm.torch.convtvm, options=options)
     with pytest.raises(LogError), torch.no_grad():
         compiled(example)
+
+
+def test_options_that_are_no_dict() -> None:
+    with pytest.raises(ConvtvmError, match="options is 3, expected a dict"):
+        Options.of(3)  # type: ignore[arg-type]
+
+
+def test_a_damaged_log_is_told(example: Any, tmp_path: Path) -> None:
+    log = tmp_path / "torn.jsonl"
+    log.write_bytes(b'{"workload": "torn')
+    net = nn.Conv2d(3, 8, 3, 2, 1).eval()
+    with pytest.warns(UserWarning, match=r"torn\.jsonl:1: not a complete JSON line"):
+        optimize(net, example, **{**EAGER, "logs": [log]})
 
 
 @pytest.mark.parametrize(

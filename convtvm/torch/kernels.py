@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -203,6 +204,9 @@ class Kernels:
             epilogues={w: sorted(names) for w, names in epilogues.items()},
         )
         self.libraries.append(library)
+        if options.logs is not None:
+            for problem in library.problems:
+                warnings.warn(f"convtvm: {problem}", stacklevel=2)
         for w in workloads:
             self._epilogues[library, w] = epilogues[w]
 

@@ -36,6 +36,8 @@ class Options:
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Options:
         """Checked options. Raises ConvtvmError, for an unknown name too."""
+        if given is not None and not isinstance(given, Mapping):
+            raise ConvtvmError(f"options is {given!r}, expected a dict")
         known = [f.name for f in fields(cls)]
         unknown = [name for name in given or {} if name not in known]
         if unknown:
@@ -68,6 +70,9 @@ def _paths(logs: Any) -> tuple[str, ...] | None:
         logs = [logs]
     if not isinstance(logs, (list, tuple)):
         raise ConvtvmError(f"logs is {logs!r}, expected a list of files")
+    for log in logs:
+        if not isinstance(log, (str, os.PathLike)) or not log:
+            raise ConvtvmError(f"logs holds {log!r}, expected the path of a file")
     return tuple(str(Path(log)) for log in logs)
 
 
