@@ -405,6 +405,7 @@ def test_the_registered_name_and_options(example: Any) -> None:
         ({"threads": 0}, "threads is 0, expected a whole number of 1 or more"),
         ({"max_error": float("nan")}, "max_error is nan, expected a number of 0 or more"),
         ({"policy": "best"}, "policy is 'best', expected one of logged, predicted, measure"),
+        ({"workers": "many"}, "workers is 'many', expected one of pytorch, own"),
         ({"tune_seconds": -1}, "tune_seconds is -1, expected a number of 0"),
         ({"logs": 3}, "logs is 3, expected a list of files"),
         ({"logs": [None]}, "logs holds None, expected the path of a file"),
@@ -499,6 +500,7 @@ def test_a_wrong_result_is_told_and_the_model_left(library: Path, example: Any) 
         """The same library, but every plan doubles its weight."""
 
         manifest, layout, workloads = right.manifest, right.layout, right.workloads
+        join = right.join
 
         def plan(self, workload: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
             return right.plan(workload, weight * 2, *args, **kwargs)

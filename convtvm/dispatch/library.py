@@ -19,6 +19,7 @@ from convtvm.dispatch.copies import Shared
 from convtvm.dispatch.manifest import Kernel, Manifest
 from convtvm.dispatch.plan import Code, Plan, SlicedPlan
 from convtvm.dispatch.selection import Candidate, Choice, Wish
+from convtvm.dispatch.threads import Team
 from convtvm.errors import (
     ConvtvmError,
     LibraryError,
@@ -95,6 +96,12 @@ class KernelLibrary(Shared):
         if self.manifest.on_gpu:
             gpu.start()
         return runtime.Image(self._content, self.threads)
+
+    def join(self, team: Team) -> None:
+        """Let kernels compute on the threads of another library's OpenMP from now on, on at most as
+        many as that gives its own loops, and alone within one of these. A child after a fork uses
+        workers of its own. Opens the code; raises LibraryError as `open` does."""
+        self._image.join(team)
 
     def _make_plan(self, workload: ConvWorkload, choice: Choice, *arguments: Any) -> Plan:
         kind = gpu.GpuPlan if self.manifest.on_gpu else Plan

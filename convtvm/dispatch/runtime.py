@@ -14,7 +14,7 @@ import tvm_ffi
 
 from convtvm.dispatch.copies import Local
 from convtvm.dispatch.ending import ending
-from convtvm.dispatch.threads import connect, pool
+from convtvm.dispatch.threads import Team, connect, join, pool
 from convtvm.errors import EnvironmentProblem, LibraryError
 
 
@@ -56,7 +56,7 @@ class Image(Local):
         with os.fdopen(os.dup(self._memory), "wb") as file:
             file.write(content)
         loader = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
-        path = f"/proc/self/fd/{self._memory}"
+        path = self._path
         try:
             self._module = loader(path, "so")
         except RuntimeError as error:
@@ -64,6 +64,14 @@ class Image(Local):
             raise LibraryError(f"the library cannot be loaded: {''.join(reason)}") from None
         # How many threads of TVM's pool its loops run on, if it is of an earlier version; 0 if not.
         self.pool_threads = 0 if connect(path, self, threads) else threads
+
+    @property
+    def _path(self) -> str:
+        return f"/proc/self/fd/{self._memory}"
+
+    def join(self, team: Team) -> None:
+        """Let its parallel loops run on another library's threads from now on."""
+        join(self._path, self, team)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # At the interpreter's end modules are gone before what they made.

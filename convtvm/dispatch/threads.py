@@ -1,8 +1,9 @@
 """What parallel loops run on: one launcher with its workers, which all libraries share.
 
 A library for several threads brings a launcher (kernels/launcher/launcher.c); the first one of a
-process serves all libraries, and is never unloaded. Kernels for one thread have no parallel loop.
-Libraries of earlier versions use TVM's pool, one for every calling thread.
+process serves all libraries, and is never unloaded. A library may be told to use another library's
+OpenMP threads instead. Kernels for one thread have no parallel loop. Libraries of earlier versions
+use TVM's pool, one for every calling thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import tvm_ffi
 
@@ -34,19 +36,61 @@ class _Launcher(ctypes.Structure):
     _fields_ = (("launch", ctypes.c_void_p), ("threads", ctypes.c_int32))
 
 
+@dataclass(frozen=True)
+class Team:
+    """The OpenMP of a library, by addresses of its functions: GOMP_parallel, omp_get_thread_num,
+    omp_get_num_threads, omp_in_parallel, and one that says how many threads a loop of the caller
+    may have, as omp_get_max_threads does."""
+
+    parallel: int
+    number: int
+    size: int
+    inside: int
+    limit: int
+
+
+class _Team(ctypes.Structure):
+    """The team of an image's launcher: how to launch there, and without a team; then a Team."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("launch", "own", "parallel", "number", "size", "inside", "limit")
+    )
+
+
 class _Shared:
-    """The launcher of the process: of the first image that has one, whose owner stays."""
+    """The launchers of the process: of the first image that has one, whose owner stays."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._launch: int | None = None
-        self._owner: object = None
+        self._team: _Team | None = None
+        self._owners: list[object] = []
 
     def serve(self, launcher: _Launcher, owner: object) -> None:
         with self._lock:
             if self._launch is None:
-                self._launch, self._owner = launcher.launch, owner
+                self._launch = launcher.launch
+                self._owners.append(owner)
             launcher.launch = self._launch
+
+    def serve_team(self, launcher: _Launcher, team: _Team, lent: Team, owner: object) -> None:
+        """After `serve`: launches on the team that was lent first, by the first image that can."""
+        with self._lock:
+            if self._team is None:
+                team.own = self._launch
+                team.parallel = None if _Pool.forked else lent.parallel
+                team.number, team.size = lent.number, lent.size
+                team.inside, team.limit = lent.inside, lent.limit
+                self._team = team
+                self._owners.append(owner)
+            launcher.launch = self._team.launch
+
+    def fork(self) -> None:
+        """In a child, where the team's threads are missing: workers of its own instead."""
+        self._lock = threading.Lock()
+        if self._team is not None:
+            self._team.parallel = None
 
 
 _shared = _Shared()
@@ -65,6 +109,15 @@ def connect(path: str, owner: object, threads: int = 0) -> bool:
             _shared.serve(launcher, owner)
             return True
         return not _has(library, "__TVMBackendParallelLaunch")
+
+
+def join(path: str, owner: object, team: Team) -> None:
+    """Have the loops of an image, as of `connect`, run on the threads of `team`. One that was made
+    by an earlier version, or for one thread, stays as it is."""
+    with _symbols_of(path) as library:
+        if _has(library, "convtvm_team"):
+            launcher = _Launcher.in_dll(library, "convtvm_launcher")
+            _shared.serve_team(launcher, _Team.in_dll(library, "convtvm_team"), team, owner)
 
 
 @contextmanager
@@ -136,6 +189,7 @@ def _alone() -> None:
 
 def _after_fork() -> None:
     _Pool.forked, pool.threads = True, 0
+    _shared.fork()
 
 
 pool = _Pool()

@@ -4,6 +4,7 @@ compiled = torch.compile(model, backend="convtvm")
 handle = convtvm.torch.optimize(model, example)
 
 options     what a user can ask
+team        PyTorch's own threads, which kernels compute on
 kernels     libraries, compiled when a graph needs them
 operator    convtvm::conv, one convolution with its norm, residual and activation
 watching    whether tensors have changed

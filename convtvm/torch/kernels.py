@@ -20,6 +20,7 @@ from convtvm.problem.activations import Activation
 from convtvm.problem.dtypes import numpy_dtype
 from convtvm.problem.workload import LAYOUTS, ConvWorkload, channel_block
 from convtvm.torch.options import Options
+from convtvm.torch.team import pytorchs
 
 AnyPlan = Plan | SlicedPlan
 # What a kernel in TF32 may lose where PyTorch permits cuDNN to use it.
@@ -61,7 +62,9 @@ class Kernels:
 
     def __init__(self, options: Options, library: KernelLibrary | None = None) -> None:
         self.options, self._closed = options, library is not None
-        self.libraries: list[KernelLibrary] = [] if library is None else [library]
+        self.libraries: list[KernelLibrary] = []
+        if library is not None:
+            self._add(library)
         self._epilogues: dict[tuple[KernelLibrary, ConvWorkload], set[str]] = {}
         self._lock = threading.Lock()
 
@@ -203,12 +206,18 @@ class Kernels:
             keep=options.keep,
             epilogues={w: sorted(names) for w, names in epilogues.items()},
         )
-        self.libraries.append(library)
+        self._add(library)
         if options.logs is not None:
             for problem in library.problems:
                 warnings.warn(f"convtvm: {problem}", stacklevel=2)
         for w in workloads:
             self._epilogues[library, w] = epilogues[w]
+
+    def _add(self, library: KernelLibrary) -> None:
+        team = pytorchs() if self.options.workers == "pytorch" else None
+        if team is not None and not library.manifest.on_gpu:
+            library.join(team)
+        self.libraries.append(library)
 
     def _tuned(self, workloads: list[ConvWorkload], target: str, layout: str) -> list[str]:
         """Logs that hold trials of these workloads too."""

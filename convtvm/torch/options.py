@@ -12,6 +12,7 @@ from convtvm.dispatch.selection import POLICIES
 from convtvm.errors import ConvtvmError
 
 RESTS = ("inductor", "eager")
+WORKERS = ("pytorch", "own")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Options:
     as many as PyTorch uses. `max_error` (relative to the largest output), `workspace_limit` (bytes)
     and `policy` (logged, predicted or measure) as of `KernelLibrary.plan`. `tune_seconds`: how long
     the convolutions of a graph without records are tuned before they are compiled, 0 for never.
-    `rest`: what runs all other operations, `inductor` or `eager`.
+    `rest`: what runs all other operations, `inductor` or `eager`. `workers`: whose threads compute
+    kernels on a CPU, `pytorch`, at most as many as it uses itself, or convtvm's `own`.
     """
 
     logs: tuple[str, ...] | None = None
@@ -32,6 +34,7 @@ class Options:
     policy: str = "logged"
     tune_seconds: float = 0
     rest: str = "inductor"
+    workers: str = "pytorch"
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Options:
@@ -53,6 +56,7 @@ class Options:
         _check_number("tune_seconds", self.tune_seconds, (int, float), 0)
         _check_one_of("policy", self.policy, POLICIES)
         _check_one_of("rest", self.rest, RESTS)
+        _check_one_of("workers", self.workers, WORKERS)
 
     @property
     def keep(self) -> str:

@@ -25,6 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { SHORTEST_PAUSE = 20000000, LONGEST_PAUSE = 1000000000 };  // nanoseconds
 enum { MOST_WORKERS = 1023, MASK_WORDS = 64, WORD = 64, CHECKS = 32, LAUNCHES_BEFORE_RETRY = 1000 };
 
 /* What a worker is doing. Only the caller that holds the pool posts and takes back. */
@@ -70,6 +71,18 @@ extern void TVMFFIErrorMoveFromRaised(void **error) __attribute__((weak));
 extern void TVMFFIErrorSetRaised(void *error) __attribute__((weak));
 
 static _Atomic(Pool *) current;
+
+/* The OpenMP of another library, as the run time has found it, for launches on its threads. Every
+   thread that calls it has a team of its own there. */
+typedef struct {
+  LaunchShared *launch;  // launch_on_team
+  LaunchShared *own;     // what runs where the team cannot
+  /* GOMP_parallel; NULL in a child after a fork, whose team has no threads and waits for them. */
+  void (*parallel)(void (*part)(void *), void *loop, unsigned threads, unsigned flags);
+  int (*number)(void), (*size)(void);  // of the calling thread in its team, of that team
+  int (*inside)(void);                 // whether the caller is one of the threads of a loop
+  int (*limit)(void);                  // threads that a loop of this caller may have
+} Team;
 
 static int64_t nanoseconds(void) {
   struct timespec time;
@@ -132,9 +145,10 @@ static int stays(void) {
   return dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE) != NULL;
 }
 
-static int64_t spin_time(void) {
-  const char *text = getenv("CONVTVM_SPIN_US");
-  long long us = text && *text ? atoll(text) : 200;
+/* Nanoseconds, of a variable that says microseconds. */
+static int64_t duration(const char *variable, long long us) {
+  const char *text = getenv(variable);
+  if (text && *text) us = atoll(text);
   return 1000 * (us < 0 ? 0 : us > 1000000 ? 1000000 : us);
 }
 
@@ -142,7 +156,7 @@ static int64_t spin_time(void) {
 static int start(Pool *pool) {
   if (!pool->workers) {
     if (!stays() || sem_init(&pool->done, 0, 0)) return 0;
-    pool->spin = spin_time();
+    pool->spin = duration("CONVTVM_SPIN_US", 200);
   }
   Worker *worker = &pool->worker[pool->workers];
   memset(worker, 0, sizeof *worker);
@@ -161,11 +175,18 @@ static int start(Pool *pool) {
   return 1;
 }
 
+static int count(const unsigned long *mask) {
+  int cpus = 0;
+  for (int i = 0; i < MASK_WORDS; ++i) cpus += __builtin_popcountl(mask[i]);
+  return cpus;
+}
+
+static int smaller(int one, int other) { return one < other ? one : other; }
+
 /* Give the workers the caller's mask. */
 static void bind(Pool *pool, const unsigned long *mask) {
   memcpy(pool->mask, mask, sizeof pool->mask);
-  pool->cpus = 0;
-  for (int i = 0; i < MASK_WORDS; ++i) pool->cpus += __builtin_popcountl(mask[i]);
+  pool->cpus = count(mask);
   for (int i = 0; i < pool->workers; ++i) {
     pthread_setaffinity_np(pool->worker[i].thread, sizeof pool->mask, (const cpu_set_t *)mask);
     pool->worker[i].avoided = 0;
@@ -191,8 +212,7 @@ static int ready(Pool *pool, int threads) {
   unsigned long mask[MASK_WORDS];
   if (sched_getaffinity(0, sizeof mask, (cpu_set_t *)mask)) return 1;
   if (memcmp(mask, pool->mask, sizeof mask)) bind(pool, mask);
-  if (threads > pool->cpus) threads = pool->cpus;
-  if (threads > MOST_WORKERS + 1) threads = MOST_WORKERS + 1;
+  threads = smaller(smaller(threads, pool->cpus), MOST_WORKERS + 1);
   while (pool->workers + 1 < threads) {
     if (pool->refused) {
       --pool->refused;
@@ -200,7 +220,7 @@ static int ready(Pool *pool, int threads) {
     }
     if (!start(pool)) pool->refused = LAUNCHES_BEFORE_RETRY;
   }
-  return threads > pool->workers + 1 ? pool->workers + 1 : threads;
+  return smaller(threads, pool->workers + 1);
 }
 
 /* Wait for a worker that has begun; whether its task failed. */
@@ -233,6 +253,11 @@ static int run(Pool *pool, int tasks, Task task, void *data) {
   return failed;
 }
 
+static int alone(Task task, void *data) {
+  ParallelGroup group = {NULL, 1};
+  return task(0, &group, data);
+}
+
 static int launch_shared(int threads, Task task, void *data) {
   Pool *pool = threads > 1 ? find() : NULL;
   int failed = 0, tasks = 1;
@@ -242,9 +267,94 @@ static int launch_shared(int threads, Task task, void *data) {
     if (tasks > 1) failed = run(pool, tasks, task, data);
     atomic_store_explicit(&pool->busy, 0, memory_order_release);
   }
-  if (tasks > 1) return failed;
-  ParallelGroup alone = {NULL, 1};
-  return task(0, &alone, data);
+  return tasks > 1 ? failed : alone(task, data);
+}
+
+static int launch_on_team(int threads, Task task, void *data);
+Team convtvm_team = {.launch = launch_on_team, .own = launch_shared};
+
+/* A loop on a team. The team may be smaller than the loop was meant for. */
+typedef struct {
+  Task task;
+  void *data, *error;
+  int64_t done;  // when the caller had nothing left to do
+  int tasks, taken_over;
+  _Atomic int failed;
+  _Atomic char begun[MOST_WORKERS + 1];
+} Loop;
+
+/* Do a task, unless somebody has begun it; whether it was done here. */
+static int begin(Loop *loop, int number, ParallelGroup *group) {
+  if (atomic_exchange(&loop->begun[number], 1)) return 0;
+  int none = 0, failed = loop->task(number, group, loop->data);
+  if (failed && atomic_compare_exchange_strong(&loop->failed, &none, failed) &&
+      TVMFFIErrorMoveFromRaised) {
+    TVMFFIErrorMoveFromRaised(&loop->error);
+  }
+  return 1;
+}
+
+/* What each thread of a team does: its own task; the caller then those that nobody has begun. */
+static void take_part(void *argument) {
+  Loop *loop = argument;
+  int number = convtvm_team.number();
+  ParallelGroup group = {NULL, smaller(loop->tasks, convtvm_team.size())};
+  if (number < group.num_task) begin(loop, number, &group);
+  if (number) return;
+  for (int i = group.num_task - 1; i > 0; --i) loop->taken_over += begin(loop, i, &group);
+  loop->done = nanoseconds();
+}
+
+/* OpenMP waits for all threads of a team, and on a busy machine one that had nothing to do may wait
+   long for a core. After that workers of our own are used for a while, each time for longer. */
+static _Atomic int64_t avoided, avoid_for;  // until when, how long the last time: nanoseconds
+
+static void judge(const Loop *loop) {
+  static _Atomic int64_t patience;
+  int64_t now = nanoseconds();
+  if (!patience) patience = 1 + duration("CONVTVM_TEAM_US", 500);
+  if (!loop->taken_over || now - loop->done < patience) {
+    if (avoid_for) avoid_for = 0;
+    return;
+  }
+  int64_t next = 2 * avoid_for;
+  avoid_for = next < SHORTEST_PAUSE ? SHORTEST_PAUSE : next > LONGEST_PAUSE ? LONGEST_PAUSE : next;
+  avoided = now + avoid_for;
+}
+
+static int run_on_team(int tasks, Task task, void *data) {
+  Loop loop;
+  loop.task = task;
+  loop.data = data;
+  loop.error = NULL;
+  loop.tasks = tasks;
+  loop.taken_over = loop.failed = 0;
+  memset((void *)loop.begun, 0, tasks);
+  /* As many threads as the other library's loops have: a team of another size is made anew. */
+  convtvm_team.parallel(take_part, &loop, 0, 0);
+  judge(&loop);
+  if (loop.error && TVMFFIErrorSetRaised) TVMFFIErrorSetRaised(loop.error);
+  return loop.failed;
+}
+
+/* Several callers' teams are many threads on the same CPUs: who finds these taken computes alone. */
+static int launch_on_team(int threads, Task task, void *data) {
+  static _Atomic int taken;
+  threads = smaller(threads, convtvm_team.limit());
+  if (threads < 2 || convtvm_team.inside()) return alone(task, data);
+  if (!convtvm_team.parallel || nanoseconds() < avoided) {
+    return convtvm_team.own(threads, task, data);
+  }
+  unsigned long mask[MASK_WORDS];
+  if (sched_getaffinity(0, sizeof mask, (cpu_set_t *)mask)) return alone(task, data);
+  int cpus = count(mask);
+  threads = smaller(threads, smaller(cpus, MOST_WORKERS + 1));
+  int room = cpus - atomic_fetch_add(&taken, threads);
+  int tasks = room < 1 ? 1 : smaller(threads, room);
+  atomic_fetch_sub(&taken, threads - tasks);
+  int failed = tasks > 1 ? run_on_team(tasks, task, data) : alone(task, data);
+  atomic_fetch_sub(&taken, tasks);
+  return failed;
 }
 
 /* The run time may let several libraries use the launcher of one, and change the threads. */
