@@ -286,6 +286,28 @@ def test_odd_models_that_are_right(path: Path, tmp_path: Path) -> None:
             ],
             {"x": [1, 3]}, ["y"], {"w": np.array([1, 2, 3], "float32")}, opset=9,
         ),
+        "old forms of constants": model_of(
+            [
+                helper.make_node("Shape", ["x"], ["s"]),
+                helper.make_node("Gather", ["s", "at"], ["n"]),
+                helper.make_node("Mul", ["n", "n"], ["m"]),
+                helper.make_node("Unsqueeze", ["m"], ["u"], axes=[0]),
+                helper.make_node("Squeeze", ["u"], ["q"], axes=[0]),
+                helper.make_node("Unsqueeze", ["q"], ["v"], axes=[0]),
+                helper.make_node("Slice", ["v"], ["w"], axes=[0], starts=[0], ends=[1]),
+                helper.make_node("ReduceProd", ["w"], ["p"], axes=[0], keepdims=1),
+                helper.make_node("Div", ["p", "three"], ["d"]),
+                helper.make_node("Cast", ["d"], ["c"], to=TensorProto.INT64),
+                helper.make_node("Concat", ["one", "c"], ["t"], axis=0),
+                helper.make_node("Reshape", ["x", "t"], ["y"]),
+            ],
+            {"x": [1, 3]}, ["y"],
+            {
+                "at": np.array(1, "int64"), "one": np.array([1], "int64"),
+                "three": np.array([3], "int64"),
+            },
+            opset=9,
+        ),
         "gather": model_of(
             [helper.make_node("Gather", ["x", "w"], ["y"], axis=1)], {"x": [1, 3]}, ["y"],
             {"w": np.array([-1, 0], "int64")},

@@ -160,6 +160,24 @@ def test_it_is_written_out(compiled: dict[str, Any], name: str, sign: int) -> No
         assert np.allclose(have, want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_branch_that_cannot_be(tmp_path: Path) -> None:
+    """With a shape that only one branch takes, that is the one."""
+    flag = [
+        node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        node("Less", ["largest", "much"], ["flag"]),
+    ]
+    other = branches(DOUBLED, [node("MatMul", ["x", "x"], ["b"])])
+    model = whole([*flag, node("If", ["flag"], ["y"], **other)], ["y"], much=np.float32(9))
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, "hw", strict=True):
+        dimension.dim_param = name
+    onnx.save(model, tmp_path / "model.onnx")
+    imported = import_model(tmp_path / "model.onnx", shapes={"x": (3, 5)})
+    (run,) = compile_together([imported], tmp_path)
+    x = np.random.default_rng(0).random(SHAPE, "float32")
+    assert np.array_equal(run({"x": x})[0], imported.reference({"x": x})[0])
+
+
 BY_DATA = [node("ReduceMax", ["x"], ["m"], keepdims=0), node("Cast", ["m"], ["turns"], to=INT)]
 REFUSED = {
     "turns by data": (

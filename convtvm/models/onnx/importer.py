@@ -20,12 +20,14 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from convtvm.errors import ModelError
-from convtvm.models.constants import array_of, constant
+from convtvm.models.constants import array_of, constant, folded
 from convtvm.models.imported import Port
 from convtvm.models.onnx import (
     arithmetic,
     checking,
+    functions,
     layers,
+    numbers,
     quantized,
     recurrent,
     resize,
@@ -40,6 +42,7 @@ from convtvm.models.onnx.reading import LARGEST, weight_of
 _CONVERTERS = {
     **arithmetic.CONVERTERS,
     **layers.CONVERTERS,
+    **numbers.CONVERTERS,
     **quantized.CONVERTERS,
     **recurrent.CONVERTERS,
     **resize.CONVERTERS,
@@ -63,6 +66,8 @@ _REFUSED = {
         "its values are random; export the model for inference",
     ),
 }
+# Operators that TVM has converters for which are of another domain's, or wrong.
+_BETTER_IN_PARTS = {"Attention", "RMSNormalization"}
 # Operators of ONNX Runtime's own that TVM has converters for.
 _MICROSOFT = {"Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization"}
 
@@ -178,7 +183,10 @@ class _Importer:
             raise node.fails(f"its output {name} cannot be computed; do without it")
 
     def bound(self, value: relax.Expr, node: Node) -> relax.Expr:
-        """A result, as a variable that is known to come from its node."""
+        """A result, as a variable that is known to come from its node, or a constant."""
+        if isinstance(value, relax.Call):
+            value = self.builder.normalize(value)
+            value = folded(value) or value
         if isinstance(value, (tvm.ir.GenericConst, relax.Tuple)):
             return value  # a tuple is a sequence
         if isinstance(value, relax.Var):
@@ -201,7 +209,34 @@ class _Importer:
             made = _computed(node)
             if made is not None:
                 return made
-        return self.converted(node, self.converter(node))
+        parts = functions.parts_of(node) if self.is_expanded(node) else None
+        return self.inlined(node, parts) if parts else self.converted(node, self.converter(node))
+
+    def is_expanded(self, node: Node) -> bool:
+        """Whether a node is computed by the operators that ONNX defines it by, if it is."""
+        operator = node.proto.op_type
+        if node.proto.domain not in ("", "ai.onnx") or operator in _REFUSED:
+            return False
+        if operator in _CONVERTERS:
+            return operator == "LayerNormalization" and len(node.proto.output) > 1
+        return operator in _BETTER_IN_PARTS or operator not in frontend._get_convert_map()
+
+    def inlined(self, node: Node, parts: functions.Parts) -> list[relax.Expr]:
+        """The outputs of a node by the operators that it is made of."""
+        opset, self.opset = self.opset, parts.opset
+        known = set(self.values)
+        names = zip(parts.graph.input, (e for e in node.inputs if e is not None), strict=True)
+        self.values.update({value.name: expr for value, expr in names})
+        try:
+            self.walk(parts.graph)
+            nothing = constant(np.zeros(1, "float32"))
+            return [self.values[name] if name else nothing for name in parts.outputs]
+        except ModelError as error:
+            raise node.fails(f"is made of operators one of which is refused: {error}") from error
+        finally:
+            self.opset = opset
+            for name in self.values.keys() - known:
+                del self.values[name]
 
     def converted(self, node: Node, converter: arithmetic.Converter) -> list[relax.Expr]:
         """The outputs that a converter makes. Raises ModelError, whatever it raises."""
@@ -249,9 +284,16 @@ class _Importer:
 
 
 def _check_size(var: relax.Var, node: Node) -> None:
-    """Refuse results without elements, and those with more than kernels can count."""
+    """Refuse results without elements, those with more than kernels can count, and those of a size
+    that is not known."""
     shape = getattr(var.ty, "shape", None)
-    sizes = [int(size) for size in shape] if shape is not None else []
+    try:
+        sizes = [int(size) for size in shape] if shape is not None else []
+    except TypeError:
+        raise node.fails(
+            "the shape of its result is computed at run time, and a compiled model's are fixed; "
+            "make what decides it a constant when exporting"
+        ) from None
     text = "x".join(map(str, sizes))
     if min(sizes, default=1) < 1:
         raise node.fails(f"its result would be {text}, which is empty; is --shape right?")
@@ -261,7 +303,7 @@ def _check_size(var: relax.Var, node: Node) -> None:
 
 def _computed(node: Node) -> list[relax.Expr] | None:
     """The outputs of a node whose operands are constants; None where ONNX's reference
-    implementation fails, which lacks old forms of some operators."""
+    implementation fails, which lacks old forms of some operators: a converter knows them."""
     names = [name for name in node.proto.input if name]
     arrays = [array_of(expr) for expr in node.inputs if expr is not None]
     try:

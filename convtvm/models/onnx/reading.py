@@ -10,7 +10,7 @@ from pathlib import Path
 import google.protobuf.message
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 from onnx.external_data_helper import (
     ExternalDataInfo,
     load_external_data_for_tensor,
@@ -58,7 +58,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         )
     _load_external(model, path)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model)
     return model
 
 

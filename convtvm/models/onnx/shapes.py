@@ -234,7 +234,8 @@ def _space_to_depth(node: Node) -> relax.Expr:
     block = node.get("blocksize")
     n, c, h, w = node.shape()
     parts = relax.op.reshape(node.input(), (n, c, h // block, block, w // block, block))
-    moved = relax.op.permute_dims(parts, [0, 3, 5, 1, 2, 4])
+    order = [0, 3, 5, 1, 2, 4] if node.get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    moved = relax.op.permute_dims(parts, order)
     return relax.op.reshape(moved, (n, c * block**2, h // block, w // block))
 
 

@@ -11,6 +11,7 @@ from tvm import relax
 
 from convtvm.errors import ModelError
 from convtvm.models.constants import array_of, constant, static_shape
+from convtvm.models.onnx.checking import InvalidNode
 from convtvm.models.onnx.node import Node
 
 _MOST_NODES = 20_000  # that a loop may be when it is written out
@@ -50,19 +51,29 @@ def _body(walker: Walker, node: Node) -> onnx.GraphProto:
 
 
 def _branch(walker: Walker, node: Node) -> list[relax.Expr]:
-    """The branch that a constant condition takes; else both, and of each result the right one."""
+    """The branch that a constant condition takes; else both, and of each result the right one.
+
+    A branch that is not valid for the shapes at hand cannot be taken in the original either, so
+    that the other one is.
+    """
     condition = node.input(0)
     known = array_of(condition)
     taken: tuple[str, ...] = ("then_branch", "else_branch")
     if known is not None:
         taken = taken[:1] if known.reshape(-1)[0] else taken[1:]
-    results = []
+    results: list[list[relax.Expr]] = []
+    invalid: InvalidNode | None = None
     for name in taken:
         graph = node.get(name)
         if graph is None:
             raise node.fails(f"lacks its {name}")
         walker.weights(graph)
-        results.append(_results(walker, graph))
+        try:
+            results.append(_results(walker, graph))
+        except InvalidNode as error:
+            invalid = error
+    if invalid is not None and not results:
+        raise invalid
     if len(results) == 1:
         return results[0]
     flag = node.emit(relax.op.reshape(condition, ()))

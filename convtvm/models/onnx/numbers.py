@@ -1,0 +1,74 @@
+"""Converters of operators that look at what kind of number an element is, and of shifts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
+
+from convtvm.models.onnx.arithmetic import Converter
+from convtvm.models.onnx.node import Node
+
+
+def _by_tvm(node: Node) -> Any:
+    """What TVM's own converter makes of the node."""
+    convert = getattr(frontend, node.proto.op_type).get_converter(node.opset)
+    return convert(node.builder, frontend.onnx_input(node.inputs), dict(node.attributes), [{}, {}])
+
+
+def _remainder(node: Node) -> relax.Expr:
+    """Of an infinite divisor: the dividend itself, or the divisor where Python's rule makes the
+    remainder's sign the divisor's."""
+    made = _by_tvm(node)
+    if not node.dtype().startswith("float"):
+        return made
+    x, y = node.input(0), node.input(1)
+    zero = node.const(0)
+    is_beyond = relax.op.logical_and(relax.op.isinf(y), relax.op.isfinite(x))
+    whole = x
+    if not node.get("fmod", 0):
+        opposed = relax.op.logical_or(
+            relax.op.logical_and(relax.op.less(x, zero), relax.op.greater(y, zero)),
+            relax.op.logical_and(relax.op.greater(x, zero), relax.op.less(y, zero)),
+        )
+        whole = relax.op.where(opposed, y, x)
+    return relax.op.where(is_beyond, whole, node.emit(made))
+
+
+def _shift(node: Node) -> relax.Expr:
+    """By as many bits as there are, and more, or by fewer than none, nothing is left."""
+    x, amount = node.input(0), node.input(1)
+    bits = np.dtype(node.dtype()).itemsize * 8
+    fits = relax.op.less(amount, node.const(bits, 1))
+    if node.dtype(1).startswith("int"):
+        fits = relax.op.logical_and(fits, relax.op.greater_equal(amount, node.const(0, 1)))
+    safe = node.emit(relax.op.where(fits, amount, node.const(0, 1)))
+    left = node.get("direction") == "LEFT"
+    shifted = (relax.op.left_shift if left else relax.op.right_shift)(x, safe)
+    return relax.op.where(fits, node.emit(shifted), node.const(0))
+
+
+def _is_infinite(node: Node) -> relax.Expr:
+    x, zero = node.input(), node.const(0)
+    found = relax.op.isinf(x)
+    if not node.get("detect_negative", 1):
+        found = relax.op.logical_and(found, relax.op.greater(x, zero))
+    if not node.get("detect_positive", 1):
+        found = relax.op.logical_and(found, relax.op.less(x, zero))
+    return found
+
+
+def _regions(node: Node) -> relax.Expr:
+    if node.get("mode", "avg") != "avg":
+        raise node.fails("takes the largest of each part of a region; only averages are computed")
+    return _by_tvm(node)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "Mod": _remainder,
+    "BitShift": _shift,
+    "IsInf": _is_infinite,
+    "RoiAlign": _regions,
+}
