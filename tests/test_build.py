@@ -15,10 +15,11 @@ from convtvm.dispatch import KernelLibrary
 from convtvm.dispatch.manifest import Kernel
 from convtvm.errors import BuildError, ConvtvmError, LogError, TargetError, WorkloadError
 from convtvm.kernels import codegen, lowering
-from convtvm.kernels.task import Task
+from convtvm.kernels.task import Task, tasks_of
 from convtvm.library import build
 from convtvm.library.build import compile
 from convtvm.library.cache import VARIABLE
+from convtvm.library.choices import choose, keep_some
 from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure.jobs import BuildJob, Limits, Outcome
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
@@ -221,13 +222,36 @@ def test_ties_go_to_the_smaller_workspace(stub: StubZygote, tmp_path: Path) -> N
     assert kernels(library)[0].algorithm == "direct"
 
 
-def test_unmeasured_kernels_rank_by_their_multiplications(stub: StubZygote) -> None:
+def test_unmeasured_kernels_rank_by_a_rough_cost(stub: StubZygote) -> None:
+    """Of few channels and pixels, the small weight of F(2) counts for more than its products."""
     w = ConvWorkload.parse("mb1ic8ih8oc8oh8kh3ph1")
     assert [k.algorithm for k in kernels(stub_compile(w), w)] == [
-        "winograd:4",
         "winograd:2",
+        "winograd:4",
         "direct",
     ]
+
+
+UNKNOWN = {  # workload, layout -> what is taken where no log says anything
+    ("g32mb1ic32ih56oc32kh3ph1", "NCHW"): "direct:depthwise",
+    ("g32mb1ic32ih56oc32kh3ph1", "NHWC"): "direct:depthwise",
+    ("g32mb1ic32ih56oc32kh3sh2ph1", "NCHW8c"): "direct:depthwise",
+    ("mb1ic64ih56oc256kh1", "NCHW"): "direct:pointwise",
+    ("mb1ic64ih56oc256kh1", "NHWC"): "direct",
+    ("mb1ic64ih56oc256kh1", "NCHW8c"): "direct",
+    ("mb1ic64ih56oc64kh3ph1", "NCHW"): "winograd:6",
+    ("mb1ic512ih14oc512kh3sh2ph1", "NCHW"): "direct",
+    ("g4mb1ic32ih28oc32kh3ph1", "NCHW"): "direct",
+}
+
+
+@pytest.mark.parametrize(("text", "layout"), UNKNOWN)
+def test_what_is_best_without_any_log(text: str, layout: str) -> None:
+    """No algorithm whose vectors are mostly empty, such as `direct` for depthwise layers, which
+    took 18 times as long; none that reads several times the weight for a few pixels."""
+    tasks = tasks_of([ConvWorkload.parse(text)], resolve("avx2", 1), layout)
+    (best,) = keep_some(choose(tasks, []), "best")
+    assert best.task.algorithm_name.removesuffix(":inplace") == UNKNOWN[text, layout]
 
 
 def test_several_logs(stub: StubZygote, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from support import log_of, record_of
 
 from convtvm.kernels.task import Task
 from convtvm.logs import records
+from convtvm.logs.prediction import untuned_cost
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.problem.sources import read_source
@@ -48,30 +49,30 @@ def firsts(log: Path) -> list[tuple[str, str]]:
 
 
 def cheapest(workload: ConvWorkload, summary: TuningSummary) -> str:
-    """The algorithm of the fewest multiplications."""
+    """The algorithm of the least cost."""
     rivals = [p.task for p in summary.tasks if p.task.workload == workload]
-    return min(rivals, key=lambda t: t.algorithm.multiplications(workload)).algorithm_name
+    return min(rivals, key=untuned_cost).algorithm_name
 
 
-def multiplications(summary: TuningSummary, key: tuple[str, str]) -> float:
+def cost(summary: TuningSummary, key: tuple[str, str]) -> float:
     task = next(
         p.task for p in summary.tasks if (p.task.workload.key, p.task.algorithm_name) == key
     )
-    return task.algorithm.multiplications(task.workload)
+    return untuned_cost(task)
 
 
 def test_every_likely_winner_before_any_second(clock: type[StubBench], tmp_path: Path) -> None:
-    """Without any log, the algorithm of the fewest multiplications is the likely one."""
+    """Without any log, the algorithm of the least cost is the likely one."""
     log = tmp_path / "x.jsonl"
     summary = run(log, 1e9)
     order, count = firsts(log), len(WORKLOADS)
     assert {key for key, _ in order[:count]} == {w.key for w in WORKLOADS}
     expected = {w.key: cheapest(w, summary) for w in WORKLOADS}
     for key, name in order[:count]:
-        found, least = (multiplications(summary, (key, n)) for n in (name, expected[key]))
+        found, least = (cost(summary, (key, n)) for n in (name, expected[key]))
         assert found == least
     for workload in WORKLOADS:  # and so on, second by second
-        own = [multiplications(summary, k) for k in order if k[0] == workload.key]
+        own = [cost(summary, k) for k in order if k[0] == workload.key]
         assert own == sorted(own)
 
 

@@ -55,6 +55,10 @@ def _additions(w: ConvWorkload) -> int:
     return w.macs + w.n * w.oc * w.oh * w.ow
 
 
+def _weight_elements(w: ConvWorkload) -> int:
+    return w.oc * (w.ic // w.groups) * w.kh * w.kw
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to compute a convolution.
@@ -66,6 +70,7 @@ class Algorithm:
     `tolerance` is the largest error, relative to the largest output, that is not a wrong answer;
     `multiplications(w)` counts those of the inner products, without transforms; `additions(w)` all
     of a kernel whose tiles fit the shape, with transforms, bias and subtractions;
+    `weight_elements(w)` counts those of the packed weight, without what only fills vectors;
     `workspace_bytes(w, layout, device, decisions)` is a kernel's scratch memory; `device` is the
     CpuModel or GpuModel that templates get. One that is an `opt_in` gives up accuracy that users
     expect: it is only considered where its full name is given. What a row leaves out is as of
@@ -80,6 +85,7 @@ class Algorithm:
     pack: Callable[[ConvWorkload, int, str], tirx.PrimFunc] = _pack_vectors
     multiplications: Callable[[ConvWorkload], int] = _products
     additions: Callable[[ConvWorkload], int] = _additions
+    weight_elements: Callable[[ConvWorkload], int] = _weight_elements
     tolerance: float = 1e-5
     opt_in: bool = False
     buffer: Callable[[ConvWorkload], int] = lambda w: 0
@@ -230,9 +236,13 @@ def _winograd_inapplicable(w: ConvWorkload, m: int) -> str | None:
     return None
 
 
-def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
+def _winograd_weight_elements(w: ConvWorkload, m: int) -> int:
     tiling = winograd.Tiling.of(w, m)
-    return tiling.count(w) * tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
+    return tiling.rows.alpha * tiling.cols.alpha * w.ic * w.oc
+
+
+def _winograd_multiplications(w: ConvWorkload, m: int) -> int:
+    return winograd.Tiling.of(w, m).count(w) * _winograd_weight_elements(w, m)
 
 
 def _winograd_additions(w: ConvWorkload, m: int) -> int:
@@ -278,6 +288,7 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         pack=lambda w, lanes, layout: winograd.pack_weight(w, m, lanes),
         multiplications=partial(_winograd_multiplications, m=m),
         additions=partial(_winograd_additions, m=m),
+        weight_elements=partial(_winograd_weight_elements, m=m),
         workspace_bytes=partial(_winograd_workspace, m=m),
         tolerance=tolerance,
         buffer=partial(sizes.padded_to_tiles, m=m),

@@ -9,7 +9,7 @@ from pathlib import Path
 from convtvm.errors import LogError
 from convtvm.kernels.task import Task
 from convtvm.logs import records
-from convtvm.logs.prediction import Hints
+from convtvm.logs.prediction import Hints, untuned_cost
 from convtvm.logs.records import Standing, TuningRecord
 from convtvm.machine.targets import CompileTarget, is_near
 from convtvm.problem.workload import ConvWorkload
@@ -69,12 +69,12 @@ class Choice:
 
     def rank(self, workspace: int = 0) -> tuple[int, float, float]:
         """Sort key: time measured, else time measured of the twin, else predicted by a model, and
-        workspace; those without any follow by their multiplications."""
+        workspace; those without any follow by a rough cost."""
         if self.record:
             return 0, self.record.seconds, workspace
         if self.predicted_secs is not None:
             return 1 if self.twin else 2, self.predicted_secs, workspace
-        return 3, self.task.algorithm.multiplications(self.task.workload), workspace
+        return 3, untuned_cost(self.task), workspace
 
 
 def choose(tasks: Sequence[Task], history: Sequence[TuningRecord]) -> list[Choice]:

@@ -26,6 +26,7 @@ from convtvm.problem.similarity import distance
 from convtvm.problem.workload import ConvWorkload
 
 MIN_TASKS = 24  # a model of fewer tasks would be a guess
+_WAITING = 8  # operations in the time that an element of a weight takes from memory
 _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel and a little more
 
 # Of the Gaussian process; no evaluation changes much within 1.5 times of each.
@@ -148,8 +149,7 @@ class TimeModel:
     def __init__(
         self, samples: Sequence[Sample], target: CompileTarget, layout: str = "NCHW"
     ) -> None:
-        self._table, self._layout = TABLES[target.kind], layout
-        self._lanes = target.lanes if target.kind == "cpu" else 1
+        self._table, self._target, self._layout = TABLES[target.kind], target, layout
         self._tasks = [(w, name) for w, name, _ in samples]
         self._families = {name.partition(":")[0] for _, name in self._tasks}
         rates = np.log([secs / self._operations(w, name) for w, name, secs in samples])
@@ -177,21 +177,42 @@ class TimeModel:
         return _SPREAD**2 * shared * (1 + gap) * np.exp(-gap)
 
     def _operations(self, w: ConvWorkload, name: str) -> float:
-        """Lanes that vectors compute, useful or not: a product for each weight and output, and the
-        additions of transforms, which run along the input channels."""
-        algorithm: Algorithm = self._table[name]
-        products = algorithm.multiplications(w)
-        extent = w.oc // w.groups
-        if name == "direct:depthwise":
-            extent = w.ow if self._layout == "NCHW" else w.oc
-        elif name == "direct:pointwise":
-            extent = w.oh * w.ow
-        transforms = algorithm.additions(w) - products
-        return products * self._waste(extent) + transforms * self._waste(w.ic)
+        return operations(w, self._table[name], self._target, self._layout)
 
-    def _waste(self, extent: int) -> float:
+
+def operations(w: ConvWorkload, algorithm: Algorithm, target: CompileTarget, layout: str) -> float:
+    """Lanes that vectors of `target` compute, useful or not: a product for each weight and output,
+    and the additions of transforms, which run along the input channels."""
+    lanes = target.lanes if target.kind == "cpu" else 1
+
+    def waste(extent: int) -> float:
         """Lanes of whole vectors over an extent, for each useful one."""
-        return -(-extent // self._lanes) * self._lanes / extent
+        return -(-extent // lanes) * lanes / extent
+
+    products = algorithm.multiplications(w)
+    extent = w.oc // w.groups
+    if algorithm.name.startswith("direct:depthwise"):
+        extent = w.ow if layout == "NCHW" else w.oc
+    elif algorithm.name == "direct:pointwise":
+        extent = w.oh * w.ow
+    transforms = algorithm.additions(w) - products
+    return products * waste(extent) + transforms * waste(w.ic)
+
+
+def untuned_cost(task: Task) -> float:
+    """Something to rank the algorithms of a workload by, of which nothing was measured anywhere.
+
+    On a CPU its operations, one for each output whose vector has to be turned before it can be
+    stored, and those for which the packed weight is waited for, which is read but once.
+    """
+    w, algorithm = task.workload, task.algorithm
+    if task.target.kind != "cpu":
+        return algorithm.multiplications(w)
+    along_rows = algorithm.name == "direct:pointwise"
+    along_rows |= algorithm.name.startswith("direct:depthwise") and task.layout == "NCHW"
+    turned = w.n * w.oc * w.oh * w.ow if along_rows != (task.layout == "NCHW") else 0
+    waiting = _WAITING * algorithm.weight_elements(w)
+    return operations(w, algorithm, task.target, task.layout) + turned + waiting
 
 
 def _position(w: ConvWorkload) -> list[float]:

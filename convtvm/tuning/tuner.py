@@ -179,7 +179,7 @@ class _Session:
 
     def _rank(self, choices: Sequence[Choice]) -> None:
         """Order the tasks: every workload's likely winner, then every second, as far as the log or
-        else the number of multiplications tells; the most expensive first.
+        else a rough cost tells; the most expensive first.
 
         The likely winners, and whatever was tuned elsewhere, get the decisions that the log
         suggests as favourites.
