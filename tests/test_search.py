@@ -475,7 +475,7 @@ def test_hopeless_tasks_wait(
     log = tmp_path / "x.jsonl"
     tune_stub(log, trials=30, algorithms=["direct", "winograd:2"])
     rest = len(task.space.points) - 1
-    # Each one's default, the one of fewer multiplications first; then all of the fast one, then the
+    # Each one's default, the one of the least cost first; then all of the fast one, then the
     # rest of the slow one.
     order = ["winograd:2", "direct"] + ["direct"] * 29 + ["winograd:2"] * rest
     assert [r.algorithm for r in in_log(log)] == order
