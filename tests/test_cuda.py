@@ -268,7 +268,7 @@ def test_tuning(dtype: str, word: str, tmp_path: Path) -> None:
     for command in (
         ["tune", workload, "--trials", "1", "--algorithms", "direct", *options],
         ["compile", workload, "-o", f"{tmp_path}/x.so", *options],
-        ["run", f"{tmp_path}/x.so", "--check", "-o", f"{tmp_path}/out.npz"],
+        ["run", f"{tmp_path}/x.so", "--check", "--outputs", f"{tmp_path}/out.npz"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "convtvm", *command],
