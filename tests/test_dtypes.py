@@ -133,3 +133,16 @@ def test_tensors_of_pytorch() -> None:
             port.read(tensor.to(wrong))
     with pytest.raises(ArrayError, match="x is not contiguous"):
         port.write(across)
+
+
+def test_watched_weights_of_pytorch() -> None:
+    """A change behind PyTorch's count is seen in numbers that NumPy cannot show."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from convtvm.torch.operator import Watched
+
+    for size in (12, 1 << 14):
+        weight = torch.ones(size, dtype=torch.bfloat16)
+        watched = Watched([weight], None)
+        assert watched.are([weight])
+        weight.data[0] = 2
+        assert not watched.are([weight])
