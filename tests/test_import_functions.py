@@ -135,6 +135,20 @@ def test_it_is_what_the_original_is(compiled: dict[str, Any], name: str) -> None
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("direction", "expected"), [
+    ("LEFT", [-16, 0, 0, 0]), ("RIGHT", [-4, 0, -1, -1]),
+])  # fmt: skip
+def test_shifts_of_signed_numbers(tmp_path: Path, direction: str, expected: list[int]) -> None:
+    """Newer than ONNX Runtime: beyond their bits, only a sign stays, on the right."""
+    numbers = np.array([-8, 4, -1, -7], "int32"), np.array([1, 33, 32, -1], "int32")
+    newest = onnx.defs.onnx_opset_version()
+    shift = node("BitShift", ["x0", "x1"], ["y"], direction=direction)
+    model, given = model_of([shift], ["y"], *numbers, opset=newest)
+    onnx.save(model, tmp_path / "model.onnx")
+    (run,) = compile_together([import_model(tmp_path / "model.onnx")], tmp_path)
+    assert run(given)[0].tolist() == expected
+
+
 def test_python_s_remainder(tmp_path: Path) -> None:
     """Of floats, which ONNX Runtime refuses: its sign is the divisor's, whatever is infinite."""
     newest = onnx.defs.onnx_opset_version()

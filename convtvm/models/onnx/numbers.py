@@ -38,7 +38,8 @@ def _remainder(node: Node) -> relax.Expr:
 
 
 def _shift(node: Node) -> relax.Expr:
-    """By as many bits as there are, and more, or by fewer than none, nothing is left."""
+    """By as many bits as there are, and more, or by fewer than none, nothing is left but the sign,
+    and that only on the right."""
     x, amount = node.input(0), node.input(1)
     bits = np.dtype(node.dtype()).itemsize * 8
     fits = relax.op.less(amount, node.const(bits, 1))
@@ -47,7 +48,10 @@ def _shift(node: Node) -> relax.Expr:
     safe = node.emit(relax.op.where(fits, amount, node.const(0, 1)))
     left = node.get("direction") == "LEFT"
     shifted = (relax.op.left_shift if left else relax.op.right_shift)(x, safe)
-    return relax.op.where(fits, node.emit(shifted), node.const(0))
+    rest = node.const(0)
+    if not left and node.dtype().startswith("int"):
+        rest = relax.op.where(relax.op.less(x, rest), node.const(-1), rest)
+    return relax.op.where(fits, node.emit(shifted), rest)
 
 
 def _is_infinite(node: Node) -> relax.Expr:
