@@ -57,6 +57,8 @@ def test_decisions_of_others_by_the_machines_own_times(script: ModuleType) -> No
     other_way = script.left_out([*ours, *theirs], script.Setting.of(theirs[0]))
     assert other_way["direct"] == script.Line(tasks=1, decided=1, ratios=[])
     assert other_way["choice"].ratios == [5.0 / 4.0]
+    alone = script.left_out([*ours, *theirs], script.Setting.of(ours[0]), alone=True)
+    assert [line.decided for line in alone.values()] == [0, 0, 0]
 
 
 def test_a_machine_never_helps_itself(script: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """What a CPU that no log was made for loses: leave one machine out, decide by the others' logs.
 
-    python scripts/figures/leave_one_machine_out.py [LOG...] [--json FILE]
+    python scripts/figures/leave_one_machine_out.py [LOG...] [--alone] [--json FILE]
     python scripts/figures/leave_one_machine_out.py --measure [--seconds 600] [--threads 1,2]
 
 Without LOG: the logs that come along. Every machine's records are left out in turn, and its tasks
@@ -100,9 +100,11 @@ def split(
     return own, [r for r in history if r.device != setting.device]
 
 
-def left_out(history: Sequence[TuningRecord], setting: Setting) -> Table:
-    """What the records of other machines decide for the tasks of this one, by its own times."""
+def left_out(history: Sequence[TuningRecord], setting: Setting, alone: bool = False) -> Table:
+    """What the records of other machines decide for the tasks of this one, by its own times; or
+    what is decided without any records, if it is `alone`."""
     own, others = split(history, setting)
+    others = [] if alone else others
     target = resolve(setting.target, setting.threads)
     best = {(w, r.algorithm): r for w, r in best_records(own, target.kind)}
     tasks = [Task(w, name, target, setting.layout) for w, name in best]
@@ -242,6 +244,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("logs", nargs="*", type=Path, metavar="LOG")
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--threads", default="1,2")
@@ -277,7 +280,7 @@ def main() -> None:
                 show(f"{setting}: {rule}", table)
     else:
         for setting in settings:
-            table = results[setting, "records"] = left_out(history, setting)
+            table = results[setting, "records"] = left_out(history, setting, options.alone)
             show(f"{setting}: records", table)
     if options.json:
         options.json.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf8")
