@@ -1,7 +1,7 @@
 """Whole models in PyTorch: eager, torch.compile, the same with channels-last and freezing, convtvm.
 
     python scripts/figures/compare_torch_models.py [MODEL ...] [--threads 1,2] [--log FILE ...]
-        [--size 224] [--seconds S] [--starts] [--prepare] [--json FILE]
+        [--size 224] [--seconds S] [--workers own] [--starts] [--prepare] [--json FILE]
 
 Batch 1, float32, no gradients; each model and number of threads in a process of its own. Every way
 is called in turn, round by round, so that a disturbance meets all of them; shown are medians in
@@ -56,7 +56,8 @@ def way_of(way: str, name: str, example: Any, options: argparse.Namespace) -> tu
         return lambda x: frozen(x.to(memory_format=torch.channels_last)), None
     if way == OURS:
         logs = options.log or None
-        return model, optimize(model, example, threads=int(options.threads), logs=logs)
+        wished = {"logs": logs, "workers": options.workers}
+        return model, optimize(model, example, threads=int(options.threads), **wished)
     return model, None
 
 
@@ -122,6 +123,7 @@ def start(name: str, way: str, options: argparse.Namespace) -> None:
 def run(name: str, threads: str, options: argparse.Namespace, *more: str) -> str:
     """Run a model in a process of its own. Returns what is wrong, or nothing."""
     command = [sys.executable, __file__, name, "--threads", threads, "--size", str(options.size)]
+    command += ["--workers", options.workers]
     command += [part for log in options.log for part in ("--log", str(log))]
     command += ["--seconds", str(options.seconds), *more]
     command += ["--prepare"] * options.prepare
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="to time a model for")
     parser.add_argument("--starts", action="store_true", help="measure second starts too")
     parser.add_argument("--prepare", action="store_true", help="compile and compare only")
+    parser.add_argument("--workers", default="pytorch", help="or own: whose threads ours run on")
     parser.add_argument("--sites", action="store_true", help="list every convolution")
     parser.add_argument("--json", type=Path, help="append a line a model")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
