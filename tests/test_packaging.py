@@ -137,7 +137,11 @@ UNIMPORTED = {
     "nvidia-cuda-runtime": "found as files",
     "nvidia-cuda-crt": "headers",
 }
-INDIRECT = {"google": "onnx brings protobuf", "nvidia": "the extra `cuda`, looked for as files"}
+INDIRECT = {
+    "google": "onnx brings protobuf",
+    "ml_dtypes": "apache-tvm brings it",
+    "nvidia": "the extra `cuda`, looked for as files",
+}
 
 
 @cache

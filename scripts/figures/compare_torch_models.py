@@ -183,7 +183,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="to time a model for")
     parser.add_argument("--starts", action="store_true", help="measure second starts too")
     parser.add_argument("--prepare", action="store_true", help="compile and compare only")
-    parser.add_argument("--workers", default="pytorch", help="or own: whose threads ours run on")
+    whose = {"default": "pytorch", "choices": ("pytorch", "own")}
+    parser.add_argument("--workers", help="whose threads ours run on", **whose)
     parser.add_argument("--sites", action="store_true", help="list every convolution")
     parser.add_argument("--json", type=Path, help="append a line a model")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
@@ -200,6 +201,8 @@ def main() -> None:
 def compare_all(options: argparse.Namespace) -> None:
     from torch_models import MODELS
 
+    if foreign := set(options.models) - set(MODELS):
+        sys.exit(f"no models {', '.join(sorted(foreign))}; there are {', '.join(MODELS)}")
     heads = ("ms: eager", "compile", "frozen", OURS)
     print(f"{'':16}{'threads':>8}" + "".join(f"{h:>10}" for h in heads), end="")
     print(f"{'gain':>8}{'error':>10}{'ours':>10}{'planned':>9}{'left':>6}")
