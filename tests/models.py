@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from convtvm.models.building import assemble
 from convtvm.models.constants import op_name
 from convtvm.models.graph import make_program
 from convtvm.models.imported import Imported
+from convtvm.models.importing import import_model
 
 
 def settle(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -161,3 +162,15 @@ def random_inputs(model: Imported, seed: int = 0) -> dict[str, np.ndarray]:
         else:
             found[port.name] = generator.integers(0, 2, port.shape).astype(port.dtype)
     return found
+
+
+def compile_files(models: Mapping[str, Any], folder: Path) -> dict[str, tuple[Imported, Any]]:
+    """ONNX models by name, each saved in `folder`, imported and compiled with the others."""
+    import onnx  # which users of this module may lack
+
+    imported = {}
+    for name, model in models.items():
+        onnx.save(model, folder / f"{name}.onnx")
+        imported[name] = import_model(folder / f"{name}.onnx")
+    runs = compile_together(list(imported.values()), folder)
+    return {name: (imported[name], run) for name, run in zip(imported, runs, strict=True)}

@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")  # `models` has networks of its
 
-from models import compile_together  # noqa: E402
+from models import compile_files, compile_together  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from convtvm.models.importing import import_model  # noqa: E402
@@ -118,12 +118,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("functions")
-    imported = {}
-    for name, (model, _) in MODELS.items():
-        onnx.save(model, folder / f"{name}.onnx")
-        imported[name] = import_model(folder / f"{name}.onnx")
-    runs = compile_together(list(imported.values()), folder)
-    return dict(zip(imported, zip(imported.values(), runs, strict=True), strict=True))
+    return compile_files({name: model for name, (model, _) in MODELS.items()}, folder)
 
 
 @pytest.mark.parametrize("name", MODELS)

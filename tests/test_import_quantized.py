@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 quantization = pytest.importorskip("onnxruntime.quantization")
 torch = pytest.importorskip("torch")
 
-from models import compile_together, small_resnet  # noqa: E402
+from models import compile_files, compile_together, small_resnet  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from convtvm.models.importing import import_model  # noqa: E402
@@ -227,12 +227,7 @@ STEPS = {
 @pytest.fixture(scope="module")
 def operators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("operators")
-    models = {}
-    for name, model in OPERATORS.items():
-        onnx.save(model, folder / f"{name}.onnx")
-        models[name] = import_model(folder / f"{name}.onnx")
-    runs = compile_together(list(models.values()), folder)
-    return dict(zip(models, zip(models.values(), runs, strict=True), strict=True))
+    return compile_files(OPERATORS, folder)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")  # `models` has networks of its
 
-from models import compile_together  # noqa: E402
+from models import compile_files, compile_together  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from convtvm.errors import ModelError  # noqa: E402
@@ -142,12 +142,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("subgraphs")
-    imported = {}
-    for name, model in MODELS.items():
-        onnx.save(model, folder / f"{name}.onnx")
-        imported[name] = import_model(folder / f"{name}.onnx")
-    runs = compile_together(list(imported.values()), folder)
-    return {n: (m, r) for (n, m), r in zip(imported.items(), runs, strict=True)}
+    return compile_files(MODELS, folder)
 
 
 @pytest.mark.parametrize("name", MODELS)
