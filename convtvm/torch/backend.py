@@ -169,8 +169,7 @@ class Backend:
         """
         places = [n for n in gm.graph.nodes if n.op == "placeholder"]
         sites = list(graph.sites(gm.graph, {places[i] for i in static}))
-        if self.changes_layouts:
-            layouts.assign(gm.graph, sites, self.kernels)
+        changed = layouts.assign(gm.graph, sites, self.kernels) if self.changes_layouts else None
         needs = tuple(s.recipe.need for s in sites if s.recipe)
         self.kernels.provide(needs)
         found = []
@@ -183,7 +182,8 @@ class Backend:
             if site.recipe and not site.why_not:
                 recipe = rewriting.replace(gm.graph, site, self.kernels, own_tag)
             found.append(Found(site.name, _parts(site), recipe, own_tag, site.why_not))
-        rewriting.lay_out(gm.graph)
+        if changed:
+            rewriting.lay_out(gm.graph, changed.forms, changed.block)
         gm.graph.eliminate_dead_code()
         gm.graph.lint()
         gm.recompile()

@@ -21,6 +21,7 @@ from convtvm.errors import WorkloadError
 from convtvm.problem.activations import BOUNDS, LEAKY
 from convtvm.problem.dtypes import BYTES
 from convtvm.problem.workload import ConvWorkload
+from convtvm.torch.channelwise import MAX_POOL
 from convtvm.torch.kernels import Need
 from convtvm.torch.operator import Recipe
 
@@ -44,7 +45,7 @@ _BOUNDS = (
     aten.clamp_max.default,
 )
 _GELU, _LEAKY = aten.gelu.default, aten.leaky_relu.default
-HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY)
+HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY, MAX_POOL)
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},

@@ -1,21 +1,22 @@
-"""Which convolutions of a graph compute in blocks of channels, [n, c / b, h, w, b], for a CPU.
+"""What of a graph computes in blocks of channels, [n, c / b, h, w, b], for a CPU.
 
-Only those that logs have such kernels of, for this very machine. A tensor that changes its layout
-has a price, and the assignment of least time is a minimum cut, as for whole models. What lies in
-between and works on each number alone takes its inputs as they are: Inductor computes it in either
-order.
+Of convolutions only those that logs have such kernels of, for this very machine; pooling and what
+else has a form in blocks, too. A tensor that changes its layout has a price, and the assignment of
+least time is a minimum cut, as for whole models. What lies in between and works on each number
+alone takes its inputs as they are: Inductor computes it in either order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkload
+from convtvm.torch.channelwise import Form, forms, is_image
 from convtvm.torch.graph import Site
 from convtvm.torch.kernels import Kernels, Need
 
@@ -27,19 +28,32 @@ _NEVER = float("inf")
 _PLAIN = "plain"
 
 
-def assign(graph: fx.Graph, sites: Sequence[Site], kernels: Kernels) -> None:
-    """Give the needs of sites that gain by it another layout."""
+@dataclass(frozen=True)
+class Changed:
+    """The operations beside sites that compute in blocks of so many channels."""
+
+    block: int
+    forms: tuple[Form, ...]
+
+
+def assign(graph: fx.Graph, sites: Sequence[Site], kernels: Kernels) -> Changed | None:
+    """Give the needs of sites that gain by it another layout; None where nothing can."""
     able = [s for s in sites if s.recipe and _is_able(s.recipe.need) and not s.recipe.flat]
     if not able or not kernels.is_open:
-        return
+        return None
     layout, seconds = _seconds(kernels, [s.recipe.need.workload for s in able if s.recipe])
-    if not seconds:
-        return
-    for site in _Problem(graph, able, layout, seconds, kernels.threads).solved():
-        assert site.recipe is not None
-        need = site.recipe.need
-        need = replace(need, layout=_blocked(need.workload, layout))
-        site.recipe = replace(site.recipe, need=need)
+    if not layout:
+        return None
+    problem = _Problem(graph, able, layout, seconds, kernels.threads)
+    blocked = problem.solved()
+    for site in able:
+        if site.last in blocked:
+            assert site.recipe is not None
+            need = site.recipe.need
+            need = replace(need, layout=_blocked(need.workload, layout))
+            site.recipe = replace(site.recipe, need=need)
+    gaining = tuple(form for form in problem.forms if form.last in blocked)
+    return Changed(_block(layout), gaining)
 
 
 def _is_able(need: Need) -> bool:
@@ -127,25 +141,31 @@ class _Problem:
                 self._sites[site.last] = site
                 self._labels.price(site.last, *seconds[workload])
         self._inside = {n: s for s in self._sites.values() for n in s.nodes}
+        self.forms = list(forms(graph, _block(layout)))
+        for form in self.forms:
+            plain, blocked = form.seconds
+            self._labels.price(form.last, plain / threads, blocked / threads)
+        self._made = {n: form.last for form in self.forms for n in (form.node, form.last)}
 
-    def solved(self) -> list[Site]:
-        """The sites that compute in blocks."""
+    def solved(self) -> set[Any]:
+        """The results, of sites and of other operations, that are in blocks."""
         self._labels.price(_PLAIN, 0.0, _NEVER)
         for node in self._graph.nodes:
-            if _is_image(node) and self._is_outside(node):
+            if is_image(node) and self._is_outside(node):
                 value = node.meta["val"]
                 pixels = value.shape[2] * value.shape[3]
                 price = 8 * value.numel() / _CONVERTED / self._threads if pixels > 1 else 1e-9
                 readers = [self._reader(u, node) for u in node.users if not _is_weight(node, u)]
                 self._labels.convert(node.name, self._label(node), readers, price)
-        blocked = self._labels.solve()
-        return [site for last, site in self._sites.items() if last in blocked]
+        return self._labels.solve()
 
     def _is_outside(self, node: fx.Node) -> bool:
         site = self._inside.get(node)
         return site is None or site.last is node
 
     def _label(self, node: fx.Node) -> Any:
+        if node in self._made:
+            return self._made[node]
         return node if node in self._sites or _is_pointwise(node) else _PLAIN
 
     def _reader(self, user: fx.Node, node: fx.Node) -> Any:
@@ -162,12 +182,6 @@ def _is_weight(node: fx.Node, user: fx.Node) -> bool:
     return user.target is aten.convolution.default and user.args[0] is not node
 
 
-def _is_image(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    is_image = isinstance(value, torch.Tensor) and value.dim() == 4
-    return is_image and all(isinstance(size, int) for size in value.shape)
-
-
 def _is_pointwise(node: fx.Node) -> bool:
     """Whether an operation works on each number of an image alone."""
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) and _is_image(node)
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) and is_image(node)

@@ -12,12 +12,14 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from convtvm.problem.workload import ENTRY_LAYOUTS, channel_block
-from convtvm.torch.graph import HELD_BACK, NORM, Site
-from convtvm.torch.kernels import Kernels, Need
+from convtvm.problem.workload import ENTRY_LAYOUTS
+from convtvm.torch.channelwise import Form
+from convtvm.torch.graph import HELD_BACK, Site
+from convtvm.torch.kernels import Kernels
 from convtvm.torch.operator import Recipe, conv, recipe_of, register
 
 aten = torch.ops.aten
+_ORDER = [0, 1, 4, 2, 3]  # of the dimensions of an image in blocks, to see its channels together
 
 
 def replace(graph: fx.Graph, site: Site, kernels: Kernels, tag: str = "") -> Recipe:
@@ -44,41 +46,58 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels, tag: str = "") -> Rec
     values = fx.node.map_arg(args, lambda n: n.meta["val"])
     with _fake_mode(node):
         node.meta["val"] = conv(*values)
-    made = _in_order(graph, node, recipe.need) if recipe.need.is_blocked else node
+    need = recipe.need
+    made = _in_order(graph, node, need.workload.out_shape()) if need.is_blocked else node
     site.last.replace_all_uses_with(made)
     for old in reversed(site.nodes):
         graph.erase_node(old)
     return recipe
 
 
-def _in_order(graph: fx.Graph, node: fx.Node, need: Need) -> fx.Node:
-    """An operator's output in blocks of channels, [n, c / b, h, w, b], as [n, c, h, w]."""
+def _in_order(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+    """An image in blocks of channels, [n, c / b, h, w, b], as [n, c, h, w]."""
     with graph.inserting_after(node):
-        turned = _call(graph, aten.permute.default, node, [0, 1, 4, 2, 3])
+        turned = _call(graph, aten.permute.default, node, _ORDER)
     with graph.inserting_after(turned):
-        return _call(graph, aten.reshape.default, turned, list(need.workload.out_shape()))
+        return _call(graph, aten.reshape.default, turned, list(shape))
 
 
-def lay_out(graph: fx.Graph) -> None:
-    """Give the operators that read blocks of channels what they read."""
+def lay_out(graph: fx.Graph, forms: Sequence[Form], block: int) -> None:
+    """Let those operations compute in blocks of so many channels, and give the operators that read
+    blocks what they read."""
+    named = {form.node: form for form in forms}
     packed: dict[fx.Node, fx.Node] = {}
+
+    def in_blocks(node: fx.Node) -> fx.Node:
+        if node not in packed:
+            packed[node] = _in_blocks(graph, node, block)
+        return packed[node]
+
     for node in list(graph.nodes):
-        if node.target is not conv or not recipe_of(node.args[3]).need.is_blocked:
-            continue
-        need = recipe_of(node.args[3]).need
-        for index in (0, 2):
-            given = node.args[index]
-            if isinstance(given, fx.Node) and not (index == 0 and need.layout in ENTRY_LAYOUTS):
-                if given not in packed:
-                    packed[given] = _in_blocks(graph, given, channel_block(need.layout))
-                node.update_arg(index, packed[given])
+        if node in named:
+            _replace_form(graph, named[node], [in_blocks(i) for i in named[node].inputs])
+        elif node.target is conv and (need := recipe_of(node.args[3]).need).is_blocked:
+            for index in (0, 2):
+                given = node.args[index]
+                if isinstance(given, fx.Node) and not (index == 0 and need.layout in ENTRY_LAYOUTS):
+                    node.update_arg(index, in_blocks(given))
+
+
+def _replace_form(graph: fx.Graph, form: Form, blocks: list[fx.Node]) -> None:
+    """An operation computed in blocks."""
+    made = _traced(graph, form.node, lambda *given: form.build(given), blocks)
+    shape = list(form.last.meta["val"].shape)
+    if made.meta["val"].dim() == 5:
+        ordered = _in_order(graph, made, shape)
+    else:
+        with graph.inserting_after(made):
+            ordered = _call(graph, aten.reshape.default, made, shape)
+    form.last.replace_all_uses_with(ordered)
 
 
 def _in_blocks(graph: fx.Graph, node: fx.Node, block: int) -> fx.Node:
     """An image in blocks of channels: what it was made from, if that was in blocks."""
-    turned = node.all_input_nodes[0] if node.target is aten.reshape.default else node
-    source = turned.all_input_nodes[0] if turned.target is aten.permute.default else node
-    if source.target is conv and recipe_of(source.args[3]).need.is_blocked:
+    if (source := _blocks_of(node)) is not None:
         return source
     n, channels, *image = node.meta["val"].shape
     places = [p for p in graph.nodes if p.op == "placeholder"]
@@ -86,6 +105,14 @@ def _in_blocks(graph: fx.Graph, node: fx.Node, block: int) -> fx.Node:
         split = _call(graph, aten.reshape.default, node, [n, channels // block, block, *image])
     with graph.inserting_after(split):
         return _call(graph, aten.permute.default, split, [0, 1, 3, 4, 2])
+
+
+def _blocks_of(node: fx.Node) -> fx.Node | None:
+    """What `_in_order` made an image from, None if it did not."""
+    turned = node.args[0] if node.target is aten.reshape.default else None
+    if not isinstance(turned, fx.Node) or turned.target is not aten.permute.default:
+        return None
+    return turned.args[0] if turned.args[1] == _ORDER else None  # type: ignore[return-value]
 
 
 def _call(graph: fx.Graph, target: Any, node: fx.Node, sizes: list[int]) -> fx.Node:
@@ -122,30 +149,42 @@ def take_apart(gm: fx.GraphModule, table: dict[Any, Callable[..., Any]]) -> None
 
 def _take_apart(graph: fx.Graph, node: fx.Node, table: dict[Any, Callable[..., Any]]) -> None:
     inputs = node.all_input_nodes
-    values = [n.meta["val"] for n in inputs]
 
     def compute(*tensors: Any) -> Any:
         given = dict(zip(inputs, tensors, strict=True))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    with _fake_mode(node):
-        inner = make_fx(compute, decomposition_table=table)(*values)
+    results = _traced(graph, node, compute, inputs, table)
+    if isinstance(node.meta["val"], (tuple, list)):
+        for user in list(node.users):
+            assert user.target is operator.getitem
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(results)
+    graph.erase_node(node)
+
+
+def _traced(
+    graph: fx.Graph,
+    place: fx.Node,
+    function: Callable[..., Any],
+    inputs: Sequence[fx.Node],
+    table: dict[Any, Callable[..., Any]] | None = None,
+) -> Any:
+    """The nodes of a function of `inputs`, decomposed by `table` and put before `place`: its
+    result."""
+    with _fake_mode(place):
+        inner = make_fx(function, decomposition_table=table)(*(n.meta["val"] for n in inputs))
     places = [n for n in inner.graph.nodes if n.op == "placeholder"]
     copied = dict(zip(places, inputs, strict=True))
-    with graph.inserting_before(node):
+    with graph.inserting_before(place):
         results = graph.graph_copy(inner.graph, copied)
     for new in copied.values():
         if new not in inputs:
-            new.meta = {**node.meta, "val": new.meta.get("val")}
-    if node.target is NORM:
-        for user in list(node.users):
-            assert user.target is operator.getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
-            graph.erase_node(user)
-    else:
-        node.replace_all_uses_with(results)  # type: ignore[arg-type]
-    graph.erase_node(node)
+            new.meta = {**place.meta, "val": new.meta.get("val")}
+    return results
 
 
 def _fake_mode(node: fx.Node) -> FakeTensorMode:
