@@ -46,8 +46,9 @@ class Form:
 def is_image(node: Any) -> bool:
     """Whether a node's value is [n, c, h, w] of known sizes."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    right = isinstance(value, torch.Tensor) and value.dim() == 4
-    return right and all(isinstance(size, int) for size in value.shape)
+    if not isinstance(value, torch.Tensor) or value.dim() != 4:
+        return False
+    return all(isinstance(size, int) for size in value.shape)
 
 
 def forms(graph: fx.Graph, block: int) -> Iterator[Form]:
