@@ -108,6 +108,21 @@ def test_best(shell: Shell) -> None:
     assert record["run_secs"] == [0.001] and record["workload"] == WORKLOAD.key
 
 
+def test_best_within_a_ratio(shell: Shell) -> None:
+    """Of one layer and layout those that take no more; other layouts have winners of their own."""
+    others = [Task(WORKLOAD, name, task().target) for name in ("im2col", "winograd:2")]
+    near, far = (
+        line(ms, algorithm=t.algorithm_name, template=t.template_version, decisions=t.space.default)
+        for t, ms in zip(others, (1.5, 1.6), strict=True)
+    )
+    fast, wide = line(1.0), line(9.0, layout="NHWC")
+    shell.write("a.jsonl", far, fast, near, wide)
+    assert shell("best", "a.jsonl", "--within", "1.5")[1].splitlines() == [fast, near, wide]
+    assert shell("best", "a.jsonl", "--within", "1")[1].splitlines() == [fast, wide]
+    status, _, err = shell("best", "a.jsonl", "--within", "0.9")
+    assert status == 2 and "0.9 is not in the range x>=1" in err
+
+
 def test_best_goes_by_the_exported_library(shell: Shell) -> None:
     """As `compile` does: there a candidate may take longer than another did while tuning."""
     points = task().space.points

@@ -27,7 +27,7 @@ from convtvm import __version__
 from convtvm.version import checked_out
 
 MB = 10**6
-WHEEL_BYTES, SDIST_BYTES = 0.9 * MB, 1.0 * MB  # 0.75 and 0.84
+WHEEL_BYTES, SDIST_BYTES = 1.1 * MB, 1.2 * MB  # 0.92 and 1.03, much of it tuning_logs/
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -171,9 +172,15 @@ def _label(workload: str) -> str:
     type=click.Path(path_type=Path),
     help="File to write.  [default: stdout]",
 )
+@click.option(
+    "--within",
+    type=click.FloatRange(min=1),
+    metavar="RATIO",
+    help="Leave out those that take more than RATIO times the fastest of their layer and layout.",
+)
 @json_option
 @without_torch()
-def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
+def best(files: Sequence[Path], out: Path | None, within: float | None, as_json: bool) -> None:
     """Print the record of every task that `compile` goes by as a tuning log, or write it to a
     file: the fastest of those that raced in an exported library, if any of the workload did.
 
@@ -196,6 +203,8 @@ def best(files: Sequence[Path], out: Path | None, as_json: bool) -> None:
     for reason, count in unusable.items():
         warn(f"{plural(count, 'record')} left out, {reason}")
     kept = _best(usable.values())
+    if within is not None:
+        kept = _within(kept, within)
     if not kept:
         raise LogError(f"{', '.join(map(str, files))}: no successful record that can be used")
     if out is not None:
@@ -222,6 +231,16 @@ def _best(tasks: Iterable[Sequence[Line]]) -> list[Line]:
         for lines, record in zip(groups, best, strict=True)
         if record is not None
     ]
+
+
+def _within(lines: Sequence[Line], ratio: float) -> list[Line]:
+    """Those that take at most `ratio` times the fastest of the same workload and layout."""
+    fastest: dict[Any, float] = {}
+    for line in lines:
+        assert line.record is not None
+        rivals = line.record.rivalry
+        fastest[rivals] = min(line.record.seconds, fastest.get(rivals, math.inf))
+    return [x for x in lines if x.record and x.record.seconds <= ratio * fastest[x.record.rivalry]]
 
 
 # ---- merge ---------------------------------------------------------------------------------------
