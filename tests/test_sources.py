@@ -72,6 +72,16 @@ def test_mec_layers_have_no_padding() -> None:
     assert all(w.ph == w.pw == w.ph_r == w.pw_r == 0 for w in layers)
 
 
+def test_dilated_layers() -> None:
+    """Every rate of a DeepLabv3 at 256 and 512 channels, and its 1x1 layers, all "same"."""
+    layers = read_source(str(Path(__file__).parent / "shapes" / "dilated.txt"))
+    assert len(layers) == len(set(layers)) == len({w.name for w in layers})
+    wide = {(w.oc, w.dh) for w in layers if w.kh == 3 and w.ic == w.oc and w.oh == 33}
+    assert wide == {(oc, rate) for oc in (256, 512) for rate in (2, 4, 6, 12, 18)}
+    assert {(w.ic, w.oc) for w in layers if w.kh == 1} >= {(2048, 256), (1280, 256), (512, 2048)}
+    assert all((w.oh, w.ow) == (w.ih, w.iw) and w.dh == w.dw for w in layers)
+
+
 # One workload, or none.
 
 
