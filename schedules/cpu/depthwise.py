@@ -60,18 +60,40 @@ class _Rules(Rules):
             "tile_h": tuple(t for t in (1, 2, 3, 4, 7) if t <= self.high),
             "tile_w": tuple(t for t in _TILE_W if t <= self.wide),
             # Unrolled taps share loads between rows, but large kernels become very long code.
-            "unroll_taps": (0, 1) if self.kh * self.kw <= 25 else (0,),
+            # 1: row by row of the kernel, all rows of a tile for each tap; 2 (NCHW): column by
+            # column, all taps of a column for each row, so that few rows of the data are needed at
+            # a time
+            "unroll_taps": self._unrolled_taps(),
         }
+
+    def _unrolled_taps(self) -> tuple[int, ...]:
+        if self.kh * self.kw > 25:
+            return (0,)
+        return (0, 1, 2) if self.by_channel and self.kh > 1 else (0, 1)
 
     def _copied_together(self, count: int) -> bool:
         whole = self.multiplier % count == 0 or count % self.multiplier == 0
         return self.channels % count == 0 and whole
 
+    def live_registers(self, d: Decisions) -> int:
+        """Vector registers that a tile needs: its sums, and for unrolled taps the data that LLVM
+        loads once and keeps for the next tap, or the weights of a column and the rows they meet."""
+        sums = d["tile_h"] * d["tile_w"]
+        if d["unroll_taps"] == 2:
+            return sums + 2 * self.kh
+        if not d["unroll_taps"]:
+            return sums + 2
+        # Neighbouring vectors of pixels have none in common, neighbouring pixels most of them.
+        of_row = d["tile_w"] * self.kw if self.by_channel else d["tile_w"] + self.kw - 1
+        return sums + 2 + of_row * (d["tile_h"] - 1 if self.kh > 1 else 0)
+
     def is_valid(self, d: Decisions) -> bool:
         return d["tile_h"] * d["tile_w"] + 2 <= self.cpu.registers
 
     def is_worthwhile(self, d: Decisions) -> bool:
-        return waste(self.high, d["tile_h"]) <= 0.34 and waste(self.wide, d["tile_w"]) <= 0.34
+        even = waste(self.high, d["tile_h"]) <= 0.34 and waste(self.wide, d["tile_w"]) <= 0.34
+        # The taps of a single row are what they are.
+        return even and (d["unroll_taps"] < 2 or d["tile_h"] > 1)
 
     def useless(self, d: Decisions) -> float:
         return (1 + waste(self.high, d["tile_h"])) * (1 + waste(self.wide, d["tile_w"]))
@@ -88,7 +110,9 @@ class _Rules(Rules):
         too_soon = 0.3 / d["channels"] if self.by_channel else 0.0
         outgrown = 0.3 if self.copied_bytes(d) > self.cpu.l1_bytes / 2 else 0.0
         work = self.useless(d) * (0.3 * reads + latency)
-        return work - 0.1 * d["unroll_taps"] + too_soon + outgrown
+        unrolled = 0.1 * (d["unroll_taps"] > 0)
+        spilled = 0.005 * max(0, self.live_registers(d) - self.cpu.registers)
+        return work - unrolled + spilled + too_soon + outgrown
 
     def features(self, d: Decisions) -> dict[str, float]:
         return {
@@ -182,6 +206,10 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
         tiles, stored_at = _cut_channels(sch, d)
     conv, out = sch.get_sblock("conv"), sch.get_sblock("out")
     ky, kx, yi, xi, lane = sch.get_loops(conv)[-5:]
+    first_tap = ky
+    if d["unroll_taps"] == 2:
+        sch.reorder(kx, xi, yi, ky, lane)
+        first_tap = kx
     sch.annotate(tiles, "pragma_loop_partition_hint", 1)
     sch.vectorize(lane)
     taps = (ky, kx) if d["unroll_taps"] else ()
@@ -193,7 +221,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
     sch.vectorize(lane)
     for loop in loops[1:3]:
         sch.unroll(loop)
-    vectorize_innermost(sch, sch.decompose_reduction(conv, ky), unroll=2)
+    vectorize_innermost(sch, sch.decompose_reduction(conv, first_tap), unroll=2)
 
 
 def _cut_rows(sch: Schedule, d: Decisions) -> LoopRV:
