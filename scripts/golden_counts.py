@@ -150,13 +150,21 @@ def entry(target: str, algorithm: str, text: str, decisions: Any = None) -> dict
 def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Counts that differ by more than they may."""
     name = f"{kept['target']} {kept['algorithm']} {kept['workload']}"
-    lines = []
-    for part in ("whole", "loop"):
-        before, now = Counter(kept[part]), Counter(found[part])
-        for kind in sorted({*before, *now}):
-            if abs(now[kind] - before[kind]) > max(FEW, SHARE * before[kind]):
-                lines.append(f"{name}: {kind} of the {part}: {before[kind]} -> {now[kind]}")
-    return lines
+    return [
+        f"{name}: {line}"
+        for part in ("whole", "loop")
+        for line in unlike(kept[part], found[part], f"the {part}")
+    ]
+
+
+def unlike(kept: Mapping[str, int], found: Mapping[str, int], of: str) -> list[str]:
+    """The counts of two tallies of one thing that differ by more than they may."""
+    before, now = Counter(kept), Counter(found)
+    return [
+        f"{kind} of {of}: {before[kind]} -> {now[kind]}"
+        for kind in sorted({*before, *now})
+        if abs(now[kind] - before[kind]) > max(FEW, SHARE * before[kind])
+    ]
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ from convtvm.cli.benching import bench as command
 from convtvm.cli.benching import geomean
 from convtvm.compare import bench, peers
 from convtvm.compare.bench import BenchRow, Measured
-from convtvm.machine.cpu import device_name
+from convtvm.compare.conditions import Neighbours
+from convtvm.machine.cpu import device_name, facts
+from convtvm.measure.timing import Timing
 from convtvm.problem.reference import conv2d_reference
 from convtvm.problem.workload import ConvWorkload
 from convtvm.version import with_commit
@@ -85,6 +87,10 @@ def test_document(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["geomean"] == pytest.approx(layer["speedup"])
     assert found["worst"] == layer["speedup"]
     assert layer["share_of_ceiling"] > 0 and layer["share_of_peak"] > 0
+    assert found["machine"] == facts() and found["versions"]["apache-tvm"]
+    figures = [*layer["algorithms"].values(), *layer["peers"].values()]
+    assert all(f["spread"] >= 0 and f["least"] <= f["seconds"] for f in figures)
+    assert found["noise"]["figures"] == len(figures)
 
 
 def test_plot_is_of_the_document(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +108,28 @@ def test_table(capfd: pytest.CaptureFixture[str]) -> None:
     out, _ = capfd.readouterr()
     assert "threads 1, NHWC" in out and "tiny" in out and "% peak" in out and "% ceiling" in out
     assert "geomean" not in out  # nobody to compare with
+    assert f"machine   {device_name()}" in out and f"convtvm {with_commit(__version__)}" in out
+
+
+@pytest.mark.parametrize(("others", "spread"), [(0.4, 0.0), (0.0, 0.5), (0.0, 0.0)])
+def test_a_noisy_run_is_not_called_good(
+    others: float,
+    spread: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Because of what else ran, or of how far the figures lie apart."""
+    same = Timing(1e-3, 1e-3, spread, 9)
+    monkeypatch.setattr(bench, "interleave", lambda runs, *_: dict.fromkeys(runs, same))
+    monkeypatch.setattr(Neighbours, "share", lambda self: others)
+    args = ["bench", LINE, "--threads", "1", "--repeat", "3"]
+    assert main(args) == 0
+    out, err = capfd.readouterr()
+    noisy = bool(others or spread)
+    assert ("measure again on a machine at rest" in err) == noisy
+    assert ("1.000~" in out) == bool(spread) and ("took 40 % of the cores" in err) == bool(others)
+    assert main([*args, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["noise"]["good"] is not noisy
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

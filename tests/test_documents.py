@@ -98,7 +98,8 @@ class Interpreter:
 
 @pytest.mark.parametrize("page", [p for p, blocks in BLOCKS.items() if blocks])
 def test_blocks_run(page: str, path: str, tmp_path: Path) -> None:
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    for name in ("scripts", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     python = Interpreter(page, tmp_path, path)
     for block in BLOCKS[page]:
         if block.not_run or block.language not in RUN:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,19 +17,15 @@ from convtvm.machine import cpu
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import ConvWorkload
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "figures" / "leave_one_machine_out.py"
+FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "figures"
 AVX2, NATIVE = resolve("avx2", 1), resolve("native", 1)
 W = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("leave_one_machine_out", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("leave_one_machine_out")
 
 
 def made(task: Task, device: str, seconds: float, point: int) -> TuningRecord:
@@ -69,9 +63,7 @@ def test_a_machine_never_helps_itself(script: ModuleType) -> None:
     assert table["direct"].tasks == 1 and table["direct"].decided == 0
 
 
-def test_measured_on_this_machine(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_measured_on_this_machine(script: ModuleType, tmp_path: Path, capsys: Any) -> None:
     """Tuned decisions beside those of another machine; the same kernel loses exactly nothing."""
     here = cpu.device_name()
     direct, winograd = Task(W, "direct", NATIVE), Task(W, "winograd:2", NATIVE)
@@ -82,12 +74,10 @@ def test_measured_on_this_machine(
         made(direct, "B", 1e-6, 0),
         made(winograd, "B", 2e-6, -1),
     )
-    out = tmp_path / "x.json"
-    options = ["--measure", "--threads", "1", "--json", str(out)]
-    monkeypatch.setattr(sys, "argv", ["x", str(log), *options])
-    script.main()
+    sheet = script.Sheet()
+    script.figures(script.arguments().parse_args([str(log), "--measure", "--threads", "1"]), sheet)
     assert f"{here}, " in capsys.readouterr().out
-    (transferred, default) = json.loads(out.read_text())
+    (transferred, default) = sheet.found["settings"]
     assert (transferred["rule"], default["rule"]) == ("transferred", "default")
     lines = transferred["lines"]
     assert lines["direct"]["ratios"] == lines["choice"]["ratios"] == [1.0]
@@ -98,5 +88,5 @@ def test_measured_on_this_machine(
 
 def test_no_time_measures_nothing(script: ModuleType) -> None:
     record = made(Task(W, "direct", NATIVE), cpu.device_name(), 1e-6, 0)
-    tables = script.measured([record], script.Setting.of(record), 0.0, 0)
+    tables = script.measured([record], script.Setting.of(record), 0.0, 0, script.Sheet())
     assert tables == {"transferred": {}, "default": {}}

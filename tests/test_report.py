@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import json
 import random
 import re
@@ -502,6 +503,29 @@ def test_a_library_counts_by_its_fastest_setting() -> None:
     assert {row["library"]: row["ratio"] for row in rows} == {"torch": 2.0, "ncnn": 4.0}
 
 
+@pytest.mark.parametrize(
+    "ratios", [(0.02, 0.5), (0.86, 4.1), (1.0, 1.0), (0.97, 1.04), (1.4, 1.5), (1.2, 60.0)]
+)
+def test_ticks_of_a_comparison_stand_apart(ratios: tuple[float, float], tmp_path: Path) -> None:
+    """Within their scale, at whose ends Vega would pile up the others."""
+    first, second = ratios
+    write_plot(tmp_path / "p.svg", comparison_of(torch=first * 1e-3, ncnn=second * 1e-3))
+    drawn = (tmp_path / "p.svg").read_text("utf8")
+    axis = drawn[drawn.index("X-axis titled") : drawn.index("Y-axis for")]
+    places = [float(x) for x in re.findall(r"<text[^>]*translate\(([\d.]+),16\)", axis)]
+    assert 'opacity="0"' not in axis, "a label was left out"
+    assert len(places) > 2 and all(b - a > 25 for a, b in itertools.pairwise(places)), places
+
+
+def test_noisy_figures_are_counted() -> None:
+    document = comparison_of(torch=3e-3)
+    assert "never at rest" not in page(documents=[bench.parse(document, "x")]).words
+    document["layers"][0]["peers"]["torch"] |= {"spread": 0.3}
+    assert "1 figure came from a machine never at rest" in (
+        page(documents=[bench.parse(document, "x")]).words
+    )
+
+
 def test_layers_of_a_log_are_shown_as_the_benchmark_of_its_target_had_them() -> None:
     """And with nothing of the log beside them: those times are of another hour."""
     history = [made(secs=5e-3), made(algorithm="im2col", secs=6e-3), *tuned()]
@@ -563,6 +587,12 @@ def test_plots(name: str, start: bytes, document: dict[str, Any], tmp_path: Path
     if name == "p.svg":
         assert b"prefers-color-scheme:dark" in content and b"var(--ink)" in content
     assert not list(tmp_path.glob(".convtvm-*"))
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_picture_of_a_noisy_run_says_so(good: bool, tmp_path: Path) -> None:
+    write_plot(tmp_path / "p.svg", {**comparison_of(torch=2e-3), "noise": {"good": good}})
+    assert ("from a noisy run" in (tmp_path / "p.svg").read_text("utf8")) is not good
 
 
 @pytest.mark.parametrize(

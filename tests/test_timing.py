@@ -139,3 +139,19 @@ def test_warms_up_for_a_while_and_twice_at_least() -> None:
 
     assert 3 <= len(calls(0.001)) <= 15
     assert len(calls(0.02)) == 2
+
+
+# ---- what samples say ----------------------------------------------------------------------------
+
+
+def test_a_timing_is_median_least_and_spread_of_the_middle_half() -> None:
+    found = timing.Timing.of([4.0, 2.0, 3.0, 5.0, 1.0])
+    assert (found.seconds, found.least, found.samples) == (3.0, 1.0, 5)
+    assert found.spread == pytest.approx(2 / 3) and found.is_noisy
+    assert timing.Timing.of([1.0]) == timing.Timing(1.0, 1.0, 0.0, 1, False)
+
+
+def test_a_single_outlier_is_no_noise_and_steady_but_disturbed_is() -> None:
+    assert not timing.Timing.of([1.0, 1.01, 1.02, 1.0, 9.0]).is_noisy
+    assert timing.Timing.of([1.0, 1.0, 1.3, 1.3]).is_noisy
+    assert timing.Timing.of([1.0] * 9, disturbed=True).is_noisy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.noise import marked, noise, warn_of
 from convtvm.cli.options import (
     batch_option,
     dtype_option,
@@ -143,23 +144,32 @@ def _bench_on_cpu(
 ) -> None:
     """Compile every algorithm and time it here beside the peers."""
     from convtvm.compare.bench import bench as run_bench
+    from convtvm.compare.conditions import Neighbours, conditions, lines
     from convtvm.library.remembered import compile as build_library
     from convtvm.measure.peak import measure_peak
 
     lib = build_library(workloads, target, logs=list(logs) or None, layout=layout, keep="all")
     for problem in lib.problems:
         warn(problem)
-    peak = measure_peak(target)
+    neighbours, peak = Neighbours(), measure_peak(target)
     with chatter_on_stderr():
         rows = list(run_bench(lib, peers, repeat))
     for name in peers:
         if reasons := [row.absent[name] for row in rows if name in row.absent]:
             warn(f"{name} took no part in {len(reasons)} of {len(rows)} layers: {reasons[0]}")
-    found = {"device": target.device_name(), **_document(rows, lib.target, lib.threads, peak)}
+    under = conditions()
+    found = {
+        "device": target.device_name(),
+        **_document(rows, lib.target, lib.threads, peak),
+        **under,
+        "noise": noise([m for row in rows for m in row.figures], neighbours.share()),
+    }
+    warn_of(found["noise"])
     write_plot(plot, found)
     if as_json:
         print_json(found)
         return
+    click.echo("\n".join(lines(under)))
     title = f"{lib.target}, threads {lib.threads}, {layout}, peak {peak / 1e9:.0f} GFLOP/s"
     _print(title, rows, peak)
 
@@ -167,8 +177,8 @@ def _bench_on_cpu(
 def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
     label = labels([row.workload for row in rows])
     peers = list(dict.fromkeys(name for row in rows for name in row.peers))
-    columns = ["workload", "chosen", ">ms", *(f">{p} ms" for p in peers), ">vs best", ">% peak"]
-    columns += [">% ceiling", ">workspace", ">error", "other algorithms, ms"]
+    columns = ["workload", "chosen", ">ms", ">±%", *(f">{p} ms" for p in peers), ">vs best"]
+    columns += [">% peak", ">% ceiling", ">workspace", ">error", "other algorithms, ms"]
     lines = []
     for row in rows:
         ours = row.algorithms[row.chosen]
@@ -179,8 +189,9 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
             [
                 label[row.workload],
                 row.chosen,
-                ms(ours.seconds),
-                *(ms(row.peers[p].seconds if p in row.peers else None) for p in peers),
+                marked(ours),
+                f"{100 * ours.spread:.1f}",
+                *(marked(row.peers.get(p)) for p in peers),
                 text_of(row.speedup, "{:.2f}x"),
                 f"{100 * row.workload.flops / ours.seconds / peak:.0f}",
                 f"{100 * row.multiplied / peak:.0f}",
@@ -190,9 +201,6 @@ def _print(title: str, rows: Sequence[BenchRow], peak: float) -> None:
             ]
         )
     print_table(title, columns, lines)
-    figures = [m for row in rows for m in (*row.algorithms.values(), *row.peers.values())]
-    if disturbed := sum(m.disturbed for m in figures):
-        warn(f"{disturbed} of {len(figures)} figures are from a machine that was never at rest")
     speedups = [row.speedup for row in rows if row.speedup]
     if speedups:
         worst = min(rows, key=lambda row: row.speedup or math.inf)

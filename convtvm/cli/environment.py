@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
-from importlib import metadata
 from typing import Any
 
 import click
 
-from convtvm import __version__
+from convtvm import __version__, version
 from convtvm.cli import caching
 from convtvm.cli.options import examples, json_option
 from convtvm.cli.output import print_json, print_table, without_torch
 from convtvm.errors import ConvtvmError
-from convtvm.machine.cpu import device_name, host_features, physical_cores
-from convtvm.version import with_commit
+from convtvm.machine import cpu
 
-# What a person would call it -> distributions that have it, the usual one first.
-_PACKAGES = {
-    "apache-tvm": ("apache-tvm",),
-    "tvm-ffi": ("apache-tvm-ffi",),
-    "numpy": ("numpy",),
-    "xgboost": ("xgboost-cpu", "xgboost"),
-}
 # Compiler -> (what it is for, how to get it)
 _COMPILERS = {
     "ld": ("tune and compile", "install binutils (apt install binutils, dnf install binutils)"),
@@ -35,8 +25,6 @@ _COMPILERS = {
     "nvcc": ("CUDA targets, unless NVRTC is there", "pip install convtvm[cuda]"),
 }
 _REQUIRED = "ld"
-# The instruction sets that decide how fast a convolution can be, weakest first.
-_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "amx-bf16")
 
 
 @click.command(epilog=examples("convtvm info"))
@@ -48,11 +36,11 @@ def info(as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    cpu, target = facts["cpu"], facts["target"]
+    target = facts["target"]
     rows = list(facts["versions"].items())
-    rows.append(("CPU", cpu["name"]))
-    rows.append(("cores", f"{cpu['cores']} usable"))
-    rows.append(("features", " ".join(cpu["features"]) or "unknown"))
+    rows.append(("CPU", facts["cpu"]["name"]))
+    rows.append(("cores", f"{facts['cpu']['cores']} usable"))
+    rows.append(("features", " ".join(facts["cpu"]["features"]) or "unknown"))
     rows.append(("native target", target["name"] if target else "none"))
     if target:
         rows.append(("vector width", f"{target['lanes']} floats, {target['registers']} registers"))
@@ -69,15 +57,11 @@ def info(as_json: bool) -> None:
 
 def gather() -> dict[str, Any]:
     """All that `info` shows, as JSON has it."""
-    versions: dict[str, str | None] = {
-        "convtvm": with_commit(__version__),
-        "Python": platform.python_version(),
-    }
-    versions |= {name: _version(dists) for name, dists in _PACKAGES.items()}
+    versions = version.versions(__version__)
     missing = [
-        f"{name}: pip install {_PACKAGES[name][0]}"
-        for name, version in versions.items()
-        if version is None
+        f"{name}: pip install {version.PACKAGES[name][0]}"
+        for name, found in versions.items()
+        if found is None
     ]
     compilers = {name: shutil.which(name) for name in _COMPILERS}
     for name, path in compilers.items():
@@ -87,29 +71,14 @@ def gather() -> dict[str, Any]:
             missing.append(f"{name} ({optional}for {use}): {cure}")
     target, problem = _native()
     missing += [problem] if problem else []
-    offered = host_features()
     return {
         "versions": versions,
-        "cpu": {
-            "name": device_name(),
-            "machine": platform.machine(),
-            "cores": physical_cores(),
-            "features": [name for name in _FEATURES if offered.get(name)],
-        },
+        "cpu": cpu.facts(),
         "target": target,
         "compilers": compilers,
         "cache": caching.facts(),
         "missing": missing,
     }
-
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _native() -> tuple[dict[str, Any] | None, str]:

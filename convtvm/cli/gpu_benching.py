@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtvm.cli.noise import noise
 from convtvm.cli.output import (
     chatter_on_stderr,
     labels,
@@ -43,6 +44,7 @@ def bench_on_gpu(
 ) -> None:
     """Compile every algorithm and time it on this machine's GPU beside the peers."""
     from convtvm.compare import cudnn
+    from convtvm.compare.conditions import conditions
     from convtvm.compare.gpu_bench import bench
     from convtvm.kernels.task import TABLES
     from convtvm.library.remembered import compile as build_library
@@ -66,7 +68,8 @@ def bench_on_gpu(
         for reason in row.absent.values():
             warn(f"torch took no part in {row.workload}: {reason}")
     facts = {"device": target.device_name(), "target": lib.target, "threads": lib.threads}
-    found = {**facts, "layout": layout, "peak_flops": None, **document(rows)}
+    found = {**facts, "layout": layout, "peak_flops": None, **document(rows), **conditions()}
+    found["noise"] = noise([m for row in rows for m in row.figures])
     write_plot(plot, found)
     if as_json:
         print_json(found)

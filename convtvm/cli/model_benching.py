@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from convtvm.cli.models import compile_source
+from convtvm.cli.noise import marked, noise, warn_of
 from convtvm.cli.output import (
     chatter_on_stderr,
-    ms,
     print_json,
     print_table,
     significant,
@@ -37,6 +37,7 @@ def bench_source(
 ) -> None:
     """Compile the model in `source` and time it beside the peers."""
     with torch_allowed():
+        from convtvm.compare.conditions import Neighbours, conditions, lines
         from convtvm.compare.model_bench import bench_model
         from convtvm.machine.targets import resolve
         from convtvm.models.importing import import_model
@@ -48,10 +49,12 @@ def bench_source(
             source, quiet=as_json, target=resolved, shapes=shapes, logs=list(logs) or None
         )
         imported = import_model(source, None, dict(shapes))
+        neighbours = Neighbours()
         with chatter_on_stderr():
             found = bench_model(model, imported, Path(source), peers, repeat)
     for name, reason in found.absent.items():
         warn(f"{name} took no part: {reason}")
+    under, every = conditions(), [found.ours, *found.peers.values()]
     document: dict[str, Any] = {
         "model": source,
         "device": resolved.device_name(),
@@ -62,20 +65,22 @@ def bench_source(
         "absent": dict(found.absent),
         "best_peer": found.best_peer,
         "speedup": found.speedup,
+        **under,
+        "noise": noise(every, neighbours.share()),
     }
+    warn_of(document["noise"])
     write_plot(plot, document)
     if as_json:
         print_json(document)
         return
-    rows = [["convtvm", ms(found.ours.seconds), "", f"{found.ours.max_error:.1e}"]]
-    for name, m in sorted(found.peers.items(), key=lambda item: item[1].seconds):
+    click.echo("\n".join(lines(under)))
+    ordered = sorted(found.peers.items(), key=lambda item: item[1].seconds)
+    rows = []
+    for name, m in (("convtvm", found.ours), *ordered):
         ratio = significant(m.seconds / found.ours.seconds, 3)
-        rows.append([name, ms(m.seconds), f"{ratio}x", f"{m.max_error:.1e}"])
+        of_ours = "" if m is found.ours else f"{ratio}x"
+        rows.append([name, marked(m), f"{100 * m.spread:.1f}", of_ours, f"{m.max_error:.1e}"])
     title = f"{source}, {model.target}, threads {model.threads}"
-    print_table(title, ["", ">ms", ">of ours", ">error"], rows)
-    disturbed = [m for m in (found.ours, *found.peers.values()) if m.disturbed]
-    if disturbed:
-        total = 1 + len(found.peers)
-        warn(f"{len(disturbed)} of {total} figures are from a machine that was never at rest")
+    print_table(title, ["", ">ms", ">±%", ">of ours", ">error"], rows)
     if found.speedup:
         click.echo(f"{text_of(found.speedup, '{:.2f}')}x the best peer, {found.best_peer}")

@@ -52,6 +52,8 @@ def write_plot(path: Path | None, document: Mapping[str, Any]) -> None:
     else:
         figure, title, subtitle = comparison.picture(found)
         below = [subtitle, f"convtvm {with_commit(__version__)}"]
+        if not document.get("noise", {}).get("good", True):
+            below[-1] += ", from a noisy run: measure again on a machine at rest"
         if path.suffix.lower() == ".svg":
             content = rendering.svg(figure, title, below).encode("utf8")
         else:

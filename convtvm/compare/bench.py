@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from convtvm.errors import ConvtvmError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.measure.jobs import failure, wrong_answer
 from convtvm.measure.pace import pace
-from convtvm.measure.timing import in_turn, mean_seconds, warm_up
+from convtvm.measure.timing import Timing, in_turn, mean_seconds, warm_up
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
 
@@ -34,8 +33,8 @@ WRONG = 1e-2  # relative error that no algorithm has
 class Measured:
     """Median seconds a call, error relative to the largest output, workspace if known.
 
-    `disturbed`: too few calls ran at full speed, and the median is that of all. On a GPU `seconds`
-    are with a cold L2 cache and `warm` those of calls in a row.
+    `disturbed`, `spread`, `least` and `samples` are those of a Timing. On a GPU `seconds` are with
+    a cold L2 cache and `warm` those of calls in a row.
     """
 
     seconds: float
@@ -43,6 +42,22 @@ class Measured:
     workspace_bytes: int | None = None
     disturbed: bool = False
     warm: float | None = None
+    spread: float = 0.0
+    least: float | None = None
+    samples: int = 1
+
+    @classmethod
+    def of(cls, timing: Timing, max_error: float, workspace_bytes: int | None = None) -> Measured:
+        return cls(max_error=max_error, workspace_bytes=workspace_bytes, **vars(timing))
+
+    @property
+    def timing(self) -> Timing:
+        least = self.seconds if self.least is None else self.least
+        return Timing(self.seconds, least, self.spread, self.samples, self.disturbed)
+
+    @property
+    def is_noisy(self) -> bool:
+        return self.timing.is_noisy
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,11 @@ class BenchRow:
             return None
         name = min(self.peers, key=lambda p: self.peers[p].seconds)
         return name, self.peers[name].seconds
+
+    @property
+    def figures(self) -> list[Measured]:
+        """All that were measured and are shown."""
+        return [*self.algorithms.values(), *self.peers.values(), *self.without_bias.values()]
 
     @property
     def multiplied(self) -> float:
@@ -115,8 +135,8 @@ def bench(
                 runs.update(settings)
                 errors.update(off)
         measured = {
-            name: Measured(seconds, errors[name], workspace.get(name), disturbed)
-            for name, (seconds, disturbed) in interleave(runs, repeat, library.threads).items()
+            name: Measured.of(timing, errors[name], workspace.get(name))
+            for name, timing in interleave(runs, repeat, library.threads).items()
         }
         yield BenchRow(
             workload=w,
@@ -141,12 +161,11 @@ def _bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Run:
 
 def interleave(
     runs: Mapping[str, Callable[[], Any]], repeat: int, threads: int
-) -> dict[str, tuple[float, bool]]:
-    """Median seconds of each and whether too many figures were disturbed: `repeat` rounds, in each
-    of which everyone runs for some milliseconds, without a break, until it is as fast as it gets.
-    """
+) -> dict[str, Timing]:
+    """The time of each by `repeat` rounds, in each of which everyone runs for some milliseconds,
+    without a break, until it is as fast as it gets."""
     times = in_turn(runs, repeat, partial(_steady, cores=_Cores(threads)))
-    return {key: (statistics.median(secs), disturbed) for key, (secs, disturbed) in times.items()}
+    return {key: Timing.of(*taken) for key, taken in times.items()}
 
 
 class _Cores:

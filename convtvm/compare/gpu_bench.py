@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from convtvm.dispatch.manifest import Kernel
 from convtvm.errors import ConvtvmError, NoCandidate
 from convtvm.measure.gpu_timing import stopwatch
 from convtvm.measure.jobs import failure, wrong_answer
+from convtvm.measure.timing import Timing
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
 
@@ -166,10 +168,8 @@ def _measure(
     cold = watch.time(calls, repeat)
     warm = watch.time(calls, max(3, repeat // _WARM), cold=False)
     return {
-        name: Measured(
-            statistics.median(cold[name][0]),
-            error,
-            workspace.get(name),
+        name: replace(
+            Measured.of(Timing.of(*cold[name]), error, workspace.get(name)),
             disturbed=cold[name][1] or warm[name][1],
             warm=statistics.median(warm[name][0]),
         )

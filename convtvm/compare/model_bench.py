@@ -67,10 +67,7 @@ def bench_model(
     with _original(source, imported, inputs, model.threads) as original:
         runs, absent = set_up(list(peers), original, check)
         times = interleave({OURS: lambda: model(inputs, out=out), **runs}, repeat, model.threads)
-    measured = {
-        name: Measured(seconds, errors[name], None, disturbed)
-        for name, (seconds, disturbed) in times.items()
-    }
+    measured = {name: Measured.of(timing, errors[name]) for name, timing in times.items()}
     ours = measured.pop(OURS)
     return ModelBench(ours, measured, absent)
 

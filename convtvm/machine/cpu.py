@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # LLVM's name of a feature -> the kernel's name in /proc/cpuinfo, for the instruction sets that
 # compiled kernels may contain. Names that agree are not listed.
@@ -53,6 +54,8 @@ _SAME_NAME = [
 ]
 
 _KNOWN = {**{name: name for name in _SAME_NAME}, **_KERNEL_NAMES}
+# The instruction sets that decide how fast a convolution can be, weakest first.
+_DECISIVE = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "amx-bf16")
 
 
 @cache
@@ -110,3 +113,15 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(str(cpu))
     return max(1, len(siblings))
+
+
+def facts() -> dict[str, Any]:
+    """What people who read a figure want to know: name, kind of machine, cores, instruction sets
+    that decide how fast a convolution can be."""
+    offered = host_features()
+    return {
+        "name": device_name(),
+        "machine": platform.machine(),
+        "cores": physical_cores(),
+        "features": [name for name in _DECISIVE if offered.get(name)],
+    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 import resource
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,34 @@ _PATIENCE = 0.02  # seconds to wait for full speed before a window
 _WARM_UP = 0.015  # seconds; two cores that were idle need 10 ms
 _WAIT_SHARE = 0.02  # of a window that threads may wait for a core and the window still counts
 _ROUNDS = 6  # times the number of samples wanted: after so many a side-by-side timing ends
+NOISY = 0.1  # of the median: how far apart the middle half of good samples may lie
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a call: the median of so many `samples`, the least of them, and the `spread`, how
+    far apart their middle half lies as a share of the median. `disturbed`: too few were taken at
+    full speed, and these are all."""
+
+    seconds: float
+    least: float
+    spread: float = 0.0
+    samples: int = 1
+    disturbed: bool = False
+
+    @classmethod
+    def of(cls, taken: Sequence[float], disturbed: bool = False) -> Timing:
+        """Of samples in seconds, one at least; of a single one nobody knows the spread."""
+        median, spread = statistics.median(taken), 0.0
+        if len(taken) > 1:
+            low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
+            spread = (high - low) / median if median else 0.0
+        return cls(median, min(taken), spread, len(taken), disturbed)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether another run would hardly find the same."""
+        return self.disturbed or self.spread > NOISY
 
 
 def timed(evaluate: Callable[[int], float], limits: Limits) -> tuple[list[float], bool]:

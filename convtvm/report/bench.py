@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from convtvm.errors import ReportError, WorkloadError
+from convtvm.measure.timing import Timing
 from convtvm.problem.workload import ConvWorkload
 
 
 @dataclass(frozen=True)
 class Time:
-    """Median seconds of a call, error relative to the largest output, workspace if known."""
+    """Median seconds of a call, error relative to the largest output, workspace if known;
+    `disturbed` and `spread` are those of a Timing."""
 
     seconds: float
     max_error: float
     workspace_bytes: int | None = None
     disturbed: bool = False
+    spread: float = 0.0
+
+    @property
+    def is_noisy(self) -> bool:
+        return Timing(self.seconds, self.seconds, self.spread, disturbed=self.disturbed).is_noisy
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,10 @@ class Bench:
     device: str = ""
 
     @property
-    def disturbed(self) -> int:
-        """Figures from a machine that was never at rest."""
+    def noisy(self) -> int:
+        """Figures that another run would hardly find again."""
         every = (t for row in self.layers for t in (*row.algorithms.values(), *row.peers.values()))
-        return sum(t.disturbed for t in every)
+        return sum(t.is_noisy for t in every)
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ def _time(entry: Mapping[str, Any]) -> Time:
         _positive(entry["max_error"], least=0.0),
         None if workspace is None else _count(workspace),
         bool(entry.get("disturbed", False)),
+        _positive(entry.get("spread") or 0.0, least=0.0),
     )
 
 

@@ -30,6 +30,10 @@ from convtvm.report.picture import (
 )
 
 _BESIDE = "Beside other libraries"
+_MOST = 16  # times ours, beyond which a mark stands at the edge
+_FEW = 3
+_FINE = (0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3, 1.4)
+_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
 
 def labels_of(bench: Bench) -> dict[str, str]:
@@ -86,8 +90,8 @@ def layers(bench: Bench) -> list[Figure]:
         f"Time of each library's fastest setting over convtvm's: {headline(bench)}. Right of the "
         "line convtvm is faster; full marks are the fastest other library of the layer."
     )
-    if bench.disturbed:
-        sentence += f" {plural(bench.disturbed, 'figure')} came from a machine never at rest."
+    if bench.noisy:
+        sentence += f" {plural(bench.noisy, 'figure')} came from a machine never at rest."
     return [Figure(_BESIDE, sentence, _ratios(rows, names), table)]
 
 
@@ -104,17 +108,19 @@ def _library_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
-    low = min(0.9, *(row["ratio"] for row in rows))
-    high = max(row["ratio"] for row in rows)
+    # Vega piles up the ticks beyond a clamped scale at its end.
+    low = 0.96 * min(0.9, *(row["ratio"] for row in rows))
+    high = min(1.05 * max(1.0, *(row["ratio"] for row in rows)), _MOST)
+    ticks = [value for value in _TICKS if low <= value <= high]
+    if len(ticks) < _FEW:
+        ticks = [value for value in _FINE if low <= value <= high]
     y = in_order("layer", axis={"grid": True, "labelLimit": 180})
     x: Spec = {
         "field": "ratio",
         "type": "quantitative",
         "title": "× convtvm's time",
-        "scale": {"type": "log", "domain": [low * 0.96, min(high * 1.05, 16)], "nice": False}
-        | {"clamp": True},
-        "axis": {"values": [0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16], "format": "~g"}
-        | {"grid": False},
+        "scale": {"type": "log", "domain": [low, high], "nice": False, "clamp": True},
+        "axis": {"values": ticks, "format": "~g", "grid": False},
     }
     colours, shapes = _library_scales(names)
     gain = {

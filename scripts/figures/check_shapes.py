@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+
+from sheet import Sheet, main, parser_of
 
 from convtvm.errors import ConvtvmError
 from convtvm.kernels.task import tasks_of
@@ -39,8 +40,8 @@ from convtvm.problem.workload import LAYOUTS, ConvWorkload
 _SECONDS = 20.0  # between two lines of progress
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("files", nargs="*", help="workload files or built-in networks")
     parser.add_argument("--random", type=int, default=0, help="number of random workloads")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,21 +58,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--opt-level", type=int, default=3, choices=range(4), help="LLVM's; 0 is quick"
     )
-    return parser.parse_args()
+    return parser
 
 
-def workloads_of(arguments: argparse.Namespace, skipped: Counter[str]) -> Iterator[ConvWorkload]:
+def workloads_of(options: argparse.Namespace, skipped: Counter[str]) -> Iterator[ConvWorkload]:
     """Distinct workloads of the files, line by line, then random ones."""
     seen = set()
-    for name in arguments.files:
+    for name in options.files:
         for w in read_lines(name, skipped):
-            if w.flops > arguments.max_mflop * 1e6:
+            if w.flops > options.max_mflop * 1e6:
                 skipped["larger than --max-mflop"] += 1
             elif w not in seen:
                 seen.add(w)
                 yield w
-    rng = random.Random(arguments.seed)
-    for _ in range(arguments.random):
+    rng = random.Random(options.seed)
+    for _ in range(options.random):
         yield random_workload(rng)
 
 
@@ -114,20 +115,20 @@ class Passed:
 
 
 def checks_of(
-    arguments: argparse.Namespace, skipped: Counter[str], passed: Passed
+    options: argparse.Namespace, skipped: Counter[str], passed: Passed
 ) -> Iterator[Check]:
     target = resolve("native", 1)
-    names = arguments.algorithms.split(",") if arguments.algorithms else None
+    names = options.algorithms.split(",") if options.algorithms else None
     turn = 0
-    for number, w in enumerate(islice(workloads_of(arguments, skipped), arguments.limit)):
+    for number, w in enumerate(islice(workloads_of(options, skipped), options.limit)):
         alternate = (LAYOUTS[number % len(LAYOUTS)],)
-        chosen = {"both": LAYOUTS, "alternate": alternate}.get(arguments.layouts)
-        for layout in chosen or (arguments.layouts,):
+        chosen = {"both": LAYOUTS, "alternate": alternate}.get(options.layouts)
+        for layout in chosen or (options.layouts,):
             tasks = tasks_of([w], target, layout, names)
-            count = min(arguments.sample or len(tasks), len(tasks))
+            count = min(options.sample or len(tasks), len(tasks))
             for task in (tasks[(turn + i) % len(tasks)] for i in range(count)):
-                decisions = arguments.seed + number if arguments.random_decisions else None
-                check = Check(task, decisions, arguments.seed, "", arguments.opt_level)
+                decisions = options.seed + number if options.random_decisions else None
+                check = Check(task, decisions, options.seed, "", options.opt_level)
                 yield replace(check, known=passed.fingerprint(check))
             turn += count
 
@@ -162,16 +163,15 @@ class Tally:
         )
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def figures(options: argparse.Namespace, sheet: Sheet) -> int:
     skipped: Counter[str] = Counter()
-    passed = Passed(arguments.passed)
-    checks = list(checks_of(arguments, skipped, passed))
+    passed = Passed(options.passed)
+    checks = list(checks_of(options, skipped, passed))
     if not checks:
-        sys.exit("no workloads; name files or --random N")
+        raise ConvtvmError("no workloads; name files or --random N")
     tally = Tally(len(checks), len({c.task.workload for c in checks}))
     with ExitStack() as stack:
-        helpers = [stack.enter_context(Zygote()) for _ in range(arguments.workers)]
+        helpers = [stack.enter_context(Zygote()) for _ in range(options.workers)]
         for verdict in verify(checks, helpers):
             tally.add(verdict)
             if not verdict.problem:
@@ -179,8 +179,15 @@ def main() -> None:
     tally.print_line()
     print("passed by algorithm:", dict(sorted(tally.passed.items())))
     print("shapes skipped:", dict(skipped.most_common(8)))
-    sys.exit(1 if tally.wrong else 0)
+    sheet.found = {
+        "workloads": tally.workloads,
+        "kernels": tally.total,
+        "passed": dict(sorted(tally.passed.items())),
+        "wrong": tally.wrong,
+        "skipped": dict(skipped),
+    }
+    return 1 if tally.wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

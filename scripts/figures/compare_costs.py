@@ -6,6 +6,8 @@
 
 First the comparison of F(4x4, 3x3) with direct convolution on a 16x16 input of 128 channels, and of
 im2col's and MEC's matrices; then the twelve layers of the MEC paper (Cho & Brand 2017, table 2).
+The exit status is 1 if a kernel allocates something else than its formula says, 3 after a noisy
+run.
 
 Quoted by docs/algorithms.md.
 """
@@ -13,15 +15,15 @@ Quoted by docs/algorithms.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from sheet import Sheet, main, parser_of
 
 from convtvm import load
-from convtvm.compare.bench import Measured, bench
+from convtvm.compare.bench import BenchRow, Measured, bench
 from convtvm.dispatch import KernelLibrary
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
@@ -31,6 +33,7 @@ from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
 
 MIB = 1 << 20
+EXAMPLE = ConvWorkload.make(128, 1, 16, kh=3)  # the article's
 
 
 def im2col_elements(w: ConvWorkload) -> int:
@@ -44,8 +47,18 @@ def mec_elements(w: ConvWorkload) -> int:
     return w.n * w.ow * rows * w.kw * w.ic
 
 
+def counts(w: ConvWorkload) -> dict[str, dict[str, int]]:
+    """Multiplications and additions by algorithm, and the elements of the lowered matrices."""
+    found = {
+        name: {"multiplications": a.multiplications(w), "additions": a.additions(w)}
+        for name, a in ALGORITHMS.items()
+        if not a.inapplicable(w)
+    }
+    return found | {"elements": {"im2col": im2col_elements(w), "mec": mec_elements(w)}}
+
+
 def arithmetic_table() -> Table:
-    w = ConvWorkload.make(128, 1, 16, kh=3)
+    w = EXAMPLE
     direct = ALGORITHMS["direct"].multiplications(w)
     table = Table(title="16x16 input, 3x3 kernel, 128 channels, one output channel")
     for name in ("algorithm", "multiplications", "direct / it", "additions"):
@@ -89,13 +102,19 @@ def memory_table(workloads: Sequence[ConvWorkload]) -> Table:
     return table
 
 
-def measured_tables(library: KernelLibrary, repeat: int) -> Iterator[Table]:
-    """Workspace of every compiled algorithm, and its median time, side by side."""
-    rows = list(bench(library, peers={}, repeat=repeat))
+def measured_tables(rows: Sequence[BenchRow], sheet: Sheet) -> Iterator[Table]:
+    """Workspace of every compiled algorithm, its median time with spread and share of the peak, and
+    its error, side by side."""
     names = [name for name in ALGORITHMS if any(name in row.algorithms for row in rows)]
+    shown = {
+        id(m): sheet.time(f"{row.workload.name} {name}", m.timing, row.workload.flops)
+        for row in rows
+        for name, m in row.algorithms.items()
+    }
     cells: dict[str, Callable[[Measured], str]] = {
         "Workspace of the compiled kernels, MiB": lambda m: f"{(m.workspace_bytes or 0) / MIB:.2f}",
-        "Median time, ms, 1 thread": lambda m: f"{m.seconds * 1e3:.3g}",
+        "Median time, ms, 1 thread": lambda m: f"{m.seconds * 1e3:.3g}{shown[id(m)].mark}".strip(),
+        "Spread of the times, share of the peak": lambda m: shown[id(m)].about,
         "Error relative to the largest output": lambda m: f"{m.max_error:.1e}",
     }
     for title, text in cells.items():
@@ -124,30 +143,39 @@ def differing_workspaces(library: KernelLibrary) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--run", action="store_true", help="compile, measure workspace and time")
     parser.add_argument("--log", type=Path, action="append", default=[], help="tuning log to use")
     parser.add_argument("--library", type=Path, help="made by `convtvm compile --keep all`")
     parser.add_argument("--repeat", type=int, default=7, help="calls of which the median counts")
     parser.add_argument("--source", default="cv1_12", help="workloads of the second part")
-    arguments = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> int:
     console = Console()
-    if arguments.run:
-        if arguments.library:
-            library = load(arguments.library, threads=1)
-        else:
-            workloads = read_source(arguments.source)
-            library = compile_library(workloads, threads=1, logs=arguments.log, keep="all")
-        for table in measured_tables(library, arguments.repeat):
+    workloads = read_source(options.source)
+    if not options.run:
+        sheet.found = {"example": counts(EXAMPLE), "layers": {w.name: counts(w) for w in workloads}}
+        for table in (arithmetic_table(), memory_table(workloads), layers_table(workloads)):
             console.print(table)
-        wrong = differing_workspaces(library)
-        print("\n".join(wrong) or "Every untuned kernel allocates what its formula says.")
-        sys.exit(1 if wrong else 0)
-    workloads = read_source(arguments.source)
-    for table in (arithmetic_table(), memory_table(workloads), layers_table(workloads)):
+        return 0
+    if options.library:
+        library = load(options.library, threads=1)
+    else:
+        library = compile_library(workloads, threads=1, logs=options.log, keep="all")
+    sheet.peak()
+    rows = list(bench(library, peers={}, repeat=options.repeat))
+    sheet.found = {
+        row.workload.name: {name: vars(m) for name, m in row.algorithms.items()} for row in rows
+    }
+    for table in measured_tables(rows, sheet):
         console.print(table)
+    wrong = differing_workspaces(library)
+    print("\n".join(wrong) or "Every untuned kernel allocates what its formula says.")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

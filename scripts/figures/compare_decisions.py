@@ -5,7 +5,7 @@
 
 A kernel is an algorithm and the knobs that it shall have; the others are those that `compile` would
 take by the logs (without --log: by those that came with convtvm). Medians of calls at full speed,
-and errors against float64.
+and errors against float64. The exit status is 3 after a noisy run.
 
 Quoted by docs/algorithms.md, docs/performance.md and docs/templates.md.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sheet import Sheet, main, parser_of
 
 import convtvm
 from convtvm.compare.bench import interleave
@@ -63,16 +64,17 @@ def bound(plan: Any, data: np.ndarray, out: np.ndarray) -> Callable[[], np.ndarr
     return lambda: plan(data, out=out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("workload")
     parser.add_argument("kernels", nargs="+", metavar="KERNEL")
     parser.add_argument("--target", default="native")
     parser.add_argument("--log", type=Path, action="append")
     parser.add_argument("--repeat", type=int, default=60)
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     w, target = convtvm.ConvWorkload.parse(options.workload), resolve(options.target, 1)
     history, _ = load(options.log or shipped_logs())
     data, weight, bias = random_inputs(w, seed=0)
@@ -84,18 +86,18 @@ def main() -> None:
             plan = library.plan(w, weight, bias)
             runs[asked] = bound(plan, data, np.empty(w.out_shape(), np.float32))
     errors = {asked: relative_error(run(), reference) for asked, run in runs.items()}
+    sheet.peak(target)
     times = interleave(runs, options.repeat, threads=1)
-    first = times[options.kernels[0]][0]
-    for asked, (seconds, disturbed) in times.items():
-        note = "  disturbed" if disturbed else ""
+    first = times[options.kernels[0]].seconds
+    for asked, timing in times.items():
+        shown = sheet.time(asked, timing, w.flops, target)
+        sheet.found[asked] = {"seconds": timing.seconds, "max_error": errors[asked]}
         print(
-            f"{asked:40} {seconds * 1e3:9.3f} ms {w.flops / seconds / 1e9:6.0f} GFLOP/s "
-            f"{first / seconds:5.2f}x  error {errors[asked]:.1e}{note}"
+            f"{asked:40} {timing.seconds * 1e3:9.3f} ms{shown.mark} "
+            f"{w.flops / timing.seconds / 1e9:6.0f} GFLOP/s {first / timing.seconds:5.2f}x  "
+            f"{shown.about}, error {errors[asked]:.1e}"
         )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ConvtvmError as error:
-        raise SystemExit(f"error: {error}") from None
+    main(arguments().parse_args(), figures)

@@ -6,7 +6,8 @@
 Batch 1, float32, no gradients; each model and number of threads in a process of its own. Every way
 is called in turn, round by round, so that a disturbance meets all of them; shown are medians in
 milliseconds, and the largest difference of an output from eager's in double precision, relative to
-the largest output. `gain` is the best of the others' medians over ours.
+the largest output. `gain` is the best of the others' medians over ours. ~ marks a noisy time, after
+which the exit status is 3; shares of the peak are of the FLOPs of convolutions and products alone.
 
 --prepare only compiles, so that what Inductor and convtvm remember makes a later run short; it may
 run on a busy machine. --starts measures seconds from the start of a process to its first result,
@@ -27,11 +28,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from sheet import Sheet, main, parser_of  # noqa: E402
+
+from convtvm.errors import ConvtvmError  # noqa: E402
 
 OURS = "convtvm"
 WAYS = ("eager", "compile", "frozen", OURS)
@@ -72,13 +78,19 @@ def example_of(options: argparse.Namespace) -> Any:
 def compare(name: str, options: argparse.Namespace) -> Row:
     """One model: every way compiled, its result compared, then all timed in turn."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
     from torch_models import build
+
+    from convtvm.measure.timing import Timing
 
     example = example_of(options)
     row: Row = {"model": name, "threads": int(options.threads), "size": options.size}
     row |= {"error": {}, "compile_seconds": {}}
     ways: dict[str, Callable[[Any], Any]] = {}
     with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            build(name)(example)
+        row["flops"] = counter.get_total_flops()
         reference = build(name).double()(example.double())
         for way in WAYS:
             started = time.perf_counter()
@@ -91,7 +103,8 @@ def compare(name: str, options: argparse.Namespace) -> Row:
                 row["left"] = [str(s) for s in handle.sites if s.plan is None]
         secs = in_turn(ways, example, 0 if options.prepare else options.seconds)
     row["rounds"] = len(secs[OURS])
-    row["ms"] = {way: 1e3 * statistics.median(taken) for way, taken in secs.items() if taken}
+    row["times"] = {way: asdict(Timing.of(taken)) for way, taken in secs.items() if taken}
+    row["ms"] = {way: 1e3 * found["seconds"] for way, found in row["times"].items()}
     if row["ms"]:
         row["gain"] = min(m for way, m in row["ms"].items() if way != OURS) / row["ms"][OURS]
     return row
@@ -155,16 +168,29 @@ def measure(name: str, threads: str, options: argparse.Namespace) -> Row:
     return row
 
 
-def show(row: Row, options: argparse.Namespace) -> None:
+def show(row: Row, options: argparse.Namespace, sheet: Sheet) -> None:
+    from convtvm.machine.targets import resolve
+    from convtvm.measure.timing import Timing
+
     print(f"{row['model']:16}{row['threads']:8}", end="")
     if row.get("problem"):
         print(f"  failed: {row['problem']}", flush=True)
         return
+    target, abouts = resolve("native", row["threads"]), []
     for way in WAYS:
-        print(f"{row['ms'][way]:10.2f}" if row["ms"] else f"{'-':>10}", end="")
+        if way not in row["times"]:
+            print(f"{'- ':>10}", end="")
+            continue
+        timing = Timing(**row["times"][way])
+        name = f"{row['model']}, threads {row['threads']}, {way}"
+        shown = sheet.time(name, timing, row["flops"], target)
+        abouts.append(f"{way} {shown.about}")
+        print(f"{row['ms'][way]:9.2f}{shown.mark}", end="")
     print(f"{row.get('gain', math.nan):8.2f}", end="")
     print(f"{row['error']['eager']:10.1e}{row['error'][OURS]:10.1e}", end="")
     print(f"{len(row['planned']):9}{len(row['left']):6}", flush=True)
+    if abouts:
+        print(f"    {'; '.join(abouts)}")
     if options.starts:
         listed = ", ".join(f"{way} {secs:.1f} s" for way, secs in row["start_seconds"].items())
         print(f"    first result after {listed}")
@@ -172,10 +198,8 @@ def show(row: Row, options: argparse.Namespace) -> None:
         print(f"    {site}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--log", type=Path, action="append", default=[])
@@ -186,39 +210,45 @@ def main() -> None:
     whose = {"default": "pytorch", "choices": ("pytorch", "own")}
     parser.add_argument("--workers", help="whose threads ours run on", **whose)
     parser.add_argument("--sites", action="store_true", help="list every convolution")
-    parser.add_argument("--json", type=Path, help="append a line a model")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.start:
-        start(options.models[0], options.start, options)
-    elif options.row:
-        options.row.write_text(json.dumps(compare(options.models[0], options)))
-    else:
-        compare_all(options)
+    return parser
 
 
-def compare_all(options: argparse.Namespace) -> None:
+def figures(options: argparse.Namespace, sheet: Sheet) -> int:
     from torch_models import MODELS
 
     if foreign := set(options.models) - set(MODELS):
-        sys.exit(f"no models {', '.join(sorted(foreign))}; there are {', '.join(MODELS)}")
+        names = ", ".join(sorted(foreign))
+        raise ConvtvmError(f"no models {names}; there are {', '.join(MODELS)}")
     heads = ("ms: eager", "compile", "frozen", OURS)
     print(f"{'':16}{'threads':>8}" + "".join(f"{h:>10}" for h in heads), end="")
     print(f"{'gain':>8}{'error':>10}{'ours':>10}{'planned':>9}{'left':>6}")
+    sheet.found = {"models": [], "gain": {}}
     for threads in options.threads.split(","):
         rows = []
         for name in options.models or MODELS:
             rows.append(measure(name, threads, options))
-            show(rows[-1], options)
-            if options.json:
-                with options.json.open("a", encoding="utf8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            show(rows[-1], options, sheet)
+            sheet.found["models"].append(rows[-1])
         gains = [row["gain"] for row in rows if "gain" in row]
         if gains:
             mean = math.exp(statistics.mean(map(math.log, gains)))
+            sheet.found["gain"][threads] = mean
             print(f"geometric mean of the gain, {threads} threads: {mean:.2f}", flush=True)
+    return int(any("problem" in row for row in sheet.found["models"]))
+
+
+def one(options: argparse.Namespace) -> bool:
+    """What a process does that `run` has started; whether this is one."""
+    if options.start:
+        start(options.models[0], options.start, options)
+    elif options.row:
+        options.row.write_text(json.dumps(compare(options.models[0], options)))
+    return bool(options.start or options.row)
 
 
 if __name__ == "__main__":
-    main()
+    asked = arguments().parse_args()
+    if not one(asked):
+        main(asked, figures)

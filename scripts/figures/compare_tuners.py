@@ -6,7 +6,8 @@
 Stock is `tune_tir` with its LocalBuilder and LocalRunner at their settings, as many builders as
 cores, over the same valid points: every knob is a sampled categorical, drawn at random (its fastest
 strategy), and its build function applies the template. Both begin with nothing; the whole call is
-timed, start-up included. Compare the trials per minute, not the best times.
+timed, start-up included. Compare the trials per minute, not the best times. With --rounds both run
+so often, in turn. The exit status is 3 where others took cores meanwhile, or the rounds differ.
 
 Quoted by docs/tuning.md.
 """
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sheet import Sheet, main, parser_of
 from tvm.s_tir import meta_schedule as ms
 
 from convtvm.kernels import codegen
@@ -26,6 +28,7 @@ from convtvm.kernels.task import Task, annotate_knobs, decisions_of
 from convtvm.logs import records
 from convtvm.machine.cpu import physical_cores
 from convtvm.machine.targets import resolve
+from convtvm.measure.timing import Timing
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.search import ValidKnobs
 from convtvm.tuning.tuner import tune
@@ -84,30 +87,41 @@ def ours(task: Task, trials: int, log: Path) -> tuple[int, float, float]:
     return summary.measured, summary.seconds, best.seconds if best else float("nan")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--workload", default="mb1ic64ih56oc64oh56kh3ph1")
     parser.add_argument("--algorithm", default="direct")
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=1)
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     records.shipped_logs = list  # what others have tuned before is no part of the comparison
-    workload, target = ConvWorkload.parse(args.workload), resolve("native", args.threads)
-    task = Task(workload, args.algorithm, target)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {
-            "convtvm": ours(task, args.trials, Path(folder) / "x.jsonl"),
-            "stock": stock(task, args.trials, Path(folder) / "stock"),
-        }
+    workload, target = ConvWorkload.parse(options.workload), resolve("native", options.threads)
+    task = Task(workload, options.algorithm, target)
+    sheet.peak(target)
+    taken: dict[str, list[tuple[int, float, float]]] = {"convtvm": [], "stock": []}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            taken["convtvm"].append(ours(task, options.trials, Path(folder) / "x.jsonl"))
+            taken["stock"].append(stock(task, options.trials, Path(folder) / "stock"))
     rates = {}
-    for name, (count, seconds, best) in rows.items():
-        rates[name] = 60 * count / seconds
+    for name, rows in taken.items():
+        count = sum(row[0] for row in rows)
+        shown = sheet.time(f"a trial of {name}", Timing.of([secs / n for n, secs, _ in rows]))
+        rates[name] = 60 * count / sum(secs for _, secs, _ in rows)
+        best = min(row[2] for row in rows)
+        share = workload.flops / best / sheet.peak(target)
+        sheet.found[name] = {"trials": count, "a_minute": rates[name], "best_seconds": best}
         print(
-            f"{name:8} {count:4} trials in {seconds:7.1f} s = {rates[name]:6.1f} a minute; "
-            f"best {best * 1e3:.4g} ms"
+            f"{name:8} {count:4} trials = {rates[name]:6.1f} a minute{shown.mark} ({shown.about}); "
+            f"best {best * 1e3:.4g} ms, {100 * share:.0f} % of peak"
         )
-    print(f"ratio: {rates['convtvm'] / rates['stock']:.2f}x the trials per minute")
+    sheet.found["ratio"] = rates["convtvm"] / rates["stock"]
+    print(f"ratio: {sheet.found['ratio']:.2f}x the trials per minute")
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

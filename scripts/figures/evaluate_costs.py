@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sheet import Sheet, main, parser_of
 
 from convtvm.kernels.task import TABLES, Task
 from convtvm.logs import records
@@ -94,26 +95,41 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def line(name: str, judged: Sequence[Judged]) -> str:
+def summed_up(judged: Sequence[Judged]) -> dict[str, float]:
+    """What a line shows; only the number of tasks where none has candidates enough."""
     telling = [j for j in judged if len(j.seconds) >= LEAST]
     if not telling:
-        return f"{name:42}{len(judged):>6}  too few candidates a task"
-    rank = statistics.fmean(spearman(j.estimates, j.seconds) for j in telling)
+        return {"tasks": len(judged)}
     chosen = [j.chosen for j in telling]
     default = [j.default / min(j.seconds) for j in telling if j.default is not None]
-    text = f"{name:42}{len(telling):>6}{sum(len(j.seconds) for j in telling):>11}{rank:>7.2f}"
-    text += f"{geomean(chosen):>9.3f}{max(chosen):>7.2f}"
-    shown = f"{geomean(default):.3f}" if default else "-"
-    return f"{text}{shown:>9}{len(default):>10}"
+    return {
+        "tasks": len(telling),
+        "candidates": sum(len(j.seconds) for j in telling),
+        "rank": statistics.fmean(spearman(j.estimates, j.seconds) for j in telling),
+        "chosen": geomean(chosen),
+        "worst": max(chosen),
+        "default": geomean(default) if default else math.nan,
+        "measured": len(default),
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def line(name: str, found: dict[str, float]) -> str:
+    if "rank" not in found:
+        return f"{name:42}{found['tasks']:>6}  too few candidates a task"
+    text = f"{name:42}{found['tasks']:>6}{found['candidates']:>11}{found['rank']:>7.2f}"
+    text += f"{found['chosen']:>9.3f}{found['worst']:>7.2f}"
+    shown = f"{found['default']:.3f}" if found["measured"] else "-"
+    return f"{text}{shown:>9}{found['measured']:>10}"
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
     parser.add_argument("--target", help="of the records that count, as they name it")
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     history, problems = records.load(options.logs)
     for problem in problems:
         print(problem)
@@ -126,10 +142,11 @@ def main() -> None:
     head = ("tasks", 6), ("candidates", 11), ("rank", 7), ("chosen", 9), ("worst", 7)
     head = *head, ("default", 9), ("measured", 10)
     print(f"{'':42}" + "".join(f"{name:>{width}}" for name, width in head))
-    for name in sorted(groups):
-        print(line(name, groups[name]))
-    print(line("all", judged))
+    sheet.found = {name: summed_up(groups[name]) for name in sorted(groups)}
+    sheet.found["all"] = summed_up(judged)
+    for name, found in sheet.found.items():
+        print(line(name, found))
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

@@ -18,9 +18,12 @@ import argparse
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sheet import Sheet, main, parser_of
+
+from convtvm.errors import LogError
 from convtvm.logs import prediction, records
 from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.problem.similarity import distance
@@ -78,29 +81,39 @@ def evaluate(name: str, best: Best, target: CompileTarget, layout: str) -> Ratio
     return ratios
 
 
+def summed_up(values: Sequence[float]) -> dict[str, float]:
+    """What is shown of the ratios of a rule; losses are 0.1 for a tenth more time."""
+    return {
+        "workloads": len(values),
+        "right": sum(v == 1 for v in values) / len(values),
+        "within": sum(v <= 1.05 for v in values) / len(values),
+        "mean_loss": statistics.fmean(values) - 1,
+        "geomean_loss": math.exp(statistics.fmean(map(math.log, values))) - 1,
+        "worst": max(values),
+    }
+
+
 def show(name: str, ratios: Ratios, error: float | None = None) -> None:
     """A line a rule; `error` is the mean one of the model's times."""
     for rule, values in ratios.items():
-        right = sum(v == 1 for v in values) / len(values)
-        close = sum(v <= 1.05 for v in values) / len(values)
-        geomean = math.exp(statistics.fmean(map(math.log, values)))
-        first = rule == "model"
+        found, first = summed_up(values), rule == "model"
         print(
-            f"{name if first else '':14}{rule:9}{len(values):>9}{right:>8.0%}{close:>10.0%}"
-            f"{statistics.fmean(values) - 1:>10.1%}{geomean - 1:>10.1%}{max(values):>8.2f}"
-            + (f"{error:>12.0%}" if first and error is not None else "")
+            f"{name if first else '':14}{rule:9}{found['workloads']:>9}{found['right']:>8.0%}"
+            f"{found['within']:>10.0%}{found['mean_loss']:>10.1%}{found['geomean_loss']:>10.1%}"
+            f"{found['worst']:>8.2f}" + (f"{error:>12.0%}" if first and error is not None else "")
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
     parser.add_argument("--target")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--layout")
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     history, problems = records.load(options.logs)
     for problem in problems:
         print(problem)
@@ -113,7 +126,7 @@ def main() -> None:
         and options.layout in (None, r.layout)
     )
     if not counts:
-        raise SystemExit("no usable record for this target, thread count and layout")
+        raise LogError("no usable record for this target, thread count and layout")
     (target, threads, layout), number = counts.most_common(1)[0]
     found = prediction.best_records(
         r for r in history if (r.target, r.threads, r.layout) == (target, threads, layout)
@@ -126,10 +139,13 @@ def main() -> None:
     )
     every: Ratios = {}
     for name in NETWORKS:
-        for rule, values in evaluate(name, best, resolve(target, threads), layout).items():
+        ratios = evaluate(name, best, resolve(target, threads), layout)
+        sheet.found[name] = {rule: summed_up(values) for rule, values in ratios.items()}
+        for rule, values in ratios.items():
             every.setdefault(rule, []).extend(values)
+    sheet.found["all"] = {rule: summed_up(values) for rule, values in every.items()}
     show("all", every)
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

@@ -13,7 +13,8 @@ record against the fastest of all.
 With --measure, tuned, transferred and default decisions of the machine at hand run side by side,
 one workload after another in an order drawn by --seed, until --seconds are over. There, `choice`
 is the kernel that a plan takes by itself, against the one that it takes by the machine's own log.
-Run it on a quiet machine; ratios that something disturbed are counted as such.
+Run it on a quiet machine; ratios that something disturbed are counted as such, and the exit status
+is 3 after a noisy run.
 
 Quoted by docs/performance.md.
 """
@@ -21,7 +22,6 @@ Quoted by docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -32,9 +32,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sheet import Sheet, main, parser_of
 
 from convtvm.compare.bench import interleave
 from convtvm.dispatch import KernelLibrary
+from convtvm.errors import LogError
 from convtvm.kernels.task import Task, tasks_of
 from convtvm.library.build import assemble
 from convtvm.library.choices import Choice, choose, keep_some
@@ -149,7 +151,7 @@ def named(
 
 
 def measured(
-    history: Sequence[TuningRecord], setting: Setting, until: float, seed: int
+    history: Sequence[TuningRecord], setting: Setting, until: float, seed: int, sheet: Sheet
 ) -> dict[str, Table]:
     """By `transferred` and `default`: their times over those of the tuned decisions, here and now;
     of as many workloads as there is time for."""
@@ -166,12 +168,16 @@ def measured(
             if time.monotonic() >= until:
                 break
             by = {"tuned": own, "transferred": others, "default": []}
-            measure({rule: choose(tasks[w], made) for rule, made in by.items()}, tables, zygote)
+            choices = {rule: choose(tasks[w], made) for rule, made in by.items()}
+            measure(choices, tables, zygote, sheet)
     return tables
 
 
 def measure(
-    choices: Mapping[str, Sequence[Choice]], tables: Mapping[str, Table], zygote: Zygote
+    choices: Mapping[str, Sequence[Choice]],
+    tables: Mapping[str, Table],
+    zygote: Zygote,
+    sheet: Sheet,
 ) -> None:
     """The kernels that each rule chooses for one workload, in turn; added to the tables."""
     kernels = {identity(c): c for made in choices.values() for c in made}
@@ -184,18 +190,20 @@ def measure(
         out = np.empty(task.workload.out_shape(task.layout), np.float32)
         runs[name] = bound(plan, data, out)
     times = interleave(runs, repeat=12, threads=task.target.threads)
+    for name, timing in times.items():
+        sheet.time(f"{task.workload} {name}", timing, task.workload.flops, task.target)
     tuned = {c.task.algorithm_name: c for c in choices["tuned"]}
     (best,) = keep_some(choices["tuned"], "best")
     for rule, table in tables.items():
         (first,) = keep_some(choices[rule], "best")
         pairs = [(c.task.algorithm_name, c, tuned[c.task.algorithm_name]) for c in choices[rule]]
         for name, ours, other in [*pairs, (CHOICE, first, best)]:
-            (here, one), (there, two) = times[identity(ours)], times[identity(other)]
+            here, there = times[identity(ours)], times[identity(other)]
             line = table.setdefault(name, Line())
             line.tasks += 1
             line.decided += ours.origin != "default"
-            line.ratios.append(here / there)  # 1 where both are one kernel
-            line.disturbed += one or two
+            line.ratios.append(here.seconds / there.seconds)  # 1 where both are one kernel
+            line.disturbed += here.is_noisy or there.is_noisy
 
 
 def identity(choice: Choice) -> str:
@@ -239,10 +247,8 @@ def as_json(results: dict[tuple[Setting, str], Table]) -> list[dict[str, Any]]:
     ]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("logs", nargs="*", type=Path, metavar="LOG")
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--measure", action="store_true")
@@ -250,12 +256,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--layouts", default="NCHW")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    return parser
 
 
-def main() -> None:
-    options = arguments()
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     history, problems = records.load(options.logs or records.shipped_logs())
     for problem in problems:
         print(problem)
@@ -272,19 +276,19 @@ def main() -> None:
             and s.layout in options.layouts.split(",")
         ]
         if not here:
-            raise SystemExit(f"no record of {cpu.device_name()} for {resolve('native', 1).name}")
+            raise LogError(f"no record of {cpu.device_name()} for {resolve('native', 1).name}")
         for setting in here:
+            sheet.peak(resolve(setting.target, setting.threads))
             until = time.monotonic() + options.seconds / len(here)
-            for rule, table in measured(history, setting, until, options.seed).items():
+            for rule, table in measured(history, setting, until, options.seed, sheet).items():
                 results[setting, rule] = table
                 show(f"{setting}: {rule}", table)
     else:
         for setting in settings:
             table = results[setting, "records"] = left_out(history, setting, options.alone)
             show(f"{setting}: records", table)
-    if options.json:
-        options.json.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf8")
+    sheet.found["settings"] = as_json(results)
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

@@ -4,7 +4,8 @@
 
 The bare call has its four tensors ready. Each way is timed in bursts, all ways in turn; shown is
 the fastest burst, in microseconds, since whatever else runs can only add to it. An output that the
-call allocates includes the array library's own time for that, which is shown beside it.
+call allocates includes the array library's own time for that, which is shown beside it. A time is
+noisy where bursts differ: the exit status is then 3, although the fastest may still be right.
 
 Quoted by docs/speed.md.
 """
@@ -17,10 +18,13 @@ from collections.abc import Callable
 
 import numpy as np
 import tvm_ffi
+from sheet import Sheet, main, parser_of
 
 import convtvm
+from convtvm.measure.timing import Timing
 
 CALLS = 2000
+WARM_UP = 3  # bursts that do not count
 
 
 def burst(call: Callable[[], object]) -> float:
@@ -31,13 +35,33 @@ def burst(call: Callable[[], object]) -> float:
     return (time.perf_counter() - started) / CALLS * 1e6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    return parser
 
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
+    ways = ways_to_call()
+    for way in ways.values():
+        for _ in range(WARM_UP):
+            burst(way)
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            taken[name].append(burst(way))
+    bare = min(taken["bare kernel"])
+    print(f"{'':24}{'us a call':>12}{'above bare':>12}{'median':>12}")
+    for name, series in taken.items():
+        timing = Timing.of([microseconds / 1e6 for microseconds in series])
+        shown, least = sheet.time(name.strip(" ()"), timing), min(series)
+        sheet.found[name.strip(" ()")] = {"us": least, "above_bare": least - bare}
+        median = f"{1e6 * timing.seconds:12.2f}{shown.mark}"
+        print(f"{name:24}{least:12.2f}{least - bare:12.2f}{median} {shown.about}")
+
+
+def ways_to_call() -> dict[str, Callable[[], object]]:
+    """The bare kernel and a plan, with what arrays there are."""
     w = convtvm.ConvWorkload.parse("mb1ic8ih1oc8kh1")
     library = convtvm.compile(
         [w], threads=1, logs=[], algorithms=["direct"], epilogues=["clip", "add"]
@@ -68,15 +92,8 @@ def main() -> None:
             "torch, allocates": lambda: plan(x),
             "  (torch.empty alone)": lambda: torch.empty(y.shape),
         }
-    best = {name: min(burst(way) for _ in range(3)) for name, way in ways.items()}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            best[name] = min(best[name], burst(way))
-    bare = best["bare kernel"]
-    print(f"{'':24}{'us a call':>12}{'above bare':>12}")
-    for name, microseconds in best.items():
-        print(f"{name:24}{microseconds:12.2f}{microseconds - bare:12.2f}")
+    return ways
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

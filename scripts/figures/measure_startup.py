@@ -4,7 +4,8 @@
 
 Compiles WORKLOAD untuned, deploys it, and starts Python N times on the deployment folder with numpy
 alone beside it. Shown are medians, in seconds: of the whole process from its start to its end, and
-of its parts by its own clock. The first run, which writes Python's caches, does not count.
+of its parts by its own clock. The first run, which writes Python's caches, does not count. ~ marks
+noisy times; after one of the whole process, or of what follows numpy, the exit status is 3.
 
 Quoted by docs/deploying.md.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,9 +22,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sheet import MARK, Sheet, main, parser_of
 
 import convtvm
 from convtvm.library.deployment import deploy
+from convtvm.measure.timing import Timing
 
 CHILD = """
 import time
@@ -46,14 +48,17 @@ marks.append(("first call", time.perf_counter()))
 print(json.dumps({name: t - before for (_, before), (name, t) in zip(marks[1:], marks[2:])}))
 """
 
+TOLD = ("whole process", "numpy to the first result")  # of the parts, some of a millisecond
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("workload", nargs="?", default="mb1ic64ih56oc64oh56kh3ph1")
     parser.add_argument("--repeat", type=int, default=15)
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, site = Path(name) / "deployed", Path(name) / "site"
         built = Path(name) / "x.so"
@@ -68,7 +73,13 @@ def main() -> None:
         runs = [start(folder, site) for _ in range(options.repeat + 1)][1:]
     print(f"{workload}, {options.repeat} fresh processes, median seconds")
     for part in runs[0]:
-        print(f"  {part:26}{statistics.median(r[part] for r in runs):8.3f}")
+        timing = Timing.of([r[part] for r in runs])
+        mark = MARK if timing.is_noisy else " "
+        if part in TOLD:
+            mark = sheet.time(part, timing).mark
+        sheet.found[part] = timing.seconds
+        print(f"  {part:26}{timing.seconds:8.3f}{mark} ±{100 * timing.spread:.0f} %")
+    sheet.found["bytes"] = sizes
     besides = sum(sizes.values()) - sizes["x.so"]
     print(f"bytes: library {sizes['x.so']:,}, besides {besides:,} (numpy and Python not counted)")
     for entry, size in sorted(sizes.items(), key=lambda e: -e[1]):
@@ -93,4 +104,4 @@ def start(folder: Path, site: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

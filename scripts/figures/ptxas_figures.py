@@ -19,7 +19,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
+
+from sheet import Sheet, main, parser_of
 
 from convtvm.kernels.cuda import codegen, cubin
 from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
@@ -50,10 +53,8 @@ def span(values: list[int]) -> str:
     return f"{min(values)}-{max(values)}" if len(set(values)) > 1 else str(values[0])
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("sources", nargs="*", default=["resnet50"], metavar="SOURCE")
     parser.add_argument("--arches", default="sm_80,sm_90")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -61,11 +62,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batches", default="1")
     parser.add_argument("--algorithms", default=",".join(CUDA_ALGORITHMS))
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> int:
-    args = options()
+def figures(args: argparse.Namespace, sheet: Sheet) -> int:
     batches = [int(batch) for batch in args.batches.split(",")]
     workloads = workloads_of(args.sources, batches, args.dtype)
     targets = [resolve(f"cuda:{arch}") for arch in args.arches.split(",")]
@@ -74,6 +74,7 @@ def main() -> int:
     found: dict[tuple[str, str], list[cubin.Figures]] = defaultdict(list)
     functions: dict[tuple[str, str], int] = defaultdict(int)
     spilling: list[str] = []
+    kernels: list[dict[str, Any]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
         for number, (task, made) in enumerate(
             zip(tasks, pool.map(figures_of, tasks), strict=True), start=1
@@ -81,10 +82,12 @@ def main() -> int:
             print(f"\r{number} of {len(tasks)} functions", end="", file=sys.stderr)
             name = task.algorithm_name
             functions[name, next(iter(made))[1]] += 1
-            for (kernel, arch), figures in made.items():
-                found[name, arch].append(figures)
-                if figures.spills or figures.stack:
-                    spilling.append(f"{task.workload} {name} {arch} {kernel}: {figures}")
+            for (kernel, arch), taken in made.items():
+                found[name, arch].append(taken)
+                where = {"workload": task.workload, "algorithm": name, "arch": arch}
+                kernels.append({**where, "kernel": kernel, **asdict(taken)})
+                if taken.spills or taken.stack:
+                    spilling.append(f"{task.workload} {name} {arch} {kernel}: {taken}")
     print(file=sys.stderr)
     print(
         f"{cubin.find_compiler().name}, {', '.join(args.sources)}, batch {args.batches}, ", end=""
@@ -98,8 +101,9 @@ def main() -> int:
             f"  {sum(f.spills for f in many):6}  {sum(f.stack for f in many):5}"
         )
     print("\n".join(spilling) or "nothing spills")
+    sheet.found = {"compiler": cubin.find_compiler().name, "kernels": kernels}
     return 1 if spilling else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(arguments().parse_args(), figures)

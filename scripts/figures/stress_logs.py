@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sheet import Sheet, main, parser_of
 
 from convtvm.logs import records
 from convtvm.logs.records import TuningRecord
@@ -289,15 +290,16 @@ def _is_record(line: bytes) -> bool:
         return False
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--trials", type=int, default=24, help="for each of two algorithms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a new folder for the logs, kept afterwards")
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         if options.keep:
             options.keep.mkdir(parents=True)
@@ -311,8 +313,9 @@ def main() -> None:
         print(f"{what:{width}}  {found}")
     wrong = f"{len(stress.faults)} things are wrong" if stress.faults else "nothing is wrong"
     print(f"{wrong}; {time.monotonic() - started:.0f} s")
-    raise SystemExit(bool(stress.faults))
+    sheet.found = {"rows": dict(stress.rows), "faults": stress.faults}
+    return bool(stress.faults)
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

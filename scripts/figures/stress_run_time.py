@@ -18,10 +18,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from sheet import Sheet, main, parser_of
 
 import convtvm
+from convtvm.measure.timing import Timing
 from convtvm.problem.reference import conv2d_reference, random_inputs
 
 GROWTH = 2 << 20
@@ -33,8 +36,8 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def many_calls(path: Path, threads: int, calls: int) -> bool:
-    """Whether all results were right and memory stayed."""
+def many_calls(path: Path, threads: int, calls: int) -> dict[str, Any]:
+    """How many results were wrong, and whether these were none and memory stayed."""
     library = convtvm.load(path)
     data, weight, bias = random_inputs(W, 1, "NCHW", "integer")
     plan = library.plan(W, weight, bias, activation="relu")
@@ -68,10 +71,11 @@ def many_calls(path: Path, threads: int, calls: int) -> bool:
         f"{threads} threads x {calls} calls on one plan ({plan.algorithm}): {sum(wrong)} wrong, "
         f"{seconds:.1f} s, resident {max(halves[0]):,} then {max(halves[1]):,} bytes"
     )
-    return not sum(wrong) and grown <= GROWTH
+    fine = not sum(wrong) and grown <= GROWTH
+    return {"wrong": sum(wrong), "grown": grown, "seconds": seconds, "fine": fine}
 
 
-def many_loads(path: Path, loads: int) -> bool:
+def many_loads(path: Path, loads: int) -> dict[str, Any]:
     data, weight, bias = random_inputs(W, 1, "NCHW", "integer")
     expected = conv2d_reference(W, data, weight, bias)
     seen, files, wrong = [], [], 0
@@ -89,26 +93,30 @@ def many_loads(path: Path, loads: int) -> bool:
         f"{loads} loads: {wrong} wrong, {time.perf_counter() - started:.1f} s, resident "
         f"{seen[0]:,}, {middle:,}, {end:,} bytes; open files {files[0]}, {files[-1]}"
     )
-    return not wrong and end - middle <= GROWTH and files[0] == files[-1]
+    fine = not wrong and end - middle <= GROWTH and files[0] == files[-1]
+    return {"wrong": wrong, "grown": end - middle, "files": files[-1] - files[0], "fine": fine}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--loads", type=int, default=1_000)
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.so"
         library = convtvm.compile(
             [W], threads=1, logs=[], algorithms=["direct"], epilogues=["clip"]
         )
         library.export(path)
-        fine = [many_calls(path, options.threads, options.calls), many_loads(path, options.loads)]
-    raise SystemExit(not all(fine))
+        sheet.found["calls"] = found = many_calls(path, options.threads, options.calls)
+        sheet.time(f"calls of {options.threads} threads", Timing.of([found["seconds"]]))
+        sheet.found["loads"] = many_loads(path, options.loads)
+    return not all(each["fine"] for each in sheet.found.values())
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

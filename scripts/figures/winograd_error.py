@@ -15,6 +15,7 @@ from collections import defaultdict
 
 from rich.console import Console
 from rich.table import Table
+from sheet import Sheet, main, parser_of
 
 from convtvm.library.build import compile as compile_library
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
@@ -33,11 +34,14 @@ LAYERS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--source", nargs="*", default=LAYERS.split(), help="workloads")
-    arguments = parser.parse_args()
-    workloads = [w for source in arguments.source for w in read_source(source)]
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
+    workloads = [w for source in options.source for w in read_source(source)]
     library = compile_library(
         workloads, threads=1, logs=[], keep="all", algorithms=["direct", "winograd"]
     )
@@ -57,8 +61,12 @@ def main() -> None:
     for name in sorted(errors):
         published = f"{PUBLISHED[name]:.1e}" if name in PUBLISHED else "-"
         table.add_row(name, published, *(f"{e:.1e}" for e in errors[name]))
+    sheet.found = {
+        name: {w.key: error for w, error in zip(workloads, errors[name], strict=True)}
+        for name in sorted(errors)
+    }
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)

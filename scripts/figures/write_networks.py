@@ -19,6 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from sheet import Sheet, main, parser_of  # noqa: E402
+
+from convtvm.errors import SourceError  # noqa: E402
+
 NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2")
 
 
@@ -40,23 +44,27 @@ def write(name: str, folder: Path, batch: int, size: int, as_onnx: bool) -> list
     return made
 
 
-def main() -> None:
-    """Write the files and say where."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--onnx", action="store_true", help="write ONNX files as well")
-    options = parser.parse_args()
+    return parser
+
+
+def figures(options: argparse.Namespace, sheet: Sheet) -> None:
+    """Write the files and say where."""
     unknown = sorted(set(options.networks) - set(NETWORKS))
     if unknown:
-        parser.error(f"unknown network {unknown[0]}, expected some of {', '.join(NETWORKS)}")
+        raise SourceError(f"unknown network {unknown[0]}, expected some of {', '.join(NETWORKS)}")
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.networks or NETWORKS:
         for path in write(name, options.folder, options.batch, options.size, options.onnx):
+            sheet.found[str(path)] = path.stat().st_size
             print(path, f"{path.stat().st_size:,} bytes", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments().parse_args(), figures)
