@@ -45,13 +45,11 @@ class Neighbours:
     def share(self) -> float | None:
         """Of the time of all cores, also what the host of a virtual machine took away; None where
         the kernel does not say, or too little time has passed."""
-        wall, busy, own = (
-            None if None in (now, then) else now - then  # type: ignore[operator]
-            for now, then in zip(self._now(), self._began, strict=True)
-        )
-        if wall is None or busy is None or own is None or wall < _SHORTEST:
+        (since, before, mine), (now, busy, own) = self._began, self._now()
+        if before is None or busy is None or now - since < _SHORTEST:
             return None
-        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+        taken = (busy - before) - (own - mine)
+        return max(0.0, taken) / ((now - since) * (os.cpu_count() or 1))
 
     @staticmethod
     def _now() -> tuple[float, float | None, float]:

@@ -184,6 +184,7 @@ def _alone(bench: Bench) -> list[Figure]:
     ]
     y = in_order("layer")
     x: Spec = {"field": "rate", "type": "quantitative", "title": "GFLOP/s of the convolution"}
+    x["axis"] = {"tickCount": 8}
     x["scale"] = {"domain": [0, 1.4 * max(float(str(r["rate"])) for r in rows)], "nice": False}
     colour = {
         "field": "family",
@@ -229,6 +230,7 @@ def model(bench: ModelBench) -> list[Figure]:
     ]
     y = in_order("name")
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms a call"}
+    x["axis"] = {"tickCount": 8}
     x["scale"] = {"domain": [0, 1.15 * max(t.seconds for _, t in times) * 1e3], "nice": False}
     colour = {
         "condition": {"test": "datum.ours", "value": variable("accent")},

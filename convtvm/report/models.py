@@ -87,7 +87,7 @@ def _algorithm(operator: Operator) -> str:
 
 def _bars(rows: Sequence[dict[str, object]]) -> Spec:
     y = in_order("place", axis={"labelLimit": 190})
-    x: Spec = {"field": "ms", "type": "quantitative", "title": "ms"}
+    x: Spec = {"field": "ms", "type": "quantitative", "title": "ms", "axis": {"tickCount": 8}}
     x["scale"] = {"domain": [0, 1.3 * max(float(str(r["ms"])) for r in rows)], "nice": False}
     colour: Spec = {"field": "kind", "type": "nominal", "legend": {"labelExpr": _PEER}}
     colour |= {"scale": family_scale(str(r["kind"]) for r in rows)}
