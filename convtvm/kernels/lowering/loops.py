@@ -141,7 +141,8 @@ def sequence_of(stmts: Iterable[Any]) -> Any:
     """All in one, which TVM wants without another sequence in it."""
     made: list[Any] = []
     for stmt in stmts:
-        made += stmt.seq if isinstance(stmt, tirx.SeqStmt) else [stmt]
+        # Not +=: a list becomes one of TVM's arrays, which are copied by every addition.
+        made.extend(stmt.seq if isinstance(stmt, tirx.SeqStmt) else [stmt])
     return tirx.SeqStmt(made) if len(made) > 1 else made[0] if made else tirx.Evaluate(0)
 
 
