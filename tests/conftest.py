@@ -1,9 +1,10 @@
-"""What tests share: a cache and an emulated GPU in a run, a helper that builds in a file."""
+"""What tests share in a run: a cache, an emulated GPU, helpers that build."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,55 +29,83 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[VARIABLE] = str(Path(shared.name, "cache"))
 
 
-class Helper:
-    """In the place of the class Zygote where libraries are made: a helper that is kept, as long as
-    the environment is the one it was started in and nobody else has it."""
+class Helper(Zygote):
+    """One that can unpickle what tests define."""
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+            return super()._spawn()
+
+
+class Helpers:
+    """In the place of the class Zygote where libraries are made: helpers that are kept for the run,
+    one for each of the last two environments, as long as nobody else has one of them."""
 
     def __init__(self) -> None:
-        self._kept: Zygote | None = None
-        self._environment: dict[str, str] = {}
+        self._kept: dict[frozenset[tuple[str, str]], Helper] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, at_once: bool = True) -> Iterator[Zygote]:
         if not self._lock.acquire(blocking=False):
-            with Zygote(at_once=at_once) as own:
+            with Helper(at_once=at_once) as own:
                 yield own
             return
         try:
-            yield self._started()
+            helper = self._found()
+            try:
+                yield helper
+            finally:
+                _tidy(helper.folder)
         finally:
-            self._tidy()
             self._lock.release()
 
-    def _started(self) -> Zygote:
-        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        if self._kept is None or self._environment != environment:
-            self.close()
-            self._kept, self._environment = Zygote(at_once=False), environment
-        return self._kept
-
-    def _tidy(self) -> None:
-        """As new to whoever is next."""
-        for path in self._kept.folder.glob("*") if self._kept else ():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def _found(self) -> Helper:
+        """The one of this environment, as the last of those that are kept."""
+        ours = frozenset((k, v) for k, v in os.environ.items() if k not in NO_MATTER)
+        helper = self._kept.pop(ours, None) or Helper(at_once=False)
+        self._kept[ours] = helper
+        if len(self._kept) > 2:
+            self._kept.pop(next(iter(self._kept))).close()
+        return helper
 
     def close(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        self._kept = None
+        for helper in self._kept.values():
+            helper.close()
+
+
+# Variables that no helper reads.
+NO_MATTER = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", VARIABLE)
+
+
+def _tidy(folder: Path) -> None:
+    """As new to whoever is next."""
+    for path in folder.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@pytest.fixture(scope="session")
+def helpers_of_all() -> Iterator[Helpers]:
+    made = Helpers()
+    yield made
+    made.close()
+
+
+# The modules, of the product and of tests, that make libraries.
+MAKERS = ("convtvm.library.build", "convtvm.models.compiling")
+MAKERS += ("models", "programs", "test_model_cli", "test_model_library")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def helper_of_this_file() -> Iterator[None]:
+def shared_helpers(helpers_of_all: Helpers) -> Iterator[None]:
     """Starting one takes longer than building most libraries."""
-    helper = Helper()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("convtvm.library.build", "convtvm.models.compiling"):
+        for name in MAKERS:
             if name in sys.modules:
-                patch.setattr(sys.modules[name], "Zygote", helper)
+                patch.setattr(sys.modules[name], "Zygote", helpers_of_all)
         yield
-    helper.close()

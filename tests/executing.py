@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import tvm
 import tvm_ffi
+from support import Unoptimised
 
 from convtvm.kernels import codegen
 from convtvm.machine.targets import CompileTarget
@@ -13,14 +18,12 @@ from convtvm.models.program import ConvKernel, Function, PackKernel, Program, St
 
 
 class Executor:
-    """Every function compiled, every value an array of its own filled with NaN."""
+    """Every function compiled, without LLVM's optimisations, every value an array of its own filled
+    with NaN."""
 
     def __init__(self, program: Program, target: CompileTarget) -> None:
         self.program = program
-        self.functions = {}
-        for name, function in program.functions.items():
-            built = codegen.build(scheduled(function), name, target)
-            self.functions[name] = built.module[name]
+        self.functions = compiled(program.functions, Unoptimised(**vars(target)))
         self.arrays = [self._empty(i) for i in range(len(program.values))]
         for number, array in program.constants.items():
             self.arrays[number][...] = array
@@ -48,6 +51,20 @@ class Executor:
         for step in self.program.steps:
             self.run(step)
         return [self.arrays[number].copy() for number in self.program.outputs.values()]
+
+
+def compiled(functions: Mapping[str, Function], target: CompileTarget) -> dict[str, Any]:
+    """All of them in one library, whose parallel loops run on TVM's own threads."""
+    if not functions:
+        return {}
+    with TemporaryDirectory() as folder:
+        objects, path = [], f"{folder}/functions.so"
+        for name, function in functions.items():
+            objects.append(f"{folder}/{len(objects)}.o")
+            codegen.build(scheduled(function), name, target).write(objects[-1])
+        codegen.link_objects(objects, path, replace(target, threads=1))
+        library = tvm.runtime.load_module(path)
+    return {name: library[name] for name in functions}
 
 
 def scheduled(function: Function):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import tvm
+from support import Unoptimised
 from torch import nn
 from tvm import relax
 
 from convtvm.dispatch.model import Model
-from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
 from convtvm.models.building import assemble
 from convtvm.models.constants import op_name
@@ -89,19 +89,14 @@ def operators(module: tvm.IRModule) -> Counter[str]:
     return counted
 
 
-def run_unscheduled(model: Imported, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs as Relax's default build computes them: slow, and independent of our kernels."""
-    machine = relax.VirtualMachine(tvm.compile(model.module, target="llvm"), tvm.cpu())
-    return _called(machine["main"], model, inputs)
-
-
 def build_together(
     models: list[Imported], folder: Path
 ) -> list[Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
-    """`run_unscheduled` for many models by one build, which takes a tenth of the time.
+    """Runs of the models as Relax's default build computes them, independent of our kernels.
 
-    Without LLVM's optimisations, and as a library in `folder`: compiling in memory does not heed
-    that setting. What is tested is the meaning of a module.
+    All by one build, which takes a tenth of the time, without LLVM's optimisations, and as a
+    library in `folder`: compiling in memory does not heed that setting. What is tested is the
+    meaning of a module.
     """
     target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
     whole, machines = tvm.IRModule(), {}
@@ -126,8 +121,9 @@ def build_together(
 def compile_together(
     models: list[Imported], folder: Path
 ) -> list[Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
-    """Model libraries of all of them, by the default decisions of our kernels, compiled at once."""
-    target = resolve("native", 1)
+    """Model libraries of all of them, by the default decisions of our kernels, compiled at once and
+    without LLVM's optimisations."""
+    target = Unoptimised.native()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an operator that stays without a schedule
         programs = [(make_program(model, target, []), target) for model in models]

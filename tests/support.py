@@ -22,11 +22,25 @@ from tvm import tirx
 from convtvm.kernels import codegen, lowering
 from convtvm.kernels.task import Task
 from convtvm.logs.records import LogWriter, TuningRecord
-from convtvm.machine.targets import CompileTarget
+from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure.verify import loaded
 
 Array = NDArray[Any]
+ROOT = Path(__file__).resolve().parents[1]
 Decisions = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Unoptimised(CompileTarget):
+    """A target for which LLVM optimises nothing, where only numbers are asked for."""
+
+    @classmethod
+    def native(cls, threads: int = 1) -> Unoptimised:
+        return cls(**vars(resolve("native", threads)))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "opt-level": 0}
 
 
 def compiled(task: Task, decisions: Decisions | None) -> tvm.runtime.Module:
@@ -50,6 +64,17 @@ def pack_weight(task: Task, weight: Array) -> Array:
     return packed
 
 
+def kernel_of(task: Task, decisions: Decisions, opt_level: int = 3) -> Callable[..., Any]:
+    """The compiled kernel, a function of tensors.
+
+    `opt_level` is LLVM's: 0 compiles several times faster and shows all but what its optimiser
+    does, which has nothing to do with which decisions are meant.
+    """
+    if opt_level == 3:
+        return compiled(task, decisions)["main"]
+    return loaded(task.instantiate(decisions)["main"], task.target, opt_level)
+
+
 def run_kernel(
     task: Task,
     decisions: Decisions,
@@ -58,17 +83,9 @@ def run_kernel(
     bias: Array,
     opt_level: int = 3,
 ) -> Array:
-    """The output of one kernel on a packed weight; elements that it leaves out are NaN.
-
-    `opt_level` is LLVM's: 0 compiles several times faster and shows all but what its optimiser
-    does, which has nothing to do with which decisions are meant.
-    """
+    """The output of one kernel on a packed weight; elements that it leaves out are NaN."""
     out = np.full(task.workload.out_shape(task.layout), np.nan, np.float32)
-    if opt_level == 3:
-        kernel = compiled(task, decisions)["main"]
-    else:
-        kernel = loaded(task.instantiate(decisions)["main"], task.target, opt_level)
-    kernel(*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
+    kernel_of(task, decisions, opt_level)(*map(tvm_ffi.from_dlpack, (data, packed, bias, out)))
     return out
 
 
@@ -192,6 +209,14 @@ def log_of(path: Path, *made: TuningRecord) -> Path:
         writer.append(record)
     writer.close()
     return path
+
+
+def without_torch(*folders: Path) -> dict[str, str]:
+    """The environment of a process that imports from `folders` too and finds no PyTorch, which
+    tvm_ffi imports for two seconds wherever it is installed."""
+    found = [str(ROOT / "tests" / "without_torch"), *map(str, folders)]
+    path = os.pathsep.join(filter(None, [*found, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def eventually(is_true: Callable[[], bool]) -> bool:

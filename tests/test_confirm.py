@@ -248,10 +248,17 @@ class Sabotage(Zygote):
         return replace(job, tolerances={**job.tolerances, first: self.tolerance})
 
 
-@pytest.fixture
-def zygote() -> Iterator[Sabotage]:
+@pytest.fixture(scope="module")
+def one() -> Iterator[Sabotage]:
     with Sabotage() as made:
         yield made
+
+
+@pytest.fixture
+def zygote(one: Sabotage) -> Sabotage:
+    """One helper for all, who has not been told anything yet."""
+    one.told, one.tolerance, one.crash_from = [], Sabotage.tolerance, Sabotage.crash_from
+    return one
 
 
 def raced(zygote: Zygote) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
-from support import compiled, pack_weight
+from support import Unoptimised, compiled, kernel_of, pack_weight
 
 import convtvm
 from convtvm.compute.epilogue import EPILOGUES, operands_of
 from convtvm.errors import ConvtvmError, WorkloadError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
+from convtvm.library import build
 from convtvm.machine.targets import resolve
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
@@ -82,17 +83,22 @@ ERF = np.vectorize(math.erf)
 EVERYTHING = "t = (x + r0) * c0 + c1; t * sigmoid(t)"
 EXPRESSIONS[EVERYTHING] = lambda x, r, c: _silu((x + r) * c + (c + 1))
 SMALL = "mb2ic3ih5oc9kh3ph1"
-COMBINATIONS = [("direct", SMALL, text, lay) for text in EXPRESSIONS for lay in ("NCHW", "NCHW8c")]
-COMBINATIONS += [(a, key, EVERYTHING, lay) for a, key in CASES for lay in ("NCHW", "NHWC")]
-COMBINATIONS += [("direct:depthwise", "g16mb2ic16ih7oc16kh3ph1", EVERYTHING, "NCHW8c")]
+# And LLVM's level: its optimiser sees every expression once.
+COMBINATIONS = [
+    ("direct", SMALL, text, layout, level)
+    for text in EXPRESSIONS
+    for layout, level in (("NCHW", 3), ("NCHW8c", 0))
+]
+COMBINATIONS += [(a, key, EVERYTHING, lay, 0) for a, key in CASES for lay in ("NCHW", "NHWC")]
+COMBINATIONS += [("direct:depthwise", "g16mb2ic16ih7oc16kh3ph1", EVERYTHING, "NCHW8c", 0)]
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize(("algorithm", "key", "text", "layout"), COMBINATIONS)
-def test_expressions(algorithm: str, key: str, text: str, layout: str) -> None:
+@pytest.mark.parametrize(("algorithm", "key", "text", "layout", "level"), COMBINATIONS)
+def test_expressions(algorithm: str, key: str, text: str, layout: str, level: int) -> None:
     """Channels that only fill a block of 8, as all but one of nine do, are never compared."""
     w = ConvWorkload.parse(key)
     data, weight, bias = random_inputs(w, 3, layout)
@@ -103,7 +109,7 @@ def test_expressions(algorithm: str, key: str, text: str, layout: str) -> None:
     x = plain(conv2d_reference(w, data, weight, bias, layout), w, layout)
     expected = EXPRESSIONS[text](x, residual, vector[:, None, None])
     task = Task(w, algorithm, NATIVE, layout, text)
-    kernel, packed = compiled(task, task.space.default)["main"], pack_weight(task, weight)
+    kernel, packed = kernel_of(task, task.space.default, level), pack_weight(task, weight)
     out = np.full(w.out_shape(layout), np.nan, np.float32)
     wanted = operands_of(text)
     vectors = [vector, vector + 1][: len(wanted.vectors)]
@@ -181,8 +187,8 @@ def libraries() -> list[convtvm.KernelLibrary]:
     """With every function in the kernels, and with none."""
     names = [*FUNCTIONS, *(f"add+{name}" for name in FUNCTIONS)]
     return [
-        convtvm.compile(SMALL, threads=1, logs=[], algorithms="direct", epilogues=epilogues)
-        for epilogues in (names, [])
+        build.compile(SMALL, target, logs=[], algorithms="direct", epilogues=epilogues)
+        for target, epilogues in ((Unoptimised.native(), names), (NATIVE, []))
     ]
 
 

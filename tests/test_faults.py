@@ -105,10 +105,11 @@ def test_a_whole_run_of_faults_ends_well(
     monkeypatch.setattr(client, "RUN_SECONDS", 6.0)
     task = Faulty(TASK.workload, "direct", TASK.target)
     monkeypatch.setattr(tuner, "tasks_of", lambda *_: [task])
+    before = set(psutil.Process().children(recursive=True))  # what other files share
     helpers: set[psutil.Process] = set()
 
     def listener(*_: object) -> None:
-        helpers.update(psutil.Process().children(recursive=True))
+        helpers.update(set(psutil.Process().children(recursive=True)) - before)
 
     log = tmp_path / "x.jsonl"
     summary = tuner.tune([task.workload], task.target, log=log, listener=listener)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from models import operators, random_inputs, run_unscheduled, small_resnet  # noqa: E402
+from models import build_together, operators, random_inputs, small_resnet  # noqa: E402
 
 from convtvm.models.imported import Imported, Port  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
@@ -28,10 +28,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def assert_agrees(model: Imported, bound: float = 2e-6) -> None:
+def assert_agrees(model: Imported, folder: Path, bound: float = 2e-6) -> None:
     """The module computes what the original computes, relative to the largest value."""
     inputs = random_inputs(model)
-    expected, found = model.reference(inputs), run_unscheduled(model, inputs)
+    (run,) = build_together([model], folder)
+    expected, found = model.reference(inputs), run(inputs)
     assert len(expected) == len(found) == len(model.outputs)
     for port, want, have in zip(model.outputs, expected, found, strict=True):
         assert have.shape == want.shape == port.shape
@@ -39,7 +40,7 @@ def assert_agrees(model: Imported, bound: float = 2e-6) -> None:
         assert np.abs(have - want).max() <= bound * max(1, np.abs(want).max())
 
 
-def test_a_module_comes_in_inference_form() -> None:
+def test_a_module_comes_in_inference_form(tmp_path: Path) -> None:
     model = import_model(small_resnet(), EXAMPLE)
     assert model.name == "Sequential"
     assert [port.shape for port in model.inputs] == [(1, 3, 33, 31)]
@@ -47,10 +48,10 @@ def test_a_module_comes_in_inference_form() -> None:
     found = operators(model.module)
     assert found["relax.nn.conv2d"] == 7 and found["relax.nn.batch_norm"] == 0
     assert found["relax.add"] == 7 + 2 + 1, "seven biases, two residual additions, the dense bias"
-    assert_agrees(model)
+    assert_agrees(model, tmp_path)
 
 
-def test_a_file_comes_in_inference_form(exported: Path) -> None:
+def test_a_file_comes_in_inference_form(exported: Path, tmp_path: Path) -> None:
     model = import_model(exported)
     assert model.name == "small"
     assert model.inputs == [Port("image", (1, 3, 33, 31), "float32")]
@@ -58,4 +59,4 @@ def test_a_file_comes_in_inference_form(exported: Path) -> None:
     found = operators(model.module)
     assert found["relax.nn.conv2d"] == 7 and found["relax.nn.batch_norm"] == 0
     assert found["relax.add"] == 10
-    assert_agrees(model)
+    assert_agrees(model, tmp_path)

@@ -43,11 +43,16 @@ def stores(node: Any, buffer: str) -> list[int]:
     return [int(i.lanes) if isinstance(i, tirx.Ramp) else 1 for i in indices]
 
 
-def assert_exact(task: Task, decisions: dict[str, int]) -> None:
+def assert_exact(task: Task, decisions: dict[str, int], opt_level: int = 3) -> None:
     """On small integers, where sums are exact, whatever was not written being NaN."""
     data, weight, bias = random_inputs(task.workload, seed=1, kind="integer")
     expected = conv2d_reference(task.workload, data, weight, bias)
-    np.testing.assert_array_equal(run_task(task, decisions, data, weight, bias), expected)
+    found = run_task(task, decisions, data, weight, bias, opt_level)
+    np.testing.assert_array_equal(found, expected)
+
+
+def turn(target: CompileTarget) -> int:
+    return list(TARGETS.values()).index(target)
 
 
 def with_tile(task: Task, **wanted: int) -> dict[str, int]:
@@ -61,23 +66,30 @@ def with_tile(task: Task, **wanted: int) -> dict[str, int]:
 @every_width
 @pytest.mark.parametrize("tile", [1, 2, 3, 4, 5, 7, 8])
 def test_tiles_of_any_width(target: CompileTarget, tile: int) -> None:
-    """Eleven pixels a row: every tile but the narrowest has one that is cut off."""
+    """Eleven pixels a row: every tile but the narrowest has one that is cut off. LLVM optimises one
+    of three, each width for another target: what is stored where was decided before it."""
     w = make(5, 19, 3, 11, 1, 3)
     task = Task(w, "direct", target)
     wide = {"tile_ow": tile, "tile_oh": 1, "flat": 0, "tile_oc": 1}
-    assert_exact(task, {**task.space.default, **wide, "rows_outer": 0})
+    level = 3 if tile % 3 == turn(target) else 0
+    assert_exact(task, {**task.space.default, **wide, "rows_outer": 0}, level)
+
+
+WIDTHS = (1, 2, 3, 4, 6, 13)
 
 
 @every_width
-@pytest.mark.parametrize("wide", [1, 2, 3, 4, 6, 13])
+@pytest.mark.parametrize("wide", WIDTHS)
 def test_images_of_any_width(target: CompileTarget, wide: int) -> None:
-    """Read and written by Winograd, in rows that tiles overhang."""
+    """Read and written by Winograd, in rows that tiles overhang. Two of four tiles for each width
+    and target, so that each meets every width and every target; LLVM optimises the widest."""
     w = make(20, 21, 9, wide, 3, padding=1)
     data, weight, bias = random_inputs(w, seed=0)
     expected = conv2d_reference(w, data, weight, bias)
-    for m in (2, 3, 4, 6):
+    for m in (2, 4) if (WIDTHS.index(wide) + turn(target)) % 2 else (3, 6):
         task = Task(w, f"winograd:{m}", target)
-        out = run_task(task, task.space.default, data, weight, bias)
+        level = 3 if wide == 13 else 0
+        out = run_task(task, task.space.default, data, weight, bias, level)
         assert np.abs(out - expected).max() <= task.tolerance * np.abs(expected).max()
 
 

@@ -45,10 +45,11 @@ def in_log(log: Path) -> list[TuningRecord]:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TuningSummary, list[psutil.Process]]:
     """A finished call of `tune`, and the processes that it had started."""
+    before = set(psutil.Process().children(recursive=True))  # what other files share
     helpers: list[psutil.Process] = []
 
     def listener(*_: object) -> None:
-        helpers.extend(psutil.Process().children(recursive=True))
+        helpers.extend(set(psutil.Process().children(recursive=True)) - before)
 
     log = tmp_path_factory.mktemp("tuned") / "x.jsonl"
     options = {"threads": 1, "trials": TRIALS, "log": log}
