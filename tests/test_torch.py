@@ -571,7 +571,8 @@ def test_families_of_networks() -> None:
         with torch.no_grad():
             found, expected = torch.compile(net, backend=backend)(x), net(x)
         assert found.sub(expected).abs().max() <= 1e-4 * expected.abs().max(), name
-        left = [s.why_not for s in backend.sites if s.plan is None]
+        sites = [s for s in backend.sites if s.parts.startswith("conv")]
+        left = [s.why_not for s in sites if s.plan is None]
         assert left == ["it is transposed"] * (2 if name == "unet" else 0), name
         convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-        assert len(backend.sites) - len(left) == len(convolutions), name
+        assert len(sites) - len(left) == len(convolutions), name

@@ -19,6 +19,7 @@ class Labels:
     """
 
     def __init__(self) -> None:
+        self.price_of_all = 0.0  # of the labels that were solved for
         self._left: dict[Hashable, dict[Hashable, float]] = {_START: {}, _END: {}}
 
     def price(self, node: Hashable, false: float = 0.0, true: float = 0.0) -> None:
@@ -49,6 +50,7 @@ class Labels:
             room = min(self._left[a][b] for a, b in arcs)
             if room == float("inf"):
                 raise ValueError("a node can have neither label")
+            self.price_of_all += room
             for a, b in arcs:
                 self._left[a][b] -= room
                 self._left[b][a] = self._left[b].get(a, 0.0) + room

@@ -7,10 +7,12 @@ options     what a user can ask
 team        PyTorch's own threads, which kernels compute on
 kernels     libraries, compiled when a graph needs them
 operator    convtvm::conv, one convolution with its norm, residual and activation
+contest     whether a linear layer is faster by a kernel than by PyTorch's product
 watching    whether tensors have changed
 graph       which convolutions a graph has, and what goes with each
-layouts     which of them compute in blocks of channels
 rewriting   the operator in their place
+products    linear layers as 1x1 convolutions, and back
+layouts     which of them compute in blocks of channels or channels-last
 lowering    how Inductor's code calls it
 remembering what graphs became, for later processes
 backend     for TorchDynamo: a graph rewritten, the rest by Inductor

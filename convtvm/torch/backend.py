@@ -1,7 +1,8 @@
 """The TorchDynamo backend: `torch.compile(model, backend="convtvm", options={...})`.
 
-Of a graph without gradients every convolution that a plan computes becomes a call of our operator;
-all other operations, and graphs with gradients, go to Inductor.
+Of a graph without gradients every convolution that a plan computes becomes a call of our operator,
+and so does every linear layer where that is faster; all other operations, and graphs with
+gradients, go to Inductor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 
 from convtvm.errors import ConvtvmError
-from convtvm.torch import graph, layouts, lowering, rewriting
+from convtvm.torch import graph, layouts, lowering, products, rewriting
+from convtvm.torch.contest import Contest
 from convtvm.torch.kernels import AnyPlan, Kernels, shared
 from convtvm.torch.operator import Convolution, register
 from convtvm.torch.options import Options
@@ -60,7 +62,8 @@ def make_known() -> None:
 
 @dataclass
 class Site:
-    """A convolution of the model: what computes it, or `why_not`, why it stays PyTorch's."""
+    """A convolution or linear layer of the model: what computes it, or `why_not`, why it stays
+    PyTorch's."""
 
     name: str
     parts: str
@@ -88,6 +91,7 @@ class Backend:
         self.graphs = 0
         # Inductor makes conversions a part of other loops; PyTorch copies.
         self.changes_layouts = options.rest != "eager"
+        self.compares = True  # linear layers with PyTorch's products
         self._lock = threading.Lock()
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -168,19 +172,25 @@ class Backend:
         With a `tag` every convolution has a name of its own.
         """
         places = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        sites = list(graph.sites(gm.graph, {places[i] for i in static}))
+        fixed = {places[i] for i in static}
+        linear = products.as_convolutions(gm.graph, fixed)
+        sites = list(graph.sites(gm.graph, fixed, linear))
         changed = layouts.assign(gm.graph, sites, self.kernels) if self.changes_layouts else None
         needs = tuple(s.recipe.need for s in sites if s.recipe)
         self.kernels.provide(needs)
-        found = []
+        found, contest = [], Contest(self.kernels)
         for number, site in enumerate(sites):
             if site.recipe:
                 if not self.kernels.fuses(site.recipe.need):
                     site.leave_activation()
                 site.why_not = self.kernels.objection(site.recipe.need)
+            if site.recipe and not site.why_not and site.is_linear and self.compares:
+                site.why_not = contest.objection(site.recipe)
             recipe, own_tag = None, tag and f"{tag} {number}"
             if site.recipe and not site.why_not:
                 recipe = rewriting.replace(gm.graph, site, self.kernels, own_tag)
+            elif isinstance(product := linear.get(site.conv), products.Product):
+                products.restore(gm.graph, site.conv, product)
             found.append(Found(site.name, _parts(site), recipe, own_tag, site.why_not))
         if changed:
             rewriting.lay_out(gm.graph, changed.forms, changed.block)
@@ -203,8 +213,9 @@ class Backend:
 
 
 def _parts(site: graph.Site) -> str:
-    activation = site.activation
-    parts = ["conv", "norm" if site.norm else "", "residual" if site.sum else ""]
+    activation, scales = site.activation, [v for op, v in site.vectors() if op is graph.SCALE]
+    parts = ["linear" if site.is_linear else "conv", "norm" if site.norm else ""]
+    parts += ["scale" if scales else "", "residual" if site.sum else ""]
     parts.append(activation if isinstance(activation, str) else "bounds" if activation else "")
     return "+".join(filter(None, parts))
 

@@ -1,4 +1,5 @@
-"""The convolutions of a graph after AOTAutograd, and what a kernel can take along with each.
+"""The convolutions of a graph after AOTAutograd, and what a kernel can take along with each; linear
+layers are among them as 1x1 convolutions, which `products` makes of them.
 
 Such a graph is functional: no operation is in place, no module, hook or parametrisation is left,
 and a batch normalisation says itself whether it is of training. What a value depends on is all that
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from convtvm.torch.operator import Recipe
 
 aten = torch.ops.aten
 
+SCALE, SHIFT = aten.mul.Tensor, aten.add.Tensor
 NORM = aten._native_batch_norm_legit_no_training.default
 # Operations that Inductor takes apart, and that a kernel may take along whole.
 NAMED = {
@@ -45,7 +47,8 @@ _BOUNDS = (
     aten.clamp_max.default,
 )
 _GELU, _LEAKY = aten.gelu.default, aten.leaky_relu.default
-HELD_BACK = (NORM, *NAMED, *_BOUNDS, _GELU, _LEAKY, MAX_POOL)
+ACTIVATIONS = (*NAMED, *_BOUNDS, _GELU, _LEAKY)
+HELD_BACK = (NORM, *ACTIVATIONS, MAX_POOL)
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},
@@ -57,12 +60,15 @@ _DTYPES = {
 class Site:
     """A convolution of a graph and the nodes that go with it; `why_not` says why it stays as it is.
 
-    `source` are the tensors that its weight, bias and norm are computed from.
+    `affine` are multiplications and additions of one constant a channel, `sources` the tensors that
+    weight, bias, norm and those are computed from. A linear layer has pixels for rows.
     """
 
     name: str
     conv: fx.Node
     nodes: list[fx.Node]
+    is_linear: bool = False
+    affine: list[fx.Node] = field(default_factory=list)
     norm: fx.Node | None = None
     sum: fx.Node | None = None
     activation: str | tuple[float, float] | None = None
@@ -73,7 +79,17 @@ class Site:
     @property
     def residual(self) -> fx.Node | None:
         """What `sum` adds to what comes before it, as the graph is now."""
-        return _added(self.sum, self.nodes[self.nodes.index(self.sum) - 1]) if self.sum else None
+        return _added(self.sum, self.before(self.sum)) if self.sum else None
+
+    def before(self, node: fx.Node) -> fx.Node:
+        """The node of the site that comes before another one."""
+        return self.nodes[self.nodes.index(node) - 1]
+
+    def vectors(self) -> Iterator[tuple[Any, fx.Node]]:
+        """The operations in `affine`, each with its constant."""
+        for node in self.affine:
+            (vector,) = (a for a in node.all_input_nodes if a is not self.before(node))
+            yield node.target, vector
 
     def leave_activation(self) -> None:
         """Let the graph keep the activation."""
@@ -87,17 +103,23 @@ class Site:
         return self.nodes[-1]
 
 
-def sites(graph: fx.Graph, static: set[fx.Node]) -> Iterator[Site]:
-    """Every convolution with what follows it and nothing else uses.
+def sites(
+    graph: fx.Graph, static: set[fx.Node], linear: Mapping[fx.Node, Any] | None = None
+) -> Iterator[Site]:
+    """Every convolution and linear layer with what follows it and nothing else uses.
 
     `static` are the placeholders of parameters and buffers: the same tensors at every call.
+    `linear` has the nodes that are linear layers, with why no kernel computes it where that is
+    text.
     """
     taken: set[fx.Node] = set()
+    linear = linear or {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.convolution.default:
+        if node.target is not aten.convolution.default and node not in linear:
             continue
-        site = Site(_name(node), node, [node])
-        site.why_not = _objection(site, static)
+        site = Site(_name(node), node, [node], node in linear)
+        known = linear.get(node)
+        site.why_not = known if isinstance(known, str) else _objection(site, static)
         if not site.why_not:
             _extend(site, static, taken)
             site.recipe, site.why_not = _recipe(site)
@@ -128,12 +150,12 @@ def _objection(site: Site, static: set[fx.Node]) -> str:
         return f"its input is {data.dtype} on {data.device}"
     if any(not isinstance(size, int) for size in data.shape[1:]):
         return "its image size is dynamic"
-    if _sources([weight, bias], static) is None:
+    if sources([weight, bias], static) is None:
         return "its weight changes with every call: it is no parameter, nor computed from some"
     return ""
 
 
-def _sources(values: Sequence[Any], static: set[fx.Node]) -> list[fx.Node] | None:
+def sources(values: Sequence[Any], static: set[fx.Node]) -> list[fx.Node] | None:
     """The static tensors that values are computed from; None if they depend on anything else."""
     found: dict[fx.Node, None] = {}
     pending = [v for v in values if isinstance(v, fx.Node)]
@@ -158,37 +180,58 @@ def _is_pure(node: fx.Node) -> bool:
 
 
 def _extend(site: Site, static: set[fx.Node], taken: set[fx.Node]) -> None:
-    """Take along batch normalisation, then a residual addition, then an activation."""
-    after = _only_user(site.last, taken)
+    """Take along batch normalisation, or constants a channel, then a residual addition, then an
+    activation."""
+    after = only_user(site.last, taken)
     if after and after.target is NORM and after.args[0] is site.conv:
         normed = _normed(after, taken)
-        if normed and _sources(after.args[1:5], static) is not None:
+        if normed and sources(after.args[1:5], static) is not None:
             site.norm = after
             site.nodes += [after, normed]
-            after = _only_user(normed, taken)
+            after = only_user(normed, taken)
+    while after and not site.norm and _is_affine(after, site.last, static):
+        site.affine.append(after)
+        site.nodes.append(after)
+        after = only_user(after, taken)
     values = [*site.conv.args[1:3], *(site.norm.args[1:5] if site.norm else ())]
-    site.sources = _sources(values, static) or []
+    values += [vector for _, vector in site.vectors()]
+    site.sources = sources(values, static) or []
     if after and _added(after, site.last) is not None:
         site.sum = after
         site.nodes.append(after)
-        after = _only_user(after, taken)
+        after = only_user(after, taken)
     activation = _activation(after, site.last) if after else None
     if after and activation is not None:
         site.activation = activation
         site.nodes.append(after)
 
 
-def _only_user(node: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
+def only_user(node: fx.Node, taken: Container[fx.Node] = ()) -> fx.Node | None:
     """The one user of `node`, None if there are several or another site has it."""
     users = list(node.users)
     usable = len(users) == 1 and users[0] not in taken and users[0].op == "call_function"
     return users[0] if usable else None
 
 
+def _is_affine(node: fx.Node, term: fx.Node, static: set[fx.Node]) -> bool:
+    """Whether `node` multiplies `term`, an image, by one constant a channel, or adds one."""
+    if node.target not in (SCALE, SHIFT) or node.kwargs:
+        return False
+    others = [a for a in node.args if a is not term]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return False
+    here, there = term.meta["val"], others[0].meta.get("val")
+    if not isinstance(there, torch.Tensor) or {here.dtype, there.dtype} != {torch.float32}:
+        return False
+    shape = (1,) * (here.dim() - there.dim()) + tuple(there.shape)
+    channels = here.dim() == 4 and shape == (1, here.shape[1], 1, 1)
+    return channels and sources(others, static) is not None
+
+
 def _normed(norm: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
     """The normalised tensor, if a batch normalisation gives nothing else that is used."""
     _, weight, bias, *_ = norm.args
-    result = _only_user(norm, taken)
+    result = only_user(norm, taken)
     right = result and result.target is operator.getitem and result.args[1] == 0
     return result if right and (weight is None) == (bias is None) else None
 
@@ -259,6 +302,8 @@ def _recipe(site: Site) -> tuple[Recipe | None, str]:
     n, ic, *size = data.shape
     lead = [1] if flat else []
     dynamic = not isinstance(n, int)
+    if site.is_linear and not dynamic:
+        n, size = 1, [1, n * math.prod(size)]  # one row of pixels, as whole models have it
     try:
         workload = ConvWorkload.make(
             n=n.node.hint if dynamic else n,
@@ -276,9 +321,9 @@ def _recipe(site: Site) -> tuple[Recipe | None, str]:
         )
     except WorkloadError as error:
         return None, str(error)
-    layout = "NHWC" if wide else "NCHW"
+    layout = "NHWC" if wide or site.is_linear else "NCHW"
     adds = site.sum is not None
-    need = Need(workload, layout, data.device.type, site.activation, adds, dynamic)
+    need = Need(workload, layout, data.device.type, site.activation, adds, dynamic, site.is_linear)
     eps = float(site.norm.args[6]) if site.norm else 0.0  # type: ignore[arg-type]
     return Recipe(need, eps, bias is not None, wide, flat), ""
 

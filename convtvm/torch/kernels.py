@@ -31,7 +31,8 @@ _TF32_ERROR = 2e-3
 class Need:
     """What a convolution of a graph asks of a kernel; `activation` as of `KernelLibrary.plan`.
 
-    With a `dynamic` batch the workload's is the one that the graph was captured with.
+    With a `dynamic` batch the workload's is the one that the graph was captured with. The pixels of
+    a linear layer are `rows`: those of all images are one image's, unless the batch is dynamic.
     """
 
     workload: ConvWorkload
@@ -40,12 +41,18 @@ class Need:
     activation: str | tuple[float, float] | None = None
     adds: bool = False
     dynamic: bool = False
+    rows: bool = False
 
     @property
     def workloads(self) -> list[ConvWorkload]:
         """Those to compile: for a dynamic batch one image too, which any batch can be cut into."""
         single = replace(self.workload, n=1)
         return list(dict.fromkeys([self.workload, *([single] if self.dynamic else [])]))
+
+    @property
+    def merges(self) -> bool:
+        """Whether all images are one row of pixels."""
+        return self.rows and not self.dynamic
 
     @property
     def is_blocked(self) -> bool:
@@ -160,8 +167,9 @@ class Kernels:
 
     def _fitting(self, need: Need, workload: ConvWorkload) -> list[KernelLibrary]:
         """Libraries that may serve it: of this very batch first, of the same layout before others
-        (in blocks of channels no other), the newest before older ones."""
-        layouts = LAYOUTS if need.layout in LAYOUTS else (need.layout,)
+        (of rows and in blocks of channels no other), the newest before older ones."""
+        either = need.layout in LAYOUTS and not need.rows
+        layouts = LAYOUTS if either else (need.layout,)
         found = [
             library
             for library in reversed(self.libraries)

@@ -25,9 +25,9 @@ def make_known() -> None:
     setattr(extern_kernels, _NAME, into)
 
     def lower(x: Any, weights: Sequence[Any], residual: Any, recipe: str) -> Any:
-        wide = recipe_of(recipe).wide
-        kernel = ir.ExternKernel
-        laid_out = kernel.require_channels_last if wide else kernel.require_contiguous
+        known, kernel = recipe_of(recipe), ir.ExternKernel
+        last = known.wide or known.need.rows
+        laid_out = kernel.require_channels_last if last else kernel.require_contiguous
         inputs = [laid_out(t) for t in (x, residual) if t is not None]
         inputs += [kernel.realize_input(w) for w in weights]
         made = V.graph.current_node.meta["val"]

@@ -1,4 +1,5 @@
-"""The operator `convtvm::conv` that stands in a graph for a convolution and what is fused with it.
+"""The operator `convtvm::conv` that stands in a graph for a convolution and what is fused with it;
+for a linear layer too, whose `x` is an image of its rows.
 
     conv(x, weights, residual, recipe) -> out
 
@@ -62,6 +63,7 @@ class Recipe:
             "residual": need.adds,
             "biased": self.biased,
             "dynamic": need.dynamic,
+            "rows": need.rows,
             "wide": self.wide,
             "flat": self.flat,
         }
@@ -103,6 +105,8 @@ class Convolution:
         n = x.shape[0]
         if n == 0:
             return self.empty(x) if out is None else out
+        if self.recipe.need.merges:
+            n = 1
         packed = self._last
         if packed is None or not packed.watched.are(weights):
             packed = self._last = self._pack_if_changed(weights)
@@ -118,6 +122,8 @@ class Convolution:
         """A tensor like the output for `x`, which may be a fake one."""
         recipe, need = self.recipe, self.recipe.need
         _, *image = need.workload.out_shape(need.layout if need.is_blocked else "NCHW")
+        if need.rows:
+            image[1:] = x.shape[2:]
         if recipe.flat:
             del image[1]
         made = x.new_empty((x.shape[0], *image))
@@ -174,10 +180,10 @@ class Convolution:
         out: Tensor | None,
     ) -> Tensor:
         recipe, last = self.recipe, layout == "NHWC"
-        data = _entering(x, recipe.flat, last)
-        added = None if residual is None else _entering(residual, recipe.flat, last)
+        data = _entering(x, recipe, last)
+        added = None if residual is None else _entering(residual, recipe, last)
         # Written as it is where the plan has the output's own layout.
-        target = None if out is None or last != recipe.wide else _entering(out, recipe.flat, last)
+        target = None if out is None or last != recipe.wide else _entering(out, recipe, last)
         if type(plan) is Plan and target is not None and _is_plain(data) and _is_plain(added):
             # Shapes and dtypes are the graph's, and Inductor's output overlaps nothing.
             plan.compute(data, target, () if added is None else (added,))
@@ -188,6 +194,8 @@ class Convolution:
             made = plan(data, out=target, residual=added)
         if target is not None:
             return out
+        if recipe.need.merges:
+            made = made.reshape(x.shape[0], *x.shape[2:], -1)
         made = made.permute(0, 3, 1, 2) if last else made
         made = made.squeeze(2) if recipe.flat else made
         if out is not None:
@@ -221,11 +229,12 @@ def _gpu_plans(plans: Mapping[int, tuple[AnyPlan, str]]) -> Iterator[GpuPlan]:
     yield from (p for p in dict.fromkeys(parts) if isinstance(p, GpuPlan))
 
 
-def _entering(x: Tensor, flat: bool, last: bool) -> Tensor:
+def _entering(x: Tensor, recipe: Recipe, last: bool) -> Tensor:
     """A tensor as a plan takes it: four axes, in the order of the plan's layout."""
     x = x.detach() if x.requires_grad else x
-    x = x.unsqueeze(2) if flat else x
-    return x.permute(0, 2, 3, 1) if last else x
+    x = x.unsqueeze(2) if recipe.flat else x
+    x = x.permute(0, 2, 3, 1) if last else x
+    return x.reshape(1, 1, -1, x.shape[3]) if recipe.need.merges else x
 
 
 def _is_plain(tensor: Tensor | None) -> bool:

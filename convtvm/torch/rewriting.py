@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from convtvm.problem.workload import ENTRY_LAYOUTS
 from convtvm.torch.channelwise import Form
-from convtvm.torch.graph import HELD_BACK, Site
+from convtvm.torch.graph import HELD_BACK, SCALE, SHIFT, Site
 from convtvm.torch.kernels import Kernels
 from convtvm.torch.operator import Recipe, conv, recipe_of, register
 
@@ -28,7 +28,9 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels, tag: str = "") -> Rec
     `tag` as of `register`.
     """
     assert site.recipe is not None
-    x, weight, bias = site.conv.args[:3]
+    x = site.conv.args[0]
+    with graph.inserting_before(site.last):
+        weight, bias = _scaled(graph, site)
     norm: list[Any] = []
     if site.norm is not None:
         gamma, beta, mean, variance = site.norm.args[1:5]
@@ -54,12 +56,27 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels, tag: str = "") -> Rec
     return recipe
 
 
+def _scaled(graph: fx.Graph, site: Site) -> tuple[Any, Any]:
+    """Weight and bias with the constants of each channel in them."""
+    weight, bias = site.conv.args[1:3]
+    for target, vector in site.vectors():
+        flat = call(graph, aten.reshape.default, vector, [-1])
+        if target is SCALE:
+            scale = call(graph, aten.reshape.default, vector, [-1, 1, 1, 1])
+            weight = call(graph, target, weight, scale)
+        if bias is not None:
+            bias = call(graph, target, bias, flat)
+        elif target is SHIFT:
+            bias = flat
+    return weight, bias
+
+
 def _in_order(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     """An image in blocks of channels, [n, c / b, h, w, b], as [n, c, h, w]."""
     with graph.inserting_after(node):
-        turned = _call(graph, aten.permute.default, node, _ORDER)
+        turned = call(graph, aten.permute.default, node, _ORDER)
     with graph.inserting_after(turned):
-        return _call(graph, aten.reshape.default, turned, list(shape))
+        return call(graph, aten.reshape.default, turned, list(shape))
 
 
 def lay_out(graph: fx.Graph, forms: Sequence[Form], block: int) -> None:
@@ -91,7 +108,7 @@ def _replace_form(graph: fx.Graph, form: Form, blocks: list[fx.Node]) -> None:
         ordered = _in_order(graph, made, shape)
     else:
         with graph.inserting_after(made):
-            ordered = _call(graph, aten.reshape.default, made, shape)
+            ordered = call(graph, aten.reshape.default, made, shape)
     form.last.replace_all_uses_with(ordered)
 
 
@@ -102,9 +119,9 @@ def _in_blocks(graph: fx.Graph, node: fx.Node, block: int) -> fx.Node:
     n, channels, *image = node.meta["val"].shape
     places = [p for p in graph.nodes if p.op == "placeholder"]
     with graph.inserting_after(places[-1] if node.op == "placeholder" else node):
-        split = _call(graph, aten.reshape.default, node, [n, channels // block, block, *image])
+        split = call(graph, aten.reshape.default, node, [n, channels // block, block, *image])
     with graph.inserting_after(split):
-        return _call(graph, aten.permute.default, split, [0, 1, 3, 4, 2])
+        return call(graph, aten.permute.default, split, [0, 1, 3, 4, 2])
 
 
 def _blocks_of(node: fx.Node) -> fx.Node | None:
@@ -115,11 +132,27 @@ def _blocks_of(node: fx.Node) -> fx.Node | None:
     return turned.args[0] if turned.args[1] == _ORDER else None  # type: ignore[return-value]
 
 
-def _call(graph: fx.Graph, target: Any, node: fx.Node, sizes: list[int]) -> fx.Node:
-    made = graph.call_function(target, (node, sizes))
+def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node that calls an operation, with its value."""
+    made = graph.call_function(target, args, kwargs)
     with _fake_mode(made):
-        made.meta["val"] = target(node.meta["val"], sizes)
+        made.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]), **kwargs)
     return made
+
+
+def keep_strides(graph: fx.Graph) -> None:
+    """Copy results that are contiguous images, so that they are that whatever layouts are chosen
+    for what they are computed by."""
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    for node in output.all_input_nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.dim() != 4:
+            continue
+        if value.is_contiguous() and not value.is_contiguous(memory_format=torch.channels_last):
+            with graph.inserting_before(output):
+                order = {"memory_format": torch.contiguous_format}
+                copy = call(graph, aten.clone.default, node, **order)
+            output.replace_input_with(node, copy)
 
 
 def _derivation(sources: Sequence[fx.Node], values: Any) -> fx.GraphModule:
