@@ -186,12 +186,12 @@ class Backend:
                 site.why_not = self.kernels.objection(site.recipe.need)
             if site.recipe and not site.why_not and site.is_linear and self.compares:
                 site.why_not = contest.objection(site.recipe)
-            recipe, own_tag = None, tag and f"{tag} {number}"
+            recipe, own_tag, parts = None, tag and f"{tag} {number}", _parts(site)
             if site.recipe and not site.why_not:
                 recipe = rewriting.replace(gm.graph, site, self.kernels, own_tag)
             elif isinstance(product := linear.get(site.conv), products.Product):
                 products.restore(gm.graph, site.conv, product)
-            found.append(Found(site.name, _parts(site), recipe, own_tag, site.why_not))
+            found.append(Found(site.name, parts, recipe, own_tag, site.why_not))
         if changed:
             rewriting.lay_out(gm.graph, changed.forms, changed.block)
         gm.graph.eliminate_dead_code()

@@ -86,7 +86,7 @@ class _Conversion:
         if rows.meta["val"].device.type != "cpu":
             return
         bias = node.args[0] if node.target is aten.addmm.default else None
-        origin = _origin(rows)
+        origin = rows if rows in self.images else _origin(rows)
         self.made[node] = reason = self._objection(node, origin, matrix, bias)
         if not reason:
             del self.made[node]
