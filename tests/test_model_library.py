@@ -168,6 +168,7 @@ def test_profile_and_memory() -> None:
     steps = made.profile(repeat=3)
     assert [s.label for s in steps] == ["conv", "relu"]
     assert sum(s.share for s in steps) == pytest.approx(1) and steps[0].seconds > 0
+    assert all(0 < s.least <= s.seconds for s in steps)
     assert steps[0].about == f"{W.key} by direct, NCHW"
     assert made.arena_bytes == 2304 and made.peak_bytes >= made.arena_bytes
     packed = 4 * 8 * 5 * 9

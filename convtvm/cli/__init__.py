@@ -21,7 +21,7 @@ from convtvm.cli.logs import log
 from convtvm.cli.reporting import report
 from convtvm.cli.running import run
 from convtvm.cli.tuning import tune
-from convtvm.errors import ConvtvmError, blames_environment
+from convtvm.errors import ConvtvmError, blames_environment, printable
 
 MISUSE = 2
 INTERRUPTED = 130
@@ -116,5 +116,5 @@ def _run(args: Sequence[str] | None) -> int:
 
 def _refuse(message: str) -> int:
     with contextlib.suppress(OSError):  # stderr is full or closed too: the status has to do
-        click.echo(f"convtvm: error: {message}", err=True)
+        click.echo(f"convtvm: error: {printable(message)}", err=True)
     return MISUSE

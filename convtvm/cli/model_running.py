@@ -158,7 +158,8 @@ def _print_profile(steps: Sequence[StepTime]) -> None:
     lines, total = [], 0.0
     for step in ordered:
         total += step.share
-        lines.append(
-            [step.label, ms(step.seconds), f"{100 * step.share:.1f}", f"{100 * total:.0f}"]
-        )
-    print_table("operators by time", ["operator", ">ms", ">%", ">% so far"], lines)
+        times = [ms(step.seconds), ms(step.least)]
+        lines.append([step.label, *times, f"{100 * step.share:.1f}", f"{100 * total:.0f}"])
+    sums = [ms(sum(times)) for times in zip(*((s.seconds, s.least) for s in steps), strict=True)]
+    lines.append(["sum", *sums, "100", ""])
+    print_table("operators by time", ["operator", ">ms", ">least", ">%", ">% so far"], lines)

@@ -42,14 +42,15 @@ def load_model(path: str | Path, threads: int | None = None) -> Model:
 
 @dataclass(frozen=True)
 class StepTime:
-    """An operator's share of a model's time: the median seconds of a call of `function`; `about`
-    says in words what that computes."""
+    """An operator's share of a model's time: the median seconds of a call of `function`, and the
+    `least`; `about` says in words what that computes."""
 
     label: str
     function: str
     about: str
     seconds: float
     share: float
+    least: float
 
 
 class Model(Shared):
@@ -175,7 +176,7 @@ class Model(Shared):
             self._idle.append(execution)
 
     def profile(self, *args: Any, repeat: int = 20, **named: Any) -> list[StepTime]:
-        """The time of each operator in order: medians of `repeat` calls after a warm-up.
+        """The time of each operator in order, of `repeat` calls after a warm-up.
 
         Without inputs, on random numbers.
         """
@@ -183,12 +184,13 @@ class Model(Shared):
             for _ in range(3):
                 execution.run()
             rounds = [execution.timed() for _ in range(repeat)]
-        secs = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        calls = list(zip(*rounds, strict=True))
+        secs = [statistics.median(times) for times in calls]
         total = sum(secs) or 1.0
         facts = self.manifest.functions
         return [
-            StepTime(c.label, c.function, facts[c.function].about, s, s / total)
-            for c, s in zip(self.manifest.steps, secs, strict=True)
+            StepTime(c.label, c.function, facts[c.function].about, s, s / total, min(times))
+            for c, s, times in zip(self.manifest.steps, secs, calls, strict=True)
         ]
 
     def steps(self, *args: Any, **named: Any) -> Iterator[tuple[str, dict[int, Array]]]:
