@@ -62,6 +62,12 @@ def floats(*numbers: float) -> np.ndarray:
     return np.array(numbers, "float32")
 
 
+def places_in(c: int, h: int, w: int) -> np.ndarray:
+    """Of each channel of an image twelve different places, [1, c, 3, 4]."""
+    chosen = [_GENERATOR.choice(h * w, 12, replace=False) + i * h * w for i in range(c)]
+    return np.array(chosen, "int64").reshape(1, c, 3, 4)
+
+
 IMAGE = (1, 6, 7, 9)
 NOTHING = np.zeros(0, "float32")
 
@@ -255,6 +261,13 @@ CASES = [
          auto_pad="SAME_UPPER"),
     case("transposed, dilated", "ConvTranspose", IMAGE, normal(6, 4, 3, 3), dilations=[2, 2],
          pads=[1, 1, 1, 1]),
+    case("bent by offsets", "DeformConv", IMAGE, normal(5, 6, 3, 2), normal(1, 12, 5, 8),
+         normal(5), opset=19, bound=1e-5),
+    case("bent by groups of offsets, masked", "DeformConv", IMAGE, normal(4, 3, 3, 3),
+         normal(1, 54, 4, 5) * 3, None, np.abs(normal(1, 27, 4, 5)), strides=[2, 2],
+         pads=[1, 1, 1, 2], dilations=[1, 1], group=2, offset_group=3, opset=19, bound=1e-5),
+    case("bent far out", "DeformConv", (2, 4, 5, 6), normal(3, 4, 1, 1),
+         normal(2, 2, 5, 6) * 1e10, opset=19),
     # Pooling.
     case("max pool", "MaxPool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     case("max pool, ceiling", "MaxPool", IMAGE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
@@ -277,6 +290,16 @@ CASES = [
     case("p-norm pool", "LpPool", IMAGE, kernel_shape=[2, 3], strides=[2, 2], p=3, bound=1e-5),
     case("p-norm pool, ceiling over the padding", "LpPool", IMAGE, kernel_shape=[2, 2],
          strides=[2, 2], pads=[0, 1, 0, 1], ceil_mode=1, opset=18, bound=1e-5),
+    case("max pool with its places", "MaxPool", IMAGE, kernel_shape=[3, 2], strides=[2, 2],
+         pads=[1, 0, 1, 1], outputs=2),
+    case("max pool with places by column", "MaxPool", IMAGE, kernel_shape=[2, 3], dilations=[2, 2],
+         storage_order=1, outputs=2),
+    case("max pool of a volume with its places", "MaxPool", (2, 3, 5, 6, 7),
+         kernel_shape=[2, 3, 2], strides=[2, 1, 2], ceil_mode=1, outputs=2),
+    case("max unpool", "MaxUnpool", (1, 6, 3, 4), places_in(6, 7, 9), kernel_shape=[3, 3],
+         strides=[2, 2]),
+    case("max unpool to a size", "MaxUnpool", (1, 6, 3, 4), places_in(6, 8, 9), whole(1, 6, 8, 9),
+         kernel_shape=[2, 2], strides=[2, 2]),
     case("max pool of a volume", "MaxPool", (1, 3, 5, 6, 7), kernel_shape=[2, 3, 2],
          strides=[2, 1, 2]),
     case("global average", "GlobalAveragePool", IMAGE),
@@ -301,6 +324,20 @@ CASES = [
     case("cumulative sum, backwards, before", "CumSum", IMAGE, np.array([-1], "int64"), reverse=1,
          exclusive=1),
     case("hardmax", "Hardmax", (3, 11)),
+    case("hot by data", "OneHot", (2,), np.array([[1, -2], [7, 0]], "int64"), whole(5)[0],
+         first=False, axis=1),
+    case("sequences turned around", "ReverseSequence", (6, 3, 5), whole(4, 6, 1)),
+    case("rows turned around", "ReverseSequence", (3, 5, 4), whole(1, 5, 2), batch_axis=0,
+         time_axis=1),
+    # Signals.
+    case("fourier", "DFT", (2, 15, 1), onesided=1, bound=1e-5),
+    case("fourier, complex, padded", "DFT", (2, 5, 3, 2), whole(8)[0], axis=-3, bound=1e-5),
+    case("fourier, backwards, cut", "DFT", (2, 9, 2), whole(7)[0], whole(1)[0], inverse=1,
+         opset=20, bound=1e-5),
+    case("fourier by frames", "STFT", (2, 70, 1), whole(8)[0], np.hanning(16).astype("float32"),
+         whole(16)[0], bound=1e-5),
+    case("fourier by frames, both sides", "STFT", (1, 41, 1), whole(5)[0], None, whole(9)[0],
+         onesided=0, bound=1e-5),
     # Shapes.
     case("reshape", "Reshape", IMAGE, whole(0, -1, 9)),
     case("reshape to rows", "Reshape", IMAGE, whole(7, 54)),
@@ -330,6 +367,9 @@ CASES = [
     case("scatter by places", "ScatterND", (5, 4), np.array([[-1], [0]], "int64"), normal(2, 4)),
     case("scatter elements", "ScatterElements", (3, 4), np.array([[0, -1]], "int64"), normal(1, 2),
          axis=1),
+    case("from columns", "Col2Im", (1, 12, 20), whole(5, 6), whole(2, 2), opset=18),
+    case("from columns, strided", "Col2Im", (2, 18, 12), whole(7, 9), whole(3, 2),
+         strides=[2, 3], dilations=[1, 2], pads=[1, 0, 1, 2], opset=18),
     case("compress", "Compress", IMAGE, np.array([1, 0, 1, 1], bool), axis=1),
     case("compress all", "Compress", (3, 4), np.arange(11) % 3 == 0),
     case("expand", "Expand", (1, 6, 1, 9), whole(2, 1, 7, 1)),
@@ -411,9 +451,18 @@ CASES = [
          activations=["HardSigmoid", "Softsign"], outputs=2),
     case("rnn", "RNN", (6, 2, 5), normal(1, 4, 5), normal(1, 4, 4), normal(1, 8), hidden_size=4,
          activations=["LeakyRelu"], activation_alpha=[0.3], outputs=2),
+    # Of the first files.
+    case("image scaler", "ImageScaler", IMAGE, scale=0.5, bias=[0.1, -2.0, 0.0, 1.0, 3.0, 0.5],
+         opset=7),
+    case("affine", "Affine", IMAGE, alpha=0.5, beta=2.0, opset=7),
+    case("scaled tanh", "ScaledTanh", IMAGE, alpha=1.7, beta=0.6, opset=7),
+    case("parametric softplus", "ParametricSoftplus", IMAGE, alpha=0.7, beta=1.3, opset=7),
+    case("crop", "Crop", IMAGE, border=[1, 2, 3, 0], opset=7),
+    case("crop to a size", "Crop", IMAGE, border=[2, 1, 0, 0], scale=[4, 5], opset=7),
     # Others.
     case("identity", "Identity", IMAGE),
     case("dropout", "Dropout", IMAGE, floats(0.3)[0]),
+    case("dropout with its mask", "Dropout", IMAGE, outputs=2),
     case("grid sample", "GridSample", IMAGE, (normal(1, 5, 4, 2) / 2), opset=16, bound=1e-5),
     case("modulus", "Mod", IMAGE, floats(0.7)[0], fmod=1, bound=1e-5),
     case("one minus nothing", "Sub", IMAGE, np.zeros(C6, "float32")),

@@ -29,7 +29,8 @@ class Cell:
 
     `weight` is [gates, hidden, hidden], `bias`, which is added to its product, [gates, hidden];
     `peepholes` are [3, hidden] for i, o and f. `functions` are the activations in ONNX's order,
-    `bound` limits what goes into them. `reset_after` is GRU's linear_before_reset.
+    `bound` limits what goes into them. `reset_after` is GRU's linear_before_reset. An LSTM that is
+    `rounded` reads its hidden state in 255 steps of its range.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Cell:
     bound: float | None = None
     reset_after: bool = False
     backwards: bool = False
+    rounded: bool = False
 
     @property
     def gates(self) -> int:
@@ -170,9 +172,30 @@ class _Loops:
             value = tirx.max(tirx.min(value, limit), -limit)
         return self.cell.functions[index](value)
 
+    def _rounded(self, n: Any, last: Function) -> Function:
+        """What reads the hidden state in steps of its range, as 8 bits hold it, 0 among them."""
+        zero, most = tirx.const(0.0, "float32"), tirx.const(255.0, "float32")
+        low, high, step, point = (
+            T.buffer_proxy(T.alloc_buffer((1,), "float32", scope="local")) for _ in range(4)
+        )
+        low[0] = zero
+        high[0] = zero
+        with T.serial(0, self.cell.hidden) as k:
+            low[0] = tirx.min(low[0], last(k))
+            high[0] = tirx.max(high[0], last(k))
+        span = (high[0] - low[0]) / most
+        step[0] = tirx.Select(span > zero, span, tirx.const(1.0, "float32"))
+        point[0] = tirx.nearbyint(tirx.max(tirx.min(-low[0] / step[0], most), zero))
+        with T.serial(0, self.cell.hidden) as k:
+            whole = tirx.nearbyint(last(k) / step[0]) + point[0]
+            whole = tirx.max(tirx.min(whole, most), zero)
+            self.scratch[n, 0, k] = (whole - point[0]) * step[0]
+        return lambda k: self.scratch[n, 0, k]
+
     def _lstm(self, n: Any, at: Any, last: Function, after: Any) -> None:
+        read = self._rounded(n, last) if self.cell.rounded else last
         with self._vectors() as v:
-            sums = self._sums(v, last, range(4))
+            sums = self._sums(v, read, range(4))
             with T.vectorized(0, LANES) as lane:
                 j = v * LANES + lane
                 total = [sums[g, lane] + self._input(n, at, g, j) for g in range(4)]

@@ -73,7 +73,7 @@ def resized(
             table = np.clip(nearest, 0, axis.old - 1).astype("int64")
             x = builder.emit(relax.op.take(x, constant(table), index, mode="clip"))
         else:
-            x = _times(builder, x, _weights(at, axis, manner), index)
+            x = times(builder, x, _weights(at, axis, manner), index)
         if cropped:
             x = _extrapolated(builder, x, (at < 0) | (at > axis.old - 1), index, manner)
     return x
@@ -149,7 +149,7 @@ def _cubic(d: np.ndarray, a: float) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
-def _times(builder: relax.BlockBuilder, x: relax.Expr, matrix: np.ndarray, axis: int) -> relax.Expr:
+def times(builder: relax.BlockBuilder, x: relax.Expr, matrix: np.ndarray, axis: int) -> relax.Expr:
     """`x` with one axis multiplied by a matrix [new, old]."""
     ndim, dtype = len(static_shape(x)), str(x.ty.dtype.dtype)
     if axis == ndim - 1:

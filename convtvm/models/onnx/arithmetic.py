@@ -23,11 +23,15 @@ def _identity(node: Node) -> relax.Expr:
     return node.input()
 
 
-def _dropout(node: Node) -> relax.Expr:
+def _dropout(node: Node) -> list[relax.Expr]:
+    """The data, and the mask of what is kept: all."""
     training = node.array(2, "training mode")
     if training is not None and training.any():
         raise node.fails("is in training mode; export the model for inference")
-    return node.input()
+    if len(node.proto.output) < 2:
+        return [node.input()]
+    kept = np.ones(node.shape(), bool if node.opset >= 10 else node.dtype())
+    return [node.input(), constant(kept)]
 
 
 def _constant(node: Node) -> relax.Expr:
@@ -85,12 +89,15 @@ def _power(node: Node) -> relax.Expr:
     base, exponent = _aligned(node)
     array = array_of(exponent)
     is_number = array is not None and array.size == 1 and array.ndim <= len(node.shape())
-    if is_number and node.dtype().startswith("float"):
-        number = array.item()  # type: ignore[union-attr]
-        if number in (1, 2, 3, 4):  # C's pow takes a hundred times as long
-            return functools.reduce(relax.op.multiply, [base] * int(number))
-        if number == 0.5:
-            return relax.op.sqrt(base)
+    is_float = node.dtype().startswith("float")
+    number = array.item() if is_number else None  # type: ignore[union-attr]
+    if number in (1, 2, 3, 4):  # C's pow takes a hundred times as long
+        return functools.reduce(relax.op.multiply, [base] * int(number))
+    if is_float and number == 0.5:
+        return relax.op.sqrt(base)
+    if not is_float:  # whole up to 2^53
+        wide = [node.emit(relax.op.astype(x, "float64")) for x in (base, exponent)]
+        return relax.op.astype(node.emit(relax.op.power(*wide)), node.dtype())
     if node.dtype(1) != node.dtype():
         exponent = relax.op.astype(exponent, node.dtype())
     return relax.op.power(base, exponent)

@@ -19,13 +19,16 @@ from onnx.reference import ReferenceEvaluator
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
+from convtvm.dispatch.model_manifest import DTYPES
 from convtvm.errors import ModelError
-from convtvm.models.constants import array_of, constant, folded
+from convtvm.models.constants import array_of, constant, folded, static_shape
 from convtvm.models.imported import Port
 from convtvm.models.onnx import (
     arithmetic,
     checking,
+    dropped,
     functions,
+    fused,
     layers,
     numbers,
     quantized,
@@ -34,13 +37,16 @@ from convtvm.models.onnx import (
     rows,
     sequences,
     shapes,
+    signals,
     subgraphs,
+    windows,
 )
 from convtvm.models.onnx.node import Node, described, raw_attributes
 from convtvm.models.onnx.reading import LARGEST, weight_of
 
 _CONVERTERS = {
     **arithmetic.CONVERTERS,
+    **dropped.CONVERTERS,
     **layers.CONVERTERS,
     **numbers.CONVERTERS,
     **quantized.CONVERTERS,
@@ -49,26 +55,22 @@ _CONVERTERS = {
     **rows.CONVERTERS,
     **sequences.CONVERTERS,
     **shapes.CONVERTERS,
+    **signals.CONVERTERS,
+    **windows.CONVERTERS,
 }
-_CUT = "cut the graph before it (onnx.utils.extract_model) and compute the rest outside"
 _NARROW = ("float16", "bfloat16")
-# Why an operator is refused, if it is for another reason than that nobody wrote a converter.
-_REFUSED = {
-    **dict.fromkeys(
-        ("NonZero", "NonMaxSuppression", "Unique"),
-        f"the shape of its result depends on the data, and a compiled model's are fixed; {_CUT}",
-    ),
-    **dict.fromkeys(
-        (
-            *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-            *("Bernoulli", "Multinomial"),
-        ),
-        "its values are random; export the model for inference",
-    ),
+_NO_NUMBERS = "OUSc"  # numpy's kinds of text and complex numbers
+_PACKED = {"int4": "int8", "uint4": "uint8"}  # what is smaller than a byte, and is held in one
+# Operators whose results have another shape for other data, and those that nobody can compare.
+_BY_DATA = {"NonZero", "NonMaxSuppression", "Unique"}
+_RANDOM = {
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
 }
 # Operators that TVM has converters for which are of another domain's, or wrong.
 _BETTER_IN_PARTS = {"Attention", "RMSNormalization"}
-# Operators of ONNX Runtime's own that TVM has converters for.
+# Operators of ONNX Runtime's own: those with converters here, and those that TVM has some for.
+_FUSED = {**fused.MICROSOFT, **quantized.MICROSOFT, **recurrent.MICROSOFT}
 _MICROSOFT = {"Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization"}
 
 
@@ -147,6 +149,9 @@ class _Importer:
         value = self.values[declared.name]
         if isinstance(value, relax.Tuple):
             raise ModelError(f"output {declared.name} is a sequence, expected a tensor")
+        if 0 in static_shape(value):
+            text = "x".join(map(str, static_shape(value)))
+            raise ModelError(f"output {declared.name} would be {text}, which is empty")
         dtype = declared.type.tensor_type.elem_type
         if dtype == onnx.TensorProto.BFLOAT16:
             raise ModelError(f"output {declared.name} is bfloat16; cast it to float32")
@@ -159,7 +164,23 @@ class _Importer:
         if graph.sparse_initializer:
             raise ModelError("its weights are sparse; save them dense")
         for tensor in graph.initializer:
-            self.values[tensor.name] = _widened(weight_of(tensor))
+            array = weight_of(tensor)
+            if array.dtype.kind in _NO_NUMBERS:
+                kind = "text" if array.dtype.kind != "c" else "complex numbers"
+                raise ModelError(f"weight {tensor.name} holds {kind}, expected real numbers")
+            if str(array.dtype) in _PACKED:
+                array = self.unpacked(array, tensor.name, graph)
+            self.values[tensor.name] = _widened(array)
+
+    def unpacked(self, array: np.ndarray, name: str, graph: onnx.GraphProto) -> np.ndarray:
+        """A weight of less than a byte in bytes, if nobody makes such numbers of it."""
+        for proto in graph.node:
+            if name in proto.input and proto.op_type != "DequantizeLinear":
+                raise ModelError(
+                    f"{described(proto)}: takes {name}, which holds {array.dtype}; only "
+                    "DequantizeLinear does so"
+                )
+        return array.astype(_PACKED[str(array.dtype)])
 
     def walk(self, graph: onnx.GraphProto) -> None:
         """Compute what the nodes of a graph make, or of one that a node holds."""
@@ -190,10 +211,10 @@ class _Importer:
         if isinstance(value, (tvm.ir.GenericConst, relax.Tuple)):
             return value  # a tuple is a sequence
         if isinstance(value, relax.Var):
-            _check_size(value, node)
+            _check_result(value, node)
             return value
         var = self.builder.emit(value)
-        _check_size(var, node)
+        _check_result(var, node)
         self.origins[var.name] = node.proto.name or node.proto.op_type
         return var
 
@@ -209,13 +230,14 @@ class _Importer:
             made = _computed(node)
             if made is not None:
                 return made
+        _check_operands(node)
         parts = functions.parts_of(node) if self.is_expanded(node) else None
         return self.inlined(node, parts) if parts else self.converted(node, self.converter(node))
 
     def is_expanded(self, node: Node) -> bool:
         """Whether a node is computed by the operators that ONNX defines it by, if it is."""
         operator = node.proto.op_type
-        if node.proto.domain not in ("", "ai.onnx") or operator in _REFUSED:
+        if node.proto.domain not in ("", "ai.onnx") or operator in _BY_DATA | _RANDOM:
             return False
         if operator in _CONVERTERS:
             return operator == "LayerNormalization" and len(node.proto.output) > 1
@@ -263,16 +285,23 @@ class _Importer:
     def converter(self, node: Node) -> arithmetic.Converter:
         """What converts the node; raises ModelError if nothing does."""
         operator, domain = node.proto.op_type, node.proto.domain
-        if operator in _REFUSED:
-            raise node.fails(_REFUSED[operator])
+        if operator in _RANDOM:
+            raise node.fails("its values are random; export the model for inference")
+        if operator in _BY_DATA:
+            raise node.fails(
+                "the shape of its result depends on the data, and a compiled model's are fixed; "
+                f"{_cut(node)}"
+            )
         if domain in ("", "ai.onnx") and operator in _CONVERTERS:
             return _CONVERTERS[operator]
-        if domain == "com.microsoft" and operator in quantized.MICROSOFT:
-            return quantized.MICROSOFT[operator]
+        if domain == "com.microsoft" and operator in _FUSED:
+            return _FUSED[operator]
         known = frontend._get_convert_map()
         if operator in known and (domain in ("", "ai.onnx") or operator in _MICROSOFT):
             return self.by_tvm
-        raise node.fails(f"nothing computes this operator; export it in terms of others, or {_CUT}")
+        raise node.fails(
+            f"nothing computes this operator; export it in terms of others, or {_cut(node)}"
+        )
 
     def by_tvm(self, node: Node) -> relax.Expr:
         """What TVM's own converter makes of the node."""
@@ -283,10 +312,28 @@ class _Importer:
         return convert(self.builder, operands, attributes, [self.values, {}])
 
 
-def _check_size(var: relax.Var, node: Node) -> None:
-    """Refuse results without elements, those with more than kernels can count, and those of a size
-    that is not known."""
+def _cut(node: Node) -> str:
+    """How to do without a node: by a graph that ends with what it reads."""
+    pairs = zip(node.proto.input, node.inputs, strict=True)
+    names = [name for name, expr in pairs if expr is not None and array_of(expr) is None]
+    ends = f", its outputs {' and '.join(names)}" if names else ""
+    return f"cut the graph before it (onnx.utils.extract_model{ends}) and compute the rest outside"
+
+
+def _check_operands(node: Node) -> None:
+    """Refuse constants that no kernel holds, such as 8-bit floats."""
+    constants = [e for e in node.inputs if e is not None and array_of(e) is not None]
+    for dtype in (str(expr.ty.dtype.dtype) for expr in constants):
+        if dtype not in DTYPES:
+            raise node.fails(f"takes {dtype}, expected one of {', '.join(DTYPES)}")
+
+
+def _check_result(var: relax.Var, node: Node) -> None:
+    """Refuse results without elements, those with more than kernels can count, those of a size
+    that is not known, and numbers that no kernel holds."""
     shape = getattr(var.ty, "shape", None)
+    if isinstance(var.ty, relax.TensorType) and str(var.ty.dtype.dtype) not in DTYPES:
+        raise node.fails(f"makes {var.ty.dtype.dtype}, expected one of {', '.join(DTYPES)}")
     try:
         sizes = [int(size) for size in shape] if shape is not None else []
     except TypeError:
@@ -312,4 +359,7 @@ def _computed(node: Node) -> list[relax.Expr] | None:
             values = evaluator.run(None, dict(zip(names, arrays, strict=True)))
     except Exception:  # it checks nothing itself, so whatever numpy raises
         return None
-    return [_widened(np.asarray(value)) for value in values]
+    made = [np.asarray(value) for value in values]
+    if any(array.dtype.kind in _NO_NUMBERS for array in made):
+        return None
+    return [_widened(array) for array in made]

@@ -17,7 +17,7 @@ _SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 Window = tuple[list[int], list[int], list[int], list[int]]
 
 
-def _window(node: Node, kernel: Sequence[int], image: Sequence[int]) -> Window:
+def window(node: Node, kernel: Sequence[int], image: Sequence[int]) -> Window:
     """Strides, dilations, and the padding before and after every axis of an image."""
     ones = [1] * len(image)
     strides, dilations = node.sizes("strides", ones), node.sizes("dilations", ones)
@@ -45,7 +45,7 @@ def _biased(node: Node, convolved: relax.Expr, spatial: int) -> relax.Expr:
     return relax.op.add(convolved, relax.op.reshape(node.input(2), (1, -1, *(1,) * spatial)))
 
 
-def _kernel(node: Node) -> tuple[int, ...]:
+def kernel_of(node: Node) -> tuple[int, ...]:
     """The kernel's sizes, of the weight."""
     kernel = node.shape(1)[2:]
     said = tuple(node.get("kernel_shape") or kernel)
@@ -56,9 +56,9 @@ def _kernel(node: Node) -> tuple[int, ...]:
 
 def convolution(node: Node) -> relax.Expr:
     """Of data, weight and, where there is one, bias; with Conv's attributes."""
-    image, kernel = node.shape()[2:], _kernel(node)
+    image, kernel = node.shape()[2:], kernel_of(node)
     spatial = _spatial(node, len(image))
-    strides, dilations, before, after = _window(node, kernel, image)
+    strides, dilations, before, after = window(node, kernel, image)
     convolve = getattr(relax.op.nn, f"conv{len(image)}d")
     convolved = convolve(
         node.input(),
@@ -81,7 +81,7 @@ def _spatial(node: Node, axes: int) -> str:
 
 
 def _conv_transpose(node: Node) -> relax.Expr:
-    image, kernel = node.shape()[2:], _kernel(node)
+    image, kernel = node.shape()[2:], kernel_of(node)
     spatial, ones = _spatial(node, len(image)), [1] * len(image)
     strides, dilations = node.sizes("strides", ones), node.sizes("dilations", ones)
     extra = node.sizes("output_padding", [0] * len(image))
@@ -160,52 +160,47 @@ def _dilated(node: Node, dilations: Sequence[int]) -> relax.Expr:
 # --- pooling -----------------------------------------------------------------------------------
 
 
-def _windows(node: Node) -> tuple[list[int], Window, list[int]]:
-    """The kernel, its window, and how far windows that the ceiling adds reach over the padding:
-    those only that begin on the image or the padding before it."""
+def windows(node: Node) -> tuple[list[int], Window, list[int], list[int]]:
+    """The kernel, its window, how far windows that the ceiling adds reach over the padding (those
+    only that begin on the image or the padding before it), and how many windows there are."""
     image, kernel = node.shape()[2:], node.sizes("kernel_shape", [0] * (len(node.shape()) - 2))
     _spatial(node, len(image))
-    window = strides, dilations, before, after = _window(node, kernel, image)
-    beyond = [0] * len(image)
+    made = strides, dilations, before, after = window(node, kernel, image)
+    beyond, counts = [0] * len(image), [0] * len(image)
     for i, extent in enumerate(image):
         reach, padded_size = (kernel[i] - 1) * dilations[i] + 1, extent + before[i] + after[i]
         steps = (padded_size - reach) / strides[i]
         count = (math.ceil(steps) if node.get("ceil_mode", 0) else math.floor(steps)) + 1
         if node.get("ceil_mode", 0) and (count - 1) * strides[i] >= extent + before[i]:
             count -= 1
-        beyond[i] = max(0, (count - 1) * strides[i] + reach - padded_size)
-    return kernel, window, beyond
+        beyond[i], counts[i] = max(0, (count - 1) * strides[i] + reach - padded_size), count
+    return kernel, made, beyond, counts
 
 
-def _pool(node: Node, kind: str, include: bool) -> relax.Expr:
+def pool(node: Node, kind: str, include: bool) -> relax.Expr:
     """A pooling of a `kind`, whose padding counts or not; what lies beyond it does not."""
-    x, (kernel, window, beyond) = node.input(), _windows(node)
-    strides, dilations, before, after = window
+    x, (kernel, (strides, dilations, before, after), beyond, _) = node.input(), windows(node)
     if include and any(beyond):
         x = node.emit(padded(x, [(0, 0), (0, 0), *zip(before, after, strict=True)]))
         before, after, include = [0] * len(kernel), [0] * len(kernel), False
     after = [a + b for a, b in zip(after, beyond, strict=True)]
-    pool = getattr(relax.op.nn, f"{kind}_pool{len(kernel)}d")
-    return pool(x, kernel, strides, before + after, dilations, False, include)
-
-
-def _max_pool(node: Node) -> relax.Expr:
-    return _pool(node, "max", False)
+    operator = getattr(relax.op.nn, f"{kind}_pool{len(kernel)}d")
+    return operator(x, kernel, strides, before + after, dilations, False, include)
 
 
 def _average_pool(node: Node) -> relax.Expr:
-    return _pool(node, "avg", bool(node.get("count_include_pad", 0)))
+    return pool(node, "avg", bool(node.get("count_include_pad", 0)))
 
 
 def _lp_pool(node: Node) -> relax.Expr:
     """By the mean of powers over whole windows, zeros around the image written out."""
-    p, (kernel, window, beyond) = float(node.get("p", 2)), _windows(node)
-    strides, dilations, before, after = window
+    p = float(node.get("p", 2))
+    kernel, (strides, dilations, before, after), beyond, _ = windows(node)
     after = [a + b for a, b in zip(after, beyond, strict=True)]
     powers = node.emit(relax.op.power(relax.op.abs(node.input()), node.const(p)))
     powers = node.emit(padded(powers, [(0, 0), (0, 0), *zip(before, after, strict=True)]))
-    pool = getattr(relax.op.nn, f"avg_pool{len(kernel)}d")
-    mean = node.emit(pool(powers, kernel, strides, 0, dilations))
+    average = getattr(relax.op.nn, f"avg_pool{len(kernel)}d")
+    mean = node.emit(average(powers, kernel, strides, 0, dilations))
     total = relax.op.multiply(mean, node.const(math.prod(kernel)))
     return relax.op.power(total, node.const(1 / p))
 
@@ -312,7 +307,6 @@ def _lrn(node: Node) -> relax.Expr:
 CONVERTERS: dict[str, Converter] = {
     "Conv": convolution,
     "ConvTranspose": _conv_transpose,
-    "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "LpPool": _lp_pool,
     "GlobalAveragePool": _global(relax.op.mean),

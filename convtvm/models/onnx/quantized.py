@@ -6,14 +6,13 @@ ones reach; beyond that they are rounded, to one part in ten million.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from onnx import helper
 from tvm import relax
 
-from convtvm.models.constants import array_of
+from convtvm.models.constants import array_of, static_shape
 from convtvm.models.onnx import arithmetic, layers
 from convtvm.models.onnx.arithmetic import Converter
 from convtvm.models.onnx.node import Node
@@ -34,9 +33,9 @@ def _in_float(node: Node, index: int) -> relax.Expr:
 def _along(node: Node, index: int, axis: int, ndim: int) -> relax.Expr:
     """A scale or zero point in float32: one number, or one for each place of an axis."""
     shape = node.shape(index)
-    if len(shape) > 1 and node.get("block_size", 0):
-        raise node.fails("has a scale for each block of an axis, which nothing computes")
     expr = _in_float(node, index)
+    if len(shape) > 1 and node.get("block_size", 0):
+        return _of_blocks(node, expr, node.axis(axis, ndim))
     if int(np.prod(shape)) == 1:
         return relax.op.reshape(expr, ())
     if len(shape) != 1:
@@ -44,6 +43,22 @@ def _along(node: Node, index: int, axis: int, ndim: int) -> relax.Expr:
     full = [1] * ndim
     full[node.axis(axis, ndim)] = shape[0]
     return relax.op.reshape(expr, full)
+
+
+def _of_blocks(node: Node, expr: relax.Expr, axis: int) -> relax.Expr:
+    """A scale or zero point of every block of an axis, repeated for each of its places."""
+    shape, block, extent = static_shape(expr), int(node.get("block_size")), node.shape()[axis]
+    others = [n for i, n in enumerate(node.shape()) if i != axis]
+    if [n for i, n in enumerate(shape) if i != axis] != others or shape[axis] != -(
+        -extent // block
+    ):
+        raise node.fails(
+            f"has scales {shape} for blocks of {block} along axis {axis} of {node.shape()}"
+        )
+    wide = node.emit(relax.op.repeat(expr, block, axis))
+    if shape[axis] * block == extent:
+        return wide
+    return node.emit(relax.op.strided_slice(wide, [axis], [0], [extent]))
 
 
 def _without_zero_point(
@@ -114,6 +129,13 @@ def _dynamic(node: Node) -> list[relax.Expr]:
     point = node.emit(relax.op.clip(node.emit(point), 0, 255))
     steps = node.emit(relax.op.divide(x, scale))
     return [_rounded(node, steps, point, "uint8"), scale, relax.op.astype(point, "uint8")]
+
+
+def in_steps(node: Node) -> relax.Expr:
+    """The first operand rounded to 8 bits by its range, as floats again."""
+    whole, scale, point = map(node.emit, _dynamic(node))
+    floats = [node.emit(relax.op.astype(part, _FLOAT)) for part in (whole, point)]
+    return node.emit(relax.op.multiply(node.emit(relax.op.subtract(*floats)), scale))
 
 
 # --- convolutions and products -----------------------------------------------------------------
@@ -194,12 +216,37 @@ def _gemm_linear(node: Node) -> relax.Expr:
     plain = replace(node, inputs=inputs, attributes={**node.attributes, "alpha": 1.0})
     result = node.emit(arithmetic.CONVERTERS["Gemm"](plain))
     if alpha != 1:
-        result = node.emit(relax.op.multiply(result, _number(alpha)))
+        result = node.emit(relax.op.multiply(result, relax.const(alpha, _FLOAT)))
     return _quantized(node, result, 7) if node.has(7) else result
 
 
-def _number(value: float) -> relax.Expr:
-    return relax.const(float(value), _FLOAT)
+def _product_in_float(node: Node) -> relax.Expr:
+    """Of a and b in whole numbers: a, b, their scales, their zero points, what is added."""
+    columns = len(node.shape(1)) - 1
+    a = _without_zero_point(node, 0, 4)
+    b = _without_zero_point(node, 1, 5, axis=columns)
+    return _scaled_product(node, relax.op.matmul(a, b), (2, 3), 6)
+
+
+def _dynamic_product(node: Node) -> relax.Expr:
+    """Of a float, which is quantised by its range, and b: a, b, b's scale and zero point, what is
+    added."""
+    whole, scale, point = map(node.emit, _dynamic(node))
+    a = node.emit(relax.op.subtract(relax.op.astype(whole, _FLOAT), relax.op.astype(point, _FLOAT)))
+    b = _without_zero_point(node, 1, 3, axis=len(node.shape(1)) - 1)
+    product = node.emit(relax.op.multiply(node.emit(relax.op.matmul(a, b)), scale))
+    return _scaled_product(node, product, (2,), 4)
+
+
+def _scaled_product(
+    node: Node, product: relax.Expr, scales: tuple[int, ...], added: int
+) -> relax.Expr:
+    """A product of matrices times scales, of all or of each column, plus a row."""
+    made = node.emit(product)
+    ndim = len(static_shape(made))
+    for index in scales:
+        made = node.emit(relax.op.multiply(made, _along(node, index, ndim - 1, ndim)))
+    return relax.op.add(made, node.input(added)) if node.has(added) else made
 
 
 def _softmax(node: Node) -> relax.Expr:
@@ -208,30 +255,6 @@ def _softmax(node: Node) -> relax.Expr:
 
 def _leaky(node: Node) -> relax.Expr:
     return relax.op.nn.leakyrelu(node.input(), node.get("alpha", 0.01))
-
-
-# What a fused convolution ends with, of its sum and the numbers `activation_params`.
-_ACTIVATIONS: dict[str, Callable[[relax.Expr, Sequence[float]], relax.Expr]] = {
-    "Relu": lambda x, _: relax.op.nn.relu(x),
-    "Sigmoid": lambda x, _: relax.op.sigmoid(x),
-    "Tanh": lambda x, _: relax.op.tanh(x),
-    "LeakyRelu": lambda x, p: relax.op.nn.leakyrelu(x, p[0] if p else 0.01),
-    "Clip": lambda x, p: relax.op.clip(x, p[0], p[1]),
-    "HardSigmoid": lambda x, p: relax.op.clip(
-        relax.op.add(relax.op.multiply(x, _number(p[0])), _number(p[1])), 0, 1
-    ),
-}
-
-
-def _fused_conv(node: Node) -> relax.Expr:
-    """A convolution, with operand 3 the addition of a tensor, then an activation."""
-    made = node.emit(layers.convolution(replace(node, inputs=node.inputs[:3])))
-    if node.has(3):
-        made = node.emit(relax.op.add(made, node.input(3)))
-    name = node.get("activation", "")
-    if name and name not in _ACTIVATIONS:
-        raise node.fails(f"ends with {name}, expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name](made, node.get("activation_params") or ()) if name else made
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -243,7 +266,7 @@ CONVERTERS: dict[str, Converter] = {
     "QLinearConv": _conv_linear,
     "QLinearMatMul": _matmul_linear,
 }
-# Of the domain com.microsoft, as ONNX Runtime's quantiser and optimiser write them.
+# Of the domain com.microsoft, as ONNX Runtime's quantiser writes them.
 MICROSOFT: dict[str, Converter] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
@@ -256,5 +279,6 @@ MICROSOFT: dict[str, Converter] = {
     "QLinearGlobalAveragePool": _average(_linear(layers.CONVERTERS["GlobalAveragePool"], 1)),
     "QLinearConcat": _concat_linear,
     "QGemm": _gemm_linear,
-    "FusedConv": _fused_conv,
+    "MatMulIntegerToFloat": _product_in_float,
+    "DynamicQuantizeMatMul": _dynamic_product,
 }

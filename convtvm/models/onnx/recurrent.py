@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 from tvm import relax, tirx
 
 from convtvm.models.constants import constant
+from convtvm.models.onnx import quantized
 from convtvm.models.onnx.arithmetic import Converter
 from convtvm.models.onnx.node import Node
 from convtvm.models.recurrent import Cell, Function, emit, widened
@@ -73,7 +76,8 @@ def _functions(node: Node, directions: int) -> list[tuple[Function, ...]]:
     return [tuple(made[i * count : (i + 1) * count]) for i in range(directions)]
 
 
-def _recurrent(node: Node) -> list[relax.Expr]:
+def _recurrent(node: Node, rounded: bool = False) -> list[relax.Expr]:
+    """The outputs of a layer; `rounded` is of the cells of an LSTM."""
     kind, by_batch = node.proto.op_type, bool(node.get("layout", 0))
     x = node.emit(relax.op.permute_dims(node.input(), [1, 0, 2])) if by_batch else node.input()
     steps, batch, inputs = (int(extent) for extent in x.ty.shape)
@@ -86,6 +90,7 @@ def _recurrent(node: Node) -> list[relax.Expr]:
     for d in range(directions):
         backwards = node.get("direction", "forward") == "reverse" or d == 1
         cell, projection, bias = _cell(node, d, hidden, functions[d], backwards)
+        cell = replace(cell, rounded=rounded)
         product = node.emit(relax.op.matmul(x, constant(projection)))
         projected = node.emit(relax.op.add(product, constant(bias)))
         first = [_first(node, i, d, batch, cell, by_batch) for i in (5, 6)]
@@ -180,4 +185,27 @@ def _first(node: Node, index: int, d: int, batch: int, cell: Cell, by_batch: boo
     return node.emit(relax.op.nn.pad(part, [0, 0, 0, cell.padded - cell.hidden]))
 
 
+def _quantised(node: Node) -> list[relax.Expr]:
+    """ONNX Runtime's LSTM of 8-bit weights [directions, inputs, gates], whose inputs and hidden
+    states are rounded to 8 bits by their ranges: the inputs' at once, the states' step by step."""
+    if node.shape()[1] > 1:
+        raise node.fails(
+            f"rounds the states of {node.shape()[1]} sequences by their common range, which "
+            "nothing computes; give it a batch of one"
+        )
+    weights = []
+    for index, scale in ((1, 8), (2, 10)):
+        whole, step, point = (node.array(i, "weight") for i in (index, scale, scale + 1))
+        assert whole is not None and step is not None
+        row = (step.shape[0], 1, -1)
+        around = whole.astype("float32") - (0 if point is None else point.reshape(row))
+        weights.append(constant((around * step.reshape(row)).transpose(0, 2, 1)))
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.op_type = "LSTM"
+    inputs = [quantized.in_steps(node), *weights, *node.inputs[3:8]]
+    return _recurrent(replace(node, proto=proto, inputs=inputs), rounded=True)
+
+
+MICROSOFT: dict[str, Converter] = {"DynamicQuantizeLSTM": _quantised}
 CONVERTERS: dict[str, Converter] = {"LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent}

@@ -73,6 +73,8 @@ def _operands(node: Node) -> tuple[Sequence[float] | None, list[int] | None, np.
     if node.proto.op_type == "Upsample" or node.opset < 11:
         array = node.array(1, "scales")
         scales = node.get("scales") if array is None else array.reshape(-1).tolist()
+        if scales is None and node.get("height_scale") is not None:  # opset 1 to 6
+            scales = [1.0, 1.0, node.get("height_scale"), node.get("width_scale", 1.0)]
         return scales, None, none
     roi, scales, sizes = (
         node.array(i, name) for i, name in ((1, "roi"), (2, "scales"), (3, "sizes"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from tvm import relax
 
 from convtvm.models.constants import array_of, constant
@@ -24,6 +24,17 @@ def _shape(node: Node) -> relax.Expr:
 
 def _size(node: Node) -> relax.Expr:
     return constant(np.array(math.prod(node.shape()), "int64"))
+
+
+def _diagonal(node: Node) -> relax.Expr:
+    """Ones along a diagonal, which hang on the shape of the data alone."""
+    if len(node.shape()) != 2:
+        raise node.fails(f"has an operand of {len(node.shape())} axes, expected 2")
+    wanted = node.get("dtype", 0)
+    dtype = helper.tensor_dtype_to_np_dtype(wanted) if wanted else np.dtype(node.dtype())
+    dtype = np.dtype("float32") if str(dtype) in ("float16", "bfloat16") else dtype
+    rows, columns = node.shape()
+    return constant(np.eye(rows, columns, node.get("k", 0), dtype))
 
 
 def _filled(node: Node) -> relax.Expr:
@@ -182,9 +193,11 @@ def _pad(node: Node) -> relax.Expr:
         widths[axis] = (pads[i], pads[i + len(axes)])
     if mode not in _PAD_MODES:
         raise node.fails(f"pads by mode {mode}, expected one of {', '.join(_PAD_MODES)}")
-    pairs = zip(shape, widths, strict=True)
+    pairs = list(zip(shape, widths, strict=True))
     if any(extent + min(before, 0) + min(after, 0) < 1 for extent, (before, after) in pairs):
         raise node.fails(f"takes {pads} away from {_text(shape)}, which leaves nothing")
+    if mode == "reflect" and any(max(width) >= extent for extent, width in pairs if any(width)):
+        raise node.fails(f"mirrors {pads} of {_text(shape)}, which has no more than its extents")
     value = node.array(2, "value")
     number = node.get("value", 0.0) if value is None else value.item()
     return padded(node.input(), widths, _PAD_MODES[mode], number)
@@ -242,6 +255,7 @@ def _space_to_depth(node: Node) -> relax.Expr:
 CONVERTERS: dict[str, Converter] = {
     "Shape": _shape,
     "Size": _size,
+    "EyeLike": _diagonal,
     "ConstantOfShape": _filled,
     "Reshape": _reshape,
     "Flatten": _flatten,
