@@ -82,8 +82,11 @@ def test_check_and_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     labels = " ".join(step["label"] for step in found["profile"])
     assert "/0/Conv" in labels and "max_pool2d" in labels
     assert sum(step["share"] for step in found["profile"]) == pytest.approx(1)
+    assert all(0 < step["least"] <= step["seconds"] for step in found["profile"])
     assert main([*map(str, command)]) == 0
-    assert "operators by time" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "operators by time" in printed and "least" in printed
+    assert printed.splitlines()[-1].split()[0] == "sum"
 
 
 def test_a_wrong_model_is_named(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -96,6 +99,25 @@ def test_a_wrong_model_is_named(folder: Path, tmp_path: Path, capsys: Any) -> No
     command = ["run", folder / "m.so", "--check", "--original", tmp_path / "other.onnx"]
     assert main([*map(str, command)]) == 1
     assert "wrong answer: output 'logits'" in capsys.readouterr().err
+
+
+def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Computed in float32 and no further from the original than its own rounding; inputs and
+    outputs stay as they are."""
+    path, half = tmp_path / "half.onnx", EXAMPLE[:1].half()
+    torch.onnx.export(
+        small_resnet().half(), (half,), path, dynamo=False, input_names=["image"],
+        output_names=["logits"],
+    )  # fmt: skip
+    found = document(capsys, "compile", path, "--threads", 1, "-o", tmp_path / "half.so")
+    assert found["problems"] == [] and found["facts"]["max_error"] < 1e-2
+    for kind, name in (("inputs", "image"), ("outputs", "logits")):
+        assert [(port["name"], port["dtype"]) for port in found[kind]] == [(name, "float16")]
+    image = np.random.default_rng(0).standard_normal((1, 3, 33, 31)).astype("float16")
+    exact = small_resnet()(torch.from_numpy(image.astype("float32"))).detach().numpy()
+    logits = np.asarray(convtvm.load_model(tmp_path / "half.so")(image))
+    assert logits.dtype == np.float16
+    assert np.abs(logits - exact).max() <= 2e-3 * np.abs(exact).max()
 
 
 def test_a_file_is_compiled_to_be_run(tmp_path: Path, capsys: Any) -> None:

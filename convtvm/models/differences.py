@@ -17,7 +17,6 @@ from convtvm.models.imported import Imported
 from convtvm.models.program import Program
 
 _SENSITIVE = 8.0  # times what the original itself moves by when its input is rounded otherwise
-_ROUNDING = 2.0**-23
 _SAME = 1e-3  # of the largest element: one tensor computed in two ways
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,7 +60,9 @@ def between(model: Model, imported: Imported, inputs: Arrays) -> Differences:
         return plain
     random = np.random.default_rng(0)
     shaken = {
-        name: (array * (1 + _ROUNDING * random.uniform(-1, 1, array.shape))).astype(array.dtype)
+        name: (array * (1 + imported.rounding * random.uniform(-1, 1, array.shape))).astype(
+            array.dtype
+        )
         if array.dtype.kind == "f"
         else array
         for name, array in inputs.items()

@@ -12,10 +12,12 @@ import onnx
 import tvm
 
 from convtvm.errors import EnvironmentProblem, ModelError
-from convtvm.models.imported import Imported, Port
+from convtvm.models.imported import ROUNDINGS, Imported, NotComparable, Port
 from convtvm.models.inference import inference_form
 from convtvm.models.onnx.importer import import_graph
-from convtvm.models.onnx.reading import input_ports, opset_of, read_model
+from convtvm.models.onnx.reading import dtypes_of, input_ports, opset_of, read_model
+
+_WRONG = ("InvalidGraph", "InvalidProtobuf")  # what ONNX Runtime raises for files that are wrong
 
 
 def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Imported:
@@ -37,7 +39,9 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
         raise ModelError(f"{path}: {error}") from error
     module, origins = inference_form(module, origins)
     outputs = _outputs(model.graph, module)
-    return Imported(path.stem, module, inputs, outputs, _Original(path, outputs), origins)
+    original = _Original(path, outputs)
+    rounding = max(ROUNDINGS.get(dtype, 0.0) for dtype in ("float32", *dtypes_of(model)))
+    return Imported(path.stem, module, inputs, outputs, original, origins, rounding)
 
 
 def _outputs(graph: onnx.GraphProto, module: tvm.IRModule) -> list[Port]:
@@ -63,7 +67,7 @@ class _Original:
             return self._session.run([port.name for port in self._outputs], dict(inputs))
         except Exception as error:  # pybind classes of its own
             first = (str(error).splitlines() or ["no message"])[0]
-            raise ModelError(f"ONNX Runtime does not run {self._path}: {first}") from error
+            raise NotComparable(f"ONNX Runtime does not run {self._path}: {first}") from error
 
 
 def _session(path: Path) -> Any:
@@ -79,4 +83,6 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind classes of its own
         first = (str(error).splitlines() or ["no message"])[0]
-        raise ModelError(f"ONNX Runtime does not load {path}: {first}") from error
+        # Others say what this version of it lacks.
+        kind = ModelError if type(error).__name__ in _WRONG else NotComparable
+        raise kind(f"ONNX Runtime does not load {path}: {first}") from error

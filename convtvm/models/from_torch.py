@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from convtvm.errors import ModelError
-from convtvm.models.imported import Imported, Port
+from convtvm.models.imported import Imported, NotComparable, Port
 from convtvm.models.inference import inference_form
 from convtvm.models.pytorch.importer import import_program
 
@@ -68,7 +68,8 @@ def _first(error: BaseException) -> str:
 def _loaded(path: Path) -> ExportedProgram:
     """The program in a file."""
     if not path.is_file():
-        raise ModelError(f"cannot read {path}: no such file")
+        reason = "it is no regular file" if path.exists() else "no such file"
+        raise ModelError(f"cannot read {path}: {reason}")
     if not zipfile.is_zipfile(path):
         raise ModelError(
             f"{path} is no exported program, or damaged; expected what torch.export.save wrote"
@@ -84,6 +85,13 @@ def _loaded(path: Path) -> ExportedProgram:
         ) from error
 
 
+def _check_precision(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        raise ModelError(
+            f"{name} is {tensor.dtype}, expected float32; call model.float() before exporting"
+        )
+
+
 def _exported(model: torch.nn.Module, example: Any) -> ExportedProgram:
     """The module as a program, traced with the example."""
     if model.training:
@@ -94,8 +102,7 @@ def _exported(model: torch.nn.Module, example: Any) -> ExportedProgram:
     for name, weight in model.named_parameters():
         if weight.device.type != "cpu":
             raise ModelError(f"{name} is on {weight.device}, expected the CPU; call model.cpu()")
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            raise ModelError(f"{name} is {weight.dtype}, expected float32; call model.float()")
+        _check_precision(name, weight)
     if example is None:
         raise ModelError("a module needs an example of its input: a tensor or a tuple of tensors")
     arguments = tuple(example) if isinstance(example, (tuple, list)) else (example,)
@@ -124,6 +131,8 @@ def _pinned(program: ExportedProgram, shapes: dict[str, tuple[int, ...]]) -> Exp
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise ModelError(f"input {name} is a {type(value).__name__}, expected tensors only")
+    for name, value in (*program.state_dict.items(), *found.items()):
+        _check_precision(name, value)
     unknown = [name for name in shapes if name not in found]
     if unknown:
         raise ModelError(f"no input {unknown[0]} to pin by --shape; there are {', '.join(found)}")
@@ -168,7 +177,10 @@ class _Original:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         tensors = [torch.from_numpy(np.array(inputs[port.name])) for port in self._inputs]
         arguments, names = pytree.tree_unflatten(tensors, self._structure)
-        with torch.no_grad():
-            result = self._module(*arguments, **names)
+        try:
+            with torch.no_grad():
+                result = self._module(*arguments, **names)
+        except Exception as error:  # the model's own code, on numbers that mean nothing to it
+            raise NotComparable(f"PyTorch does not run the original: {_first(error)}") from error
         leaves = pytree.tree_leaves(result)
         return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]

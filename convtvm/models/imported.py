@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import tvm
 
+from convtvm.errors import ModelError
+
+
+class NotComparable(ModelError):
+    """The original does not run: not here, or not on these inputs."""
+
+
 Reference = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+# By what part of its size a number of some precision may be off.
+ROUNDINGS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,8 @@ class Imported:
 
     The function takes `inputs` in order and returns a tuple of `outputs`, or the only one itself.
     It is in inference form, see `convtvm.models.inference`. `reference` computes the original's
-    outputs from arrays by name. `origins` names, for variables of the function, the node of the
-    original that they came from.
+    outputs from arrays by name, in numbers that it rounds by `rounding` of their size. `origins`
+    names, for variables of the function, the node of the original that they came from.
     """
 
     name: str
@@ -39,6 +50,7 @@ class Imported:
     outputs: list[Port]
     reference: Reference
     origins: Mapping[str, str] = field(default_factory=dict)
+    rounding: float = ROUNDINGS["float32"]
 
     @property
     def gives_images(self) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # How an ONNX file begins to say where a weight is that it does not hold itself.
 _WEIGHTS_BESIDE = b"\x0a\x08location"
+_LARGEST_FILE = 1 << 31  # that is read whole
 
 
 def compile_model(
@@ -85,12 +86,14 @@ def _key(
     """What a compiled file depends on; None for what is not remembered."""
     if not isinstance(model, (str, Path)):
         return None
-    where, read = place(target, threads), log_digests(logs)
+    where, read, path = place(target, threads), log_digests(logs), Path(model)
     try:
-        content = Path(model).read_bytes()
+        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+            return None
+        content = path.read_bytes()
     except OSError:
         return None
     if where is None or read is None or _WEIGHTS_BESIDE in content:
         return None
-    digest, name = hashlib.sha256(content).hexdigest(), Path(model).name
-    return key_of(model=digest, name=name, place=where, logs=read, options=options)
+    digest = hashlib.sha256(content).hexdigest()
+    return key_of(model=digest, name=path.name, place=where, logs=read, options=options)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import graphlib
 import math
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import google.protobuf.message
@@ -35,7 +37,10 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises ModelError: no such file, damaged, too large, no model, data beside it missing.
     """
     try:
-        size = os.path.getsize(path)
+        mode, size = os.stat(path).st_mode, os.path.getsize(path)
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            raise ModelError(f"cannot read {path}: it is {kind}")
         if size > _LARGEST_FILE:
             raise ModelError(
                 f"{path} has {size / 1e9:.1f} GB, and an ONNX file is at most 2 GB; save it with "
@@ -51,14 +56,18 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.graph.output or not model.ir_version:
         raise ModelError(f"{path} holds no ONNX graph with outputs; expected an exported model")
     newest = onnx.defs.onnx_opset_version()
+    if opset_of(model) < 1:
+        raise ModelError(f"{path} is of opset {opset_of(model)}, expected 1 to {newest}")
     if opset_of(model) > newest:
         raise ModelError(
             f"{path} is of opset {opset_of(model)}, and onnx {onnx.__version__} knows up to "
             f"{newest}; pip install -U onnx, or export with an older opset"
         )
-    _load_external(model, path)
     if model.functions:
         model = inliner.inline_local_functions(model)
+    _load_external(model, path)
+    for graph in _graphs(model.graph):
+        _put_in_order(graph, path)
     return model
 
 
@@ -67,12 +76,74 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
+def dtypes_of(model: onnx.ModelProto) -> set[str]:
+    """The types of a model's inputs and weights, and those that it casts to."""
+    found: set[int] = set()
+    for graph in _graphs(model.graph):
+        found |= {value.type.tensor_type.elem_type for value in graph.input}
+        found |= {tensor.data_type for tensor in graph.initializer}
+        for node in graph.node:
+            found |= {a.i for a in node.attribute if a.name == "to" and node.op_type == "Cast"}
+            found |= {a.t.data_type for a in node.attribute if a.HasField("t")}
+    known = TensorProto.DataType.values()
+    return {TensorProto.DataType.Name(kind).lower() for kind in found if kind in known}
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that its nodes hold."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for held in (*inner, *attribute.graphs):
+                yield from _graphs(held)
+
+
+def _put_in_order(graph: onnx.GraphProto, path: Path) -> None:
+    """Every node after those whose results it reads: files that were edited may have it otherwise.
+
+    Raises ModelError: two nodes make the same, or one needs its own result.
+    """
+    made: dict[str, int] = {}
+    known = {value.name for value in (*graph.input, *graph.initializer)}
+    for index, node in enumerate(graph.node):
+        for name in filter(None, node.output):
+            if name in made or name in known:
+                raise ModelError(
+                    f"{path}: two nodes, or a node and an input or weight, make {name}"
+                )
+            made[name] = index
+    needs = [{made[name] for name in _read_by(node) if name in made} for node in graph.node]
+    if all(max(needed, default=-1) < index for index, needed in enumerate(needs)):
+        return
+    try:
+        order = list(graphlib.TopologicalSorter(dict(enumerate(needs))).static_order())
+    except graphlib.CycleError as error:
+        names = [graph.node[index].output[0] for index in error.args[1][:-1]]
+        raise ModelError(f"{path}: {', '.join(names)} are computed from each other") from error
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes[index] for index in order)
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The names of what a node and the graphs that it holds read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for held in (attribute.g, *attribute.graphs):
+            yield from (value.name for value in held.output)
+            for inner in held.node:
+                yield from _read_by(inner)
+
+
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     """Fetch weights that lie in files beside the model."""
     folder = path.parent
-    tensors = list(model.graph.initializer)
-    for node in model.graph.node:
-        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    tensors = []
+    for graph in _graphs(model.graph):
+        tensors += graph.initializer
+        for node in graph.node:
+            tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
     for tensor in tensors:
         if not uses_external_data(tensor):
             continue
