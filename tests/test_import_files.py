@@ -137,6 +137,12 @@ def test_shapes(
     refusal(path, *words, shapes=shapes)
 
 
+def test_a_name_stands_for_one_size(path: Path) -> None:
+    node = helper.make_node("Add", ["x", "h"], ["y"])
+    onnx.save(model_of([node], {"x": ["n", 4, "t"], "h": [2, "n", "t"]}, ["y"]), path)
+    refusal(path, "--shape x=1x4x16 --shape h=2x1x16")
+
+
 def test_open_shapes_are_pinned(path: Path) -> None:
     onnx.save(relu_of(["n", 4]), path)
     assert import_model(path, shapes={"x": (3, 4)}).outputs[0].shape == (3, 4)

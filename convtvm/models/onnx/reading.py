@@ -6,7 +6,7 @@ import graphlib
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import google.protobuf.message
@@ -203,7 +203,7 @@ def input_ports(
     opened = [value for value, port in zip(values, ports, strict=True) if port is None]
     if opened:
         found = ", ".join(f"{value.name} ({_declared(value)})" for value in opened)
-        options = " ".join(f"--shape {value.name}={_suggested(value)}" for value in opened)
+        options = " ".join(f"--shape {name}={text}" for name, text in _suggested(opened).items())
         raise ModelError(
             f"{source} leaves the shape of {found} open, and a compiled model's shapes are fixed; "
             f"give one, such as {options}"
@@ -227,14 +227,26 @@ def _declared(value: onnx.ValueInfoProto) -> str:
     return "of unknown rank" if dims is None else "x".join(map(str, dims)) or "scalar"
 
 
-def _suggested(value: onnx.ValueInfoProto) -> str:
-    """A shape for the message: the file's own, with a usual number in every open place."""
-    dims = _dimensions(value)
-    usual = [1, 3, 224, 224]
-    if dims is None:
-        return "x".join(map(str, usual))
-    usual = usual if len(dims) == 4 else [1] + [16] * len(dims)
-    return "x".join(str(d if isinstance(d, int) else usual[i]) for i, d in enumerate(dims))
+def _suggested(values: Sequence[onnx.ValueInfoProto]) -> dict[str, str]:
+    """Shapes for the message by input: the file's own, with a usual number in every open place,
+    the same wherever a name stands for it."""
+    declared: dict[str, list[tuple[int | str, int]]] = {}
+    named: dict[int | str, int] = {}
+    for value in values:
+        dims = _dimensions(value)
+        usual = [1, 3, 224, 224]
+        if dims is not None and len(dims) != 4:
+            usual = [1] + [16] * len(dims)
+        declared[value.name] = list(zip(usual if dims is None else dims, usual, strict=False))
+        for dim, number in declared[value.name]:
+            named[dim] = min(number, named.get(dim, number))
+    return {
+        name: "x".join(
+            str(dim if isinstance(dim, int) else number if dim == "?" else named[dim])
+            for dim, number in pairs
+        )
+        for name, pairs in declared.items()
+    }
 
 
 def _port(value: onnx.ValueInfoProto, pinned: tuple[int, ...] | None) -> Port | None:
