@@ -127,13 +127,14 @@ def _put_in_order(graph: onnx.GraphProto, path: Path) -> None:
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """The names of what a node and the graphs that it holds read."""
+    """The names around a node that it and the graphs that it holds read."""
     yield from node.input
     for attribute in node.attribute:
         for held in (attribute.g, *attribute.graphs):
-            yield from (value.name for value in held.output)
-            for inner in held.node:
-                yield from _read_by(inner)
+            own = {value.name for value in (*held.input, *held.initializer)}
+            own |= {name for inner in held.node for name in inner.output}
+            read = [name for inner in held.node for name in _read_by(inner)]
+            yield from ({*read, *(value.name for value in held.output)} - own)
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
