@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import without_torch
 
 import convtvm
 from convtvm.cli import main
@@ -136,7 +137,7 @@ def test_a_remembered_library_needs_no_compiler(folder: Path) -> None:
         f"lib = convtvm.compile([ConvWorkload.parse({W.key!r})], threads=1, logs=[],"
         "algorithms=['direct']); lib.open(); assert 'tvm' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env=without_torch())
 
 
 def test_what_makes_other_code_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,8 @@ def test_processes_share_it(folder: Path) -> None:
         "from convtvm.library.build import compile; from convtvm.problem.workload import *;"
         f"compile([ConvWorkload.parse({W.key!r})], threads=1, logs=[], algorithms=['direct'])"
     )
-    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    command, environment = [sys.executable, "-c", code], without_torch()
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(entries(folder)) == 2 and not list(folder.rglob(".*"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import ROOT, without_torch
 
 from convtvm.dispatch import KernelLibrary, SlicedPlan
 from convtvm.dispatch.runtime import Image
@@ -21,7 +21,6 @@ from convtvm.library.build import compile
 from convtvm.problem.reference import conv2d_reference, random_inputs
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 W = ConvWorkload.parse("mb1ic4ih5oc4oh5kh3ph1")
 DATA, WEIGHT, BIAS = random_inputs(W, 0, "NCHW", "integer")
 EXPECTED = conv2d_reference(W, DATA, WEIGHT, BIAS, "NCHW")
@@ -83,7 +82,7 @@ assert "tvm" not in sys.modules
 def test_libraries_travel_to_another_process(library: KernelLibrary, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps((library, DATA, WEIGHT, BIAS, EXPECTED)))
     command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "x")]
-    subprocess.run(command, check=True, timeout=120, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    subprocess.run(command, check=True, timeout=120, env=without_torch(ROOT))
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")

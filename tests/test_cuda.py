@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from blocks import run_blocks
 from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
 from emulator.plain import PlainTask
+from support import without_torch
 
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import objection
@@ -203,9 +205,10 @@ def test_on_the_device(task: Task) -> None:
 @pytest.mark.emulated
 def test_deployment(tmp_path: Path) -> None:
     """compile, export, load, plan, call: arrays of the host, tensors on the GPU, epilogues."""
+    path = without_torch(Path(__file__).parent)["PYTHONPATH"]
     done = subprocess.run(
         [sys.executable, "-m", "emulator.deploy", str(tmp_path)],
-        env={**os.environ, **environment()},
+        env={**os.environ, **environment(), "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -258,26 +261,33 @@ def test_which_gpu_runs_which_code(
     assert runs or f"a card, is {device}; compile it with --target cuda:{device}" in found
 
 
+COMMANDS = """
+import json, sys
+from convtvm.cli import main
+assert [main(command) for command in json.loads(sys.argv[1])] == [0, 0, 0]
+"""
+
+
 @pytest.mark.emulated
 @pytest.mark.parametrize(("dtype", "word"), [("float16", "f16"), ("bfloat16", "bf16")])
 def test_tuning(dtype: str, word: str, tmp_path: Path) -> None:
-    """convtvm tune, compile and run on the emulated GPU, in 16 bits."""
+    """convtvm tune, compile and run in 16 bits, in one process that has the emulated GPU."""
     log = tmp_path / "x.jsonl"
     workload = "mb1ic3ih5oc8oh5kh3ph1"
     options = ["--target", "cuda", "--log", str(log), "--dtype", dtype]
-    for command in (
+    commands = [
         ["tune", workload, "--trials", "1", "--algorithms", "direct", *options],
         ["compile", workload, "-o", f"{tmp_path}/x.so", *options],
         ["run", f"{tmp_path}/x.so", "--check", "--outputs", f"{tmp_path}/out.npz"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "convtvm", *command],
-            env={**os.environ, **environment()},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     made, problems = records.load([log])
     assert not problems and made and all(r.run_secs for r in made), made
     assert all(r.workload.endswith(f"_{word}") and r.max_error < ROUNDING[dtype] for r in made)

@@ -13,6 +13,7 @@ import numpy as np
 import programs
 import pytest
 import tvm_ffi
+from support import ROOT, without_torch
 
 from convtvm.cli import main
 from convtvm.errors import ConvtvmError, LibraryError
@@ -21,7 +22,6 @@ from convtvm.library.deployment import deploy
 from convtvm.problem.reference import conv2d_reference, random_inputs
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 W = ConvWorkload.parse("mb1ic16ih40oc16oh40kh3ph1")  # one with a workspace
 
 
@@ -137,8 +137,15 @@ NAMES += [
 
 
 def example(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(folder / "example.py")]
-    return subprocess.run(command, capture_output=True, text=True, cwd="/", errors="replace")
+    """What it says, where there is no PyTorch; `test_example_runs` runs it as it is run."""
+    return subprocess.run(
+        [sys.executable, str(folder / "example.py")],
+        env=without_torch(),
+        capture_output=True,
+        text=True,
+        cwd="/",
+        errors="replace",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -311,8 +318,7 @@ def test_a_model_runs_with_numpy_alone(deployed_model: Path, numpy_only: Path) -
     x, r = programs.inputs()
     np.savez(deployed_model.parent / "arrays.npz", x=x, r=r, y=programs.expected(x, r))
     assert in_isolation(RUN_MODEL, deployed_model, numpy_only) == "True"
-    example = [sys.executable, str(deployed_model / "example.py")]
-    done = subprocess.run(example, capture_output=True, text=True, cwd="/")
+    done = example(deployed_model)
     assert done.returncode == 0 and "y: float32 1x7x9x9" in done.stdout, done.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
-from support import Array, log_of, record_of
+from support import ROOT, Array, log_of, record_of, without_torch
 
 from convtvm.dispatch import KernelLibrary, Plan, load, manifest
 from convtvm.errors import (
@@ -33,7 +32,6 @@ from convtvm.machine.targets import resolve
 from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 W = ConvWorkload.parse('mb1ic16ih40oc16oh40kh3ph1n"first"')
 POINTWISE = ConvWorkload.parse("mb1ic128ih5oc128oh5kh1")
 ALGORITHMS = ("direct", "winograd:2", "winograd:4")
@@ -632,7 +630,7 @@ def separate(path: Path, code: str) -> str:
     """What `code` prints in a process of its own, given the path of a library."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        env=without_torch(ROOT),
         cwd=path.parent,
         capture_output=True,
         text=True,
@@ -824,7 +822,7 @@ def test_workers_spin_for_a_short_time_unless_told_otherwise(
     before: dict[str, str], after: str
 ) -> None:
     name = "TVM_THREAD_POOL_SPIN_COUNT"
-    environment = {k: v for k, v in os.environ.items() if k != name}
+    environment = {k: v for k, v in without_torch(ROOT).items() if k != name}
     environment |= before
     asked = f"import os, convtvm.dispatch; print(os.environ['{name}'])"
     done = subprocess.run(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import log_of, record_of
+from support import ROOT, log_of, record_of, without_torch
 
 from convtvm.kernels.task import Task
 from convtvm.logs import prediction
@@ -17,7 +17,6 @@ from convtvm.machine.targets import resolve
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 NATIVE = resolve("native", 1)
 RATES = {"direct": 1e-11, "winograd:4": 4e-12}  # seconds a multiply-add, but see `seconds`
 
@@ -122,7 +121,8 @@ def test_leave_one_network_out(tmp_path: Path) -> None:
         str(ROOT / "scripts" / "figures" / "evaluate_prediction.py"),
         str(log),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    environment = without_torch(ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()[2:]}
     assert lines["mobilenet_v2"][1:] == ["no", "record", "of", "it"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from emulator import environment
-from support import eventually
+from support import eventually, without_torch
 from test_gpu_runner import FAULTS, PLAIN, TARGET, Faulty, W, built
 from tvm.rpc import base
 
@@ -80,12 +80,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def racked(folder: Path, servers: int, environment: Mapping[str, str]) -> Iterator[Rack]:
+def racked(servers: int, environment: Mapping[str, str]) -> Iterator[Rack]:
     """A tracker with so many servers, once they are free."""
     pytest.importorskip("tornado", reason="TVM's tracker needs tornado (the rpc extra)")
     # Each of the six processes would import PyTorch where it is installed.
-    (folder / "torch.py").write_text("raise ImportError", encoding="utf8")
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    path = without_torch()["PYTHONPATH"]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         made = Rack(found.getsockname()[1], path, environment)
@@ -106,8 +105,8 @@ def racked(folder: Path, servers: int, environment: Mapping[str, str]) -> Iterat
 
 
 @pytest.fixture
-def rack(tmp_path: Path) -> Iterator[Rack]:
-    with racked(tmp_path, 2, {}) as made:
+def rack() -> Iterator[Rack]:
+    with racked(2, {}) as made:
         yield made
 
 
@@ -182,9 +181,9 @@ def test_refused(
 
 
 @pytest.fixture(scope="module")
-def emulated_rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+def emulated_rack() -> Iterator[Rack]:
     """One server, on a machine with the emulated GPU."""
-    with racked(tmp_path_factory.mktemp("rack"), 1, environment()) as made:
+    with racked(1, environment()) as made:
         yield made
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from support import ROOT, without_torch
+
 from convtvm.library.build import compile
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["mb1ic8ih6oc8kh3ph1", "mb1ic8ih5oc8kh1"]
 ALGORITHMS = ["direct", "winograd:2"]
 CODE = """
@@ -27,7 +27,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     """In this process and in another with its own hash seed, from another folder."""
     other, here = tmp_path / "a.so", tmp_path / "b.so"
     command = [sys.executable, "-c", CODE, str(other), ",".join(ALGORITHMS), *TEXTS]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONHASHSEED="7")
+    env = {**without_torch(ROOT), "PYTHONHASHSEED": "7"}
     subprocess.run(command, check=True, cwd=tmp_path, env=env)
     made = [ConvWorkload.parse(text) for text in TEXTS]
     compile(made, threads=1, logs=[], algorithms=ALGORITHMS, epilogues=["clip"]).export(here)
