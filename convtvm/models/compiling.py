@@ -64,11 +64,11 @@ def compile_anew(
         made.problems = [*map(str, damaged), *problems, *uncompared]
         return made
 
-    asked, is_half = limits["max_error"], imported.rounding > ROUNDINGS["float32"]
+    asked, is_rough = limits["max_error"], imported.rounding > ROUNDINGS["float32"]
     if asked is None:
         bounds = [(MAX_ERROR_OF_IMAGES, WRONG)]
-        if not imported.gives_images:  # half precision is off by more than any kernel
-            bounds = [(MAX_ERROR, WRONG)] if is_half else [(MAX_ERROR, GOOD), *bounds]
+        if not imported.gives_images:  # less precision than float32 is off by more than any kernel
+            bounds = [(MAX_ERROR, WRONG)] if is_rough else [(MAX_ERROR, GOOD), *bounds]
     else:
         bounds = [(asked / divisor, asked) for divisor in (1, 4, 16)]
     return _tightened(build, bounds)

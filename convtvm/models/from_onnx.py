@@ -15,7 +15,7 @@ from convtvm.errors import EnvironmentProblem, ModelError
 from convtvm.models.imported import ROUNDINGS, Imported, NotComparable, Port
 from convtvm.models.inference import inference_form
 from convtvm.models.onnx.importer import import_graph
-from convtvm.models.onnx.reading import dtypes_of, input_ports, opset_of, read_model
+from convtvm.models.onnx.reading import input_ports, opset_of, precisions_of, read_model
 
 _WRONG = ("InvalidGraph", "InvalidProtobuf")  # what ONNX Runtime raises for files that are wrong
 
@@ -40,7 +40,7 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     module, origins = inference_form(module, origins)
     outputs = _outputs(model.graph, module)
     original = _Original(path, outputs)
-    rounding = max(ROUNDINGS.get(dtype, 0.0) for dtype in ("float32", *dtypes_of(model)))
+    rounding = max(ROUNDINGS.get(dtype, 0.0) for dtype in ("float32", *precisions_of(model)))
     return Imported(path.stem, module, inputs, outputs, original, origins, rounding)
 
 

@@ -18,8 +18,8 @@ class NotComparable(ModelError):
 Reference = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
-# By what part of its size a number of some precision may be off.
-ROUNDINGS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# By what part of its size a number of some precision may be off; int8 is of quantised activations.
+ROUNDINGS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-9}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from convtvm.models.imported import Port
 # What protobuf can hold in one message, and so in one file.
 _LARGEST_FILE = 2**31 - 1
 LARGEST = 2**31  # elements of a tensor, whose places kernels count in 32 bits: less than this
+# How the names of operators begin that make numbers of 8 bits, or read what others made.
+_ROUNDS = ("Quantize", "DynamicQuantize", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 _DTYPES = {
     *("float16", "float32", "float64", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -76,17 +78,21 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
-def dtypes_of(model: onnx.ModelProto) -> set[str]:
-    """The types of a model's inputs and weights, and those that it casts to."""
+def precisions_of(model: onnx.ModelProto) -> set[str]:
+    """The types of a model's inputs and weights, and those that it casts to; int8 where it rounds
+    to 8 bits what it computes with."""
     found: set[int] = set()
+    rounds = False
     for graph in _graphs(model.graph):
         found |= {value.type.tensor_type.elem_type for value in graph.input}
         found |= {tensor.data_type for tensor in graph.initializer}
         for node in graph.node:
             found |= {a.i for a in node.attribute if a.name == "to" and node.op_type == "Cast"}
             found |= {a.t.data_type for a in node.attribute if a.HasField("t")}
+            rounds |= node.op_type.startswith(_ROUNDS)
     known = TensorProto.DataType.values()
-    return {TensorProto.DataType.Name(kind).lower() for kind in found if kind in known}
+    names = {TensorProto.DataType.Name(kind).lower() for kind in found if kind in known}
+    return names - {"int8"} | ({"int8"} if rounds else set())
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
