@@ -80,10 +80,10 @@ def loads_per_fma(rows: int, vectors: int) -> float:
     return (rows + vectors) / (rows * vectors)
 
 
-def tile_cost(rows: int, vectors: int, cpu: CpuModel) -> float:
+def tile_cost(rows: int, vectors: int, cpu: CpuModel, together: float = 1.0) -> float:
     """Estimated cycles per multiply-add: too few accumulators wait for latency, too many loads
-    stall."""
-    latency = max(1.0, 8.0 / (rows * vectors))
+    stall. Of short sums `together` are computed at a time."""
+    latency = max(1.0, 8.0 / (rows * vectors * together))
     return latency * (1.0 + max(0.0, loads_per_fma(rows, vectors) - 0.7))
 
 

@@ -15,6 +15,7 @@ from schedules.cpu.registers import (
     extents,
     fits,
     layout,
+    loads_per_fma,
     oc_block,
     tile_cost,
     tile_ic_values,
@@ -23,6 +24,7 @@ from schedules.cpu.registers import (
 from schedules.knobs import Decisions, Rules
 
 _MAX_UNROLLED_ROWS = 4
+_LOOKAHEAD = 100  # multiply-adds of later sums that a core begins while it waits for this one
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,22 @@ class TileRules(Rules):
 
     def sums(self, d: Decisions) -> float:
         """Cycles per multiply-add, with useless pixels and the ends of partial sums."""
-        short = 1 + 4 / (d["tile_ic"] * self.terms)
-        return self.tile(d) * self.useless(d) * short
+        terms = d["tile_ic"] * self.terms
+        together = max(1.0, _LOOKAHEAD / (self.pixels(d) * d["tile_oc"] * terms))
+        tile = tile_cost(self.pixels(d), d["tile_oc"], self.cpu, together)
+        tile *= 1 + 0.2 * max(0.0, loads_per_fma(self.pixels(d), d["tile_oc"]) - 0.6)
+        return tile * self.useless(d) * (1 + 4 / terms) * self.anew(d)
+
+    def weight_tile_bytes(self, d: Decisions) -> float:
+        """Of the weight that one tile reads, and the next one again."""
+        return 4.0 * d["tile_oc"] * self.block * self.chunks_in * self.terms
+
+    def anew(self, d: Decisions) -> float:
+        """How much longer a multiply-add takes by the weight, of which a tile of few pixels reads
+        more than the L2 cache gives, if it does not stay in the L1 cache from tile to tile."""
+        kept = 2 * self.weight_tile_bytes(d) <= self.cpu.l1_bytes
+        once = self.oh * self.ow <= self.pixels(d)
+        return 1.0 if kept or once else 1 + 0.25 * max(0.0, 4 / self.pixels(d) - 1)
 
     def features(self, d: Decisions) -> dict[str, float]:
         return {
@@ -94,7 +110,7 @@ class TileRules(Rules):
             "tile": self.tile(d),
             "useless": self.useless(d),
             "terms": d["tile_ic"] * self.terms,
-            "weight_tile_bytes": 4.0 * d["tile_oc"] * self.block * self.chunks_in * self.terms,
+            "weight_tile_bytes": self.weight_tile_bytes(d),
         }
 
     def turns(self, d: Decisions) -> int:
