@@ -105,6 +105,7 @@ class Profile:
     threads: int
     operators: Sequence[Operator]
     seconds: float | None = None
+    device: str = ""
 
 
 def read(path: str | Path) -> Bench | ModelBench | Profile:
@@ -186,6 +187,7 @@ def _profile(entry: Mapping[str, Any]) -> Profile:
         _count(entry["threads"]),
         steps,
         None if median is None else _positive(median),
+        str(entry.get("device", "")),
     )
 
 

@@ -262,11 +262,15 @@ def comparison_section(found: Bench, bars: bool) -> Section:
 
 def _model_bench(found: ModelBench) -> Section:
     facts = [("Target", found.target), ("Threads", str(found.threads))]
+    if found.device:
+        facts.insert(0, ("Device", found.device))
     return Section(f"{found.model} beside others", facts, [], [Group("", comparison.model(found))])
 
 
 def _profile(found: Profile) -> Section:
     facts = [("Target", found.target), ("Threads", str(found.threads))]
+    if found.device:
+        facts.insert(0, ("Device", found.device))
     total = sum(o.seconds for o in found.operators)
     tiles = [Tile(f"{ms(total)} ms", "sum of the operators")]
     if found.seconds:

@@ -231,7 +231,7 @@ def model(bench: ModelBench) -> list[Figure]:
     y = in_order("name")
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms a call"}
     x["axis"] = {"tickCount": 8}
-    x["scale"] = {"domain": [0, 1.15 * max(t.seconds for _, t in times) * 1e3], "nice": False}
+    x["scale"] = {"domain": [0, 1.4 * max(t.seconds for _, t in times) * 1e3], "nice": False}
     colour = {
         "condition": {"test": "datum.ours", "value": variable("accent")},
         "value": variable("peer"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convtvm.dispatch import load_model
 from convtvm.kernels.algorithms import ALGORITHMS
+from convtvm.machine.cpu import device_name
 from convtvm.report.bench import Operator, Profile
 from convtvm.report.picture import (
     MOST_ROWS,
@@ -25,7 +26,7 @@ from convtvm.report.picture import (
 
 _SHOWN = 30
 _REPEAT = 20
-_LONGEST = 22  # characters of a name
+_LONGEST = 17  # characters of a name, so that a phone has room for the bars
 
 
 def profile(path: str | Path) -> Profile:
@@ -34,7 +35,7 @@ def profile(path: str | Path) -> Profile:
     model = load_model(path)
     steps = model.profile(model.random_inputs(), repeat=_REPEAT)
     operators = [Operator(step.label, step.about, step.seconds) for step in steps]
-    return Profile(Path(path).name, model.target, model.threads, operators)
+    return Profile(Path(path).name, model.target, model.threads, operators, device=device_name())
 
 
 def figures(found: Profile) -> list[Figure]:
@@ -88,7 +89,7 @@ def _algorithm(operator: Operator) -> str:
 def _bars(rows: Sequence[dict[str, object]]) -> Spec:
     y = in_order("place", axis={"labelLimit": 190})
     x: Spec = {"field": "ms", "type": "quantitative", "title": "ms", "axis": {"tickCount": 8}}
-    x["scale"] = {"domain": [0, 1.3 * max(float(str(r["ms"])) for r in rows)], "nice": False}
+    x["scale"] = {"domain": [0, 1.4 * max(float(str(r["ms"])) for r in rows)], "nice": False}
     colour: Spec = {"field": "kind", "type": "nominal", "legend": {"labelExpr": _PEER}}
     colour |= {"scale": family_scale(str(r["kind"]) for r in rows)}
     bars = {
@@ -111,4 +112,4 @@ def _bars(rows: Sequence[dict[str, object]]) -> Spec:
     return chart("Operators by time", 20 * len(rows), data=inline(rows), layer=[bars, text])
 
 
-_PEER = "datum.label == 'peer' ? 'other operators' : datum.label"
+_PEER = "datum.label == 'peer' ? 'others' : datum.label"

@@ -167,6 +167,8 @@ def config() -> Spec:
             "labelLimit": 190,
             "titlePadding": 8,
         },
+        # Pixels from an end of the axis within which a label would be cut off, centred at its tick.
+        "axisX": {"labelFlush": 16},
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
         "legend": {
             "labelColor": variable("ink"),

@@ -9,8 +9,14 @@ const options = {
   defaultStyle: false,
   logLevel: 1, // errors; Vega-Lite warns of a chart that sets its own height
 };
-// Legends do not break their lines themselves.
-const suited = (width) => ({ ...config, legend: { ...config.legend, columns: width < 500 ? 2 : 0 } });
+// Legends do not break their lines themselves, and names of libraries may be long.
+const changed = (part, changes) => ({ [part]: { ...config[part], ...changes } });
+const narrow = {
+  ...config,
+  ...changed("legend", { columns: 2, labelLimit: 78 }),
+  ...changed("axis", { labelLimit: 130 }),
+};
+const suited = (width) => (width < 500 ? narrow : config);
 let drawn = 0;
 for (const place of places) {
   try {
