@@ -286,20 +286,11 @@ def test_tune_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuned[0] == tuned[1] and '"run_secs"' in tuned[0]
 
 
-def run_script(script: str, **variables: str) -> list[str]:
-    """What a process of its own prints, and what it says on the side."""
-    script = "import torch, convtvm.torch as ct; from torch import nn\n" + script
-    environment = {**os.environ, **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
-    )
-    assert not done.returncode, done.stderr
-    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
-
-
 def test_without_a_compiler_the_rest_is_eager(tmp_path: Path) -> None:
     (tmp_path / "ld").symlink_to(str(shutil.which("ld")))
     script = """
+import torch, convtvm.torch
+from torch import nn
 options = {"threads": 1, "logs": []}
 for kernel in (1, 3):
     net, x = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.Softmax(1)).eval(), torch.randn(1, 3, 5, 7)
@@ -309,28 +300,23 @@ for kernel in (1, 3):
 print("right")
 """
     variables = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    said = run_script(script, CXX="", **variables)
-    assert said[0] == "right"
-    assert len([line for line in said if "Inductor has no C++ compiler" in line]) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "CXX": "", **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+    assert done.stderr.count("Inductor has no C++ compiler") == 1
 
 
-def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    script = """
-import sys
-net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 5, 7)
-expected = net(x)
-handle = ct.optimize(net, x, threads=1, logs=[], rest="eager")
-with torch.no_grad():
-    torch.testing.assert_close(net(x), expected.detach(), rtol=1e-4, atol=1e-5)
-print(handle.sites[0].plan is not None, "tvm" in sys.modules)
-"""
-    for said in ("True True", "True False"):
-        assert run_script(script, CONVTVM_CACHE=str(tmp_path))[0] == said
-
-
-def test_an_older_pytorch_is_one_line() -> None:
-    script = "import torch; torch.__version__ = '2.10.1+cu126'; import convtvm.torch"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def test_an_older_pytorch_is_one_line(tmp_path: Path) -> None:
+    """Before anything else of it is used."""
+    (tmp_path / "torch.py").write_text("__version__ = '2.10.1+cu126'", encoding="utf8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", "import convtvm.torch"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     *_, last = done.stderr.splitlines()
     message = "convtvm.torch needs PyTorch 2.11 or newer, found 2.10.1+cu126; pip install"
     assert done.returncode and message in last
