@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import pytest
 from documents import PAGES, ROOT, Block, blocks_of, name_of
+from support import without_torch
 
 from convtvm.cli import commands
 
@@ -33,12 +34,12 @@ TORCH = re.compile(r"^\s*(import torch|from torch)", re.M)
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """PATH with `convtvm` and `python`."""
+    """PATH with `convtvm` and `python`, which finds no PyTorch: no block asks it for that."""
     folder = tmp_path_factory.mktemp("bin")
     warm, place = Path(__file__).with_name("warm.py"), str(folder / "socket")
     for name, command in {
         "convtvm": [sys.executable, "-S", "-E", str(warm), place],
-        "python": [sys.executable],
+        "python": ["env", f"PYTHONPATH={without_torch(ROOT)['PYTHONPATH']}", sys.executable],
     }.items():
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         (folder / name).chmod(0o755)

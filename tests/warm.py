@@ -27,6 +27,7 @@ def call(path: str, args: list[str]) -> int:
 
 
 def serve(path: str) -> None:
+    import contextlib
     import select
 
     import tvm  # noqa: F401
@@ -37,6 +38,10 @@ def serve(path: str) -> None:
     import convtvm.library.build
     import convtvm.report.building
     import convtvm.tuning.tuner  # noqa: F401
+
+    with contextlib.suppress(ImportError):  # where there is PyTorch, pages about it need these
+        import torch._inductor.compile_fx
+        import torch.onnx  # noqa: F401
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
