@@ -70,7 +70,8 @@ def test_every_layer_of_the_networks_has_symmetric_padding(network: str) -> None
     assert [str(w) for w in read_source(network) if peers.padding(w)[1]] == []
 
 
-def emulated_bench(*arguments: str) -> tuple[str, dict]:
+def emulated_bench(*arguments: str) -> tuple[str, list[dict]]:
+    """The tables and the documents, one for each limit on errors, with one library."""
     done = subprocess.run(
         [sys.executable, "-m", "emulator.benching", *arguments],
         env={**os.environ, **environment()},
@@ -85,14 +86,15 @@ def emulated_bench(*arguments: str) -> tuple[str, dict]:
 
 @pytest.mark.emulated
 @pytest.mark.parametrize(
-    ("layout", "dtype", "limit"),
-    [("NHWC", "float16", ""), ("NCHW", "float32", "1e-2")],
+    ("layout", "dtype", "limits"),
+    [("NHWC", "float16", []), ("NCHW", "float32", ["1e-2", "1e-5"])],
 )
-def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limit: str) -> None:
+def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limits: list[str]) -> None:
+    """But for those that err more than a limit allows, as TF32 does the second."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    table, found = emulated_bench(layout, dtype, *filter(None, [limit]))
-    names = set(NAMES if limit else NAMES[:2])
-    ours = {"direct", "direct:tf32"} if limit else {"direct"}
+    table, (found, *strict) = emulated_bench(layout, dtype, *limits)
+    names = set(NAMES if limits else NAMES[:2])
+    ours = {"direct", "direct:tf32"} if limits else {"direct"}
     assert [layer["name"] for layer in found["layers"]] == ["strided", "plain"]
     for layer in found["layers"]:
         assert not layer["absent"]
@@ -107,6 +109,9 @@ def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limit: str) -
     assert found["geomean"] == pytest.approx(np.sqrt(np.prod(speeds)))
     assert (found["worst"], found["best"]) == (min(speeds), max(speeds))
     assert all(text in table for text in ("strided", "plain", "torch without bias", "geomean"))
+    assert len(strict) == max(0, len(limits) - 1)
+    for layer in (layer for document in strict for layer in document["layers"]):
+        assert "direct:tf32" not in layer["algorithms"] and layer["chosen"] == "direct"
 
 
 @pytest.mark.emulated
@@ -127,14 +132,6 @@ def test_the_command_without_peers() -> None:
     assert layer["chosen"] in layer["algorithms"] and layer["workload"].endswith("_f16")
     assert found["geomean"] is layer["speedup"] is None and layer["peers"] == {}
     assert all(0 < m["max_error"] < 1e-3 for m in layer["algorithms"].values())
-
-
-@pytest.mark.emulated
-def test_what_errs_too_much_takes_no_part() -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    _, found = emulated_bench("NHWC", "float32", "1e-5")
-    for layer in found["layers"]:
-        assert "direct:tf32" not in layer["algorithms"] and layer["chosen"] == "direct"
 
 
 def test_a_row_without_a_choice_has_no_speedup() -> None:

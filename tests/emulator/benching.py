@@ -1,6 +1,6 @@
 """`bench` on the emulated GPU, PyTorch's kernels on the CPU in the place of cuDNN's.
 
-python -m emulator.benching LAYOUT DTYPE [MAX_ERROR]
+python -m emulator.benching LAYOUT DTYPE [MAX_ERROR...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import convtvm
 from convtvm.cli.gpu_benching import document, print_rows
 from convtvm.compare.gpu_bench import bench
 
-layout, dtype, *limit = sys.argv[1:]
+layout, dtype, *limits = sys.argv[1:]
 texts = ('mb1ic5ih8oc8oh4kh3sh2ph1n"strided"', 'mb2ic4ih7oc8oh5kh3n"plain"')
 workloads = [replace(convtvm.ConvWorkload.parse(text), dtype=dtype) for text in texts]
 library = convtvm.compile(
@@ -22,8 +22,11 @@ library = convtvm.compile(
     logs=[],
     layout=layout,
     keep="all",
-    algorithms=["direct", *(["direct:tf32"] if limit else [])],
+    algorithms=["direct", *(["direct:tf32"] if limits else [])],
 )
-rows = list(bench(library, True, 3, float(limit[0]) if limit else None, device="cpu"))
-print_rows("emulated", rows)
-print(json.dumps(document(rows)))
+documents = []
+for limit in map(float, limits) if limits else [None]:
+    rows = list(bench(library, True, 3, limit, device="cpu"))
+    print_rows("emulated", rows)
+    documents.append(document(rows))
+print(json.dumps(documents))
