@@ -73,7 +73,8 @@ class Sheet:
         self, name: str, timing: Timing, flops: float = 0, target: CompileTarget | None = None
     ) -> Shown:
         """Note a time that is shown. With the FLOPs of what was timed its share of the peak of
-        `target`, without one a core of this CPU, belongs to it."""
+        `target`, without one a core of this CPU, belongs to it. They are those of the convolution:
+        Winograd, which multiplies less, may come to more than the peak."""
         number, given = 1, name
         while name in self.times:
             number += 1
@@ -126,7 +127,7 @@ class Sheet:
         count = f"{len(self.times)} time{'s' * (len(self.times) != 1)}"
         if self.is_good:
             return f"none of {count} is noisy: {shown}"
-        names = ", ".join(self.noisy[:_NAMED]) + (", ..." if len(self.noisy) > _NAMED else "")
+        names = "; ".join(self.noisy[:_NAMED]) + ("; ..." if len(self.noisy) > _NAMED else "")
         which = f" (marked {MARK}: {names})" if self.noisy else ""
         return (
             f"NOISY: {len(self.noisy)} of {count}{which}; {shown}. "
