@@ -29,6 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[VARIABLE] = str(Path(shared.name, "cache"))
 
 
+# Files that take longest, or have few tests for their time: begun last, one would keep a core busy
+# while the others have nothing left.
+LONGEST = ("torch_random", "torch", "templates", "documents", "torch_inductor", "cuda", "shapes")
+LONGEST += ("model_operators", "torch_threads", "tensor_cores", "environment", "gpu_runner")
+LONGEST += ("deployment", "model_graph", "model_cli", "import_quantized", "zygote", "inplace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These first, in this order, all others as they were."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 class Helper(Zygote):
     """One that can unpickle what tests define."""
 
