@@ -44,7 +44,7 @@ def bench_on_gpu(
 ) -> None:
     """Compile every algorithm and time it on this machine's GPU beside the peers."""
     from convtvm.compare import cudnn
-    from convtvm.compare.conditions import conditions
+    from convtvm.compare.conditions import conditions, lines
     from convtvm.compare.gpu_bench import bench
     from convtvm.kernels.task import TABLES
     from convtvm.library.remembered import compile as build_library
@@ -74,6 +74,7 @@ def bench_on_gpu(
     if as_json:
         print_json(found)
         return
+    click.echo("\n".join(lines(conditions())))
     print_rows(f"{lib.target}, {layout}, cold L2 cache", rows)
 
 
