@@ -293,7 +293,9 @@ def test_modules(kind: str) -> None:
     assert all(word in message for word in words), message
 
 
-def test_files_that_are_no_program(tmp_path: Path) -> None:
+def test_files_that_are_no_program(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "model.pt2"
     refusal(path, "no such file")
     path.write_bytes(b"no program")
@@ -313,6 +315,7 @@ def test_files_that_are_no_program(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     refusal(path, "no regular file")
+    assert not caplog.records and capfd.readouterr().err == "", "nor does PyTorch's log"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def _loaded(path: Path) -> ExportedProgram:
             f"{path} is no exported program, or damaged; expected what torch.export.save wrote"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:  # torch checks little, and raises whatever comes
@@ -83,6 +85,17 @@ def _loaded(path: Path) -> ExportedProgram:
             f"PyTorch {torch.__version__} does not load {path}: {_first(error)}; expected what "
             "torch.export.save of this version or an older one wrote"
         ) from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """PyTorch logs tracebacks of what it then raises."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_precision(name: str, tensor: torch.Tensor) -> None:
