@@ -259,6 +259,26 @@ def test_what_others_read_stays() -> None:
     check(Model(), 2, 8, 6, 7)
 
 
+class WithAndWithoutBias(nn.Module):
+    """One sum, read with its bias and without, as common subexpressions leave it."""
+
+    def __init__(self, layer: nn.Module, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.layer, self.bias = layer, nn.Parameter(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = self.layer(x)
+        return plain + torch.relu(plain + self.bias)
+
+
+def test_a_sum_with_and_without_its_bias() -> None:
+    torch.manual_seed(0)
+    bias = torch.randn(9, 1, 1)
+    for block in (0, 8):
+        check(WithAndWithoutBias(nn.Conv2d(5, 9, 3, bias=False), bias), 1, 5, 7, 9, block=block)
+    check(WithAndWithoutBias(nn.Linear(5, 9, bias=False), bias.reshape(9)), 3, 5)
+
+
 def test_u_net() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

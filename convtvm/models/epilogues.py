@@ -145,7 +145,7 @@ class _Region:
         dtype = "bool" if compared else "float32"
         if str(binding.var.ty.dtype.dtype) != dtype or op_name(call) not in _TEXTS:
             return False
-        if self._is_bias(call):
+        if self._is_bias(at, call):
             self.bias = self._per_channel(call.args[1]).reshape(-1)
             self.names[binding.var] = "x"
         elif not self._add_statement(call, binding.var):
@@ -169,11 +169,13 @@ class _Region:
             words=words,
         )
 
-    def _is_bias(self, call: relax.Call) -> bool:
-        """Whether it is the first addition to the sum itself, of a constant for each channel."""
+    def _is_bias(self, at: int, call: relax.Call) -> bool:
+        """Whether it is the first addition to the sum itself, of a constant for each channel, and
+        nobody else reads the sum, which a kernel has with its bias only."""
         return (
             op_name(call) == "relax.add"
             and not self.absorbed
+            and set(self.flow.readers[self.layer]) <= {at}
             and call.args[0].same_as(self.layer)
             and self._per_channel(call.args[1]) is not None
         )
