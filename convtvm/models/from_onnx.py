@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,20 @@ def _session(path: Path) -> Any:
         raise EnvironmentProblem(
             "comparing with the original needs ONNX Runtime: pip install onnxruntime"
         ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it has to say comes as an error
-    # Else it adds up pairs of products of bytes in 16 bits where a CPU has nothing better.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
+
+    def load(**entries: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it has to say comes as an error
+        for key, value in entries.items():
+            options.add_session_config_entry(f"session.{key}", value)
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+    # Else it adds up pairs of products of bytes in 16 bits where a CPU has nothing better. It does
+    # so by changing types, and lacks some operators in the changed ones.
+    with suppress(Exception):
+        return load(x64quantprecision="1")
+    try:
+        return load()
     except Exception as error:  # pybind classes of its own
         first = (str(error).splitlines() or ["no message"])[0]
         # Others say what this version of it lacks.
