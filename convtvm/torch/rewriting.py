@@ -114,7 +114,7 @@ def _replace_form(graph: fx.Graph, form: Form, blocks: list[fx.Node]) -> None:
 
 def _in_blocks(graph: fx.Graph, node: fx.Node, block: int) -> fx.Node:
     """An image in blocks of channels: what it was made from, if that was in blocks."""
-    if (source := _blocks_of(node)) is not None:
+    if (source := _blocks_of(node, block)) is not None:
         return source
     n, channels, *image = node.meta["val"].shape
     places = [p for p in graph.nodes if p.op == "placeholder"]
@@ -124,12 +124,17 @@ def _in_blocks(graph: fx.Graph, node: fx.Node, block: int) -> fx.Node:
         return call(graph, aten.permute.default, split, [0, 1, 3, 4, 2])
 
 
-def _blocks_of(node: fx.Node) -> fx.Node | None:
+def _blocks_of(node: fx.Node, block: int) -> fx.Node | None:
     """What `_in_order` made an image from, None if it did not."""
     turned = node.args[0] if node.target is aten.reshape.default else None
     if not isinstance(turned, fx.Node) or turned.target is not aten.permute.default:
         return None
-    return turned.args[0] if turned.args[1] == _ORDER else None  # type: ignore[return-value]
+    source, order = turned.args
+    assert isinstance(source, fx.Node)
+    n, channels, *image = node.meta["val"].shape
+    # A model's own permutation of five axes may be of anything.
+    shape = (n, channels // block, *image, block)
+    return source if order == _ORDER and tuple(source.meta["val"].shape) == shape else None
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
