@@ -14,7 +14,7 @@ from convtvm.kernels.task import Task, decisions_of
 from convtvm.machine.targets import resolve
 from convtvm.measure.workbench import Trial
 from convtvm.problem.workload import ConvWorkload
-from convtvm.tuning import search
+from convtvm.tuning import loop, search, tuner
 
 TARGET = resolve("avx2", 1)
 LARGE = ConvWorkload.parse("mb1ic64ih56oc64oh56kh3ph1")
@@ -71,14 +71,23 @@ class _NoHelper(contextlib.nullcontext):
 
 
 def stub_measuring(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
-    """Have `tune` use a stub, a subclass for the one test that asks."""
+    """Have `tune` use a stub, a subclass for the one test that asks.
+
+    Only measuring moves its clock, by a second for each candidate: the budget weighs what is saved
+    against what trials take, and the microseconds of a stub say nothing on a busy machine.
+    """
 
     class Bench(StubBench):
         measured: list[tuple[tuple[Any, ...], Point]] = []  # noqa: RUF012
         failures: dict[Point, str] = {}  # noqa: RUF012
         interrupt_after = math.inf
 
+    class Time:
+        monotonic = staticmethod(lambda: float(len(Bench.measured)))
+
+    for module in (tuner, loop):
+        monkeypatch.setattr(module, "time", Time)
     monkeypatch.setattr(search, "Workbench", Bench)
-    monkeypatch.setattr("convtvm.tuning.tuner.Zygote", lambda *_, **__: _NoHelper())
-    monkeypatch.setattr("convtvm.tuning.loop.build_ahead", lambda benches, zygote: None)
+    monkeypatch.setattr(tuner, "Zygote", lambda *_, **__: _NoHelper())
+    monkeypatch.setattr(loop, "build_ahead", lambda benches, zygote: None)
     return Bench

@@ -16,7 +16,6 @@ from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
-from convtvm.tuning import loop, tuner
 from convtvm.tuning.progress import LATE, TuningSummary
 from convtvm.tuning.tuner import tune
 
@@ -26,17 +25,9 @@ WORKLOADS = NETWORK[:4]
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
-    """A clock that only measuring moves, by a second for each candidate."""
-    bench = stub_measuring(monkeypatch)
+def bench(monkeypatch: pytest.MonkeyPatch) -> type[StubBench]:
     monkeypatch.setattr(records, "shipped_logs", list)
-
-    class Time:
-        monotonic = staticmethod(lambda: float(len(bench.measured)))
-
-    for module in (tuner, loop):
-        monkeypatch.setattr(module, "time", Time)
-    return bench
+    return stub_measuring(monkeypatch)
 
 
 def run(log: Path, seconds: float, workloads: Sequence[ConvWorkload] = WORKLOADS) -> TuningSummary:
@@ -61,7 +52,7 @@ def cost(summary: TuningSummary, key: tuple[str, str]) -> float:
     return untuned_cost(task)
 
 
-def test_every_likely_winner_before_any_second(clock: type[StubBench], tmp_path: Path) -> None:
+def test_every_likely_winner_before_any_second(bench: type[StubBench], tmp_path: Path) -> None:
     """Without any log, the algorithm of the least cost is the likely one."""
     log = tmp_path / "x.jsonl"
     summary = run(log, 1e9)
@@ -76,7 +67,7 @@ def test_every_likely_winner_before_any_second(clock: type[StubBench], tmp_path:
         assert own == sorted(own)
 
 
-def test_expensive_layers_come_first(clock: type[StubBench], tmp_path: Path) -> None:
+def test_expensive_layers_come_first(bench: type[StubBench], tmp_path: Path) -> None:
     log = tmp_path / "x.jsonl"
     run(log, 1e9)
     costs = {w.key: w.multiplicity * w.flops for w in WORKLOADS}
@@ -84,7 +75,7 @@ def test_expensive_layers_come_first(clock: type[StubBench], tmp_path: Path) -> 
     assert started == sorted(started, reverse=True)
 
 
-def test_a_short_limit_serves_every_workload(clock: type[StubBench], tmp_path: Path) -> None:
+def test_a_short_limit_serves_every_workload(bench: type[StubBench], tmp_path: Path) -> None:
     """One candidate each is enough for a time of every workload, and the warning counts what it was
     not enough for."""
     summary = run(tmp_path / "x.jsonl", len(WORKLOADS))
@@ -95,7 +86,7 @@ def test_a_short_limit_serves_every_workload(clock: type[StubBench], tmp_path: P
     assert f"{missing} of {len(summary.tasks)} tasks were never measured; the next" in warning
 
 
-def test_a_shorter_one_says_who_got_nothing(clock: type[StubBench], tmp_path: Path) -> None:
+def test_a_shorter_one_says_who_got_nothing(bench: type[StubBench], tmp_path: Path) -> None:
     summary = run(tmp_path / "x.jsonl", len(WORKLOADS) - 1)
     (warning,) = summary.warnings
     assert warning.startswith("the time limit was spent on default decisions, nothing was searched")
@@ -108,7 +99,7 @@ def known(task: Task, seconds: float) -> TuningRecord:
     return record_of(near, seconds, decisions=near.space.points[-1])
 
 
-def test_the_log_names_the_likely_winner(clock: type[StubBench], tmp_path: Path) -> None:
+def test_the_log_names_the_likely_winner(bench: type[StubBench], tmp_path: Path) -> None:
     """What won with another number of threads is tried first, its decisions after the default; and
     a limit that only sufficed for these says so."""
     workload = ConvWorkload.parse("mb1ic16ih14oc16oh14kh3ph1")
@@ -131,7 +122,7 @@ def test_the_log_names_the_likely_winner(clock: type[StubBench], tmp_path: Path)
     assert [name for name in order if name in names] == list(names)
 
 
-def test_known_failures_come_last(clock: type[StubBench], tmp_path: Path) -> None:
+def test_known_failures_come_last(bench: type[StubBench], tmp_path: Path) -> None:
     """A default that failed with another number of threads is not the likely winner."""
     workload = ConvWorkload.parse("mb1ic16ih14oc16oh14kh3ph1")
     favourite = cheapest(workload, run(tmp_path / "none.jsonl", 0, [workload]))
