@@ -150,6 +150,13 @@ def ptxas(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
     return [LINE, "--arches", "sm_80", "--algorithms", "direct"]
 
 
+def accesses(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
+    counted = [script.Access("main_kernel", "shared", "copy", 16, 9, 72, 36, 2)]
+    zygote = SimpleNamespace(call=lambda *_: [(0, SimpleNamespace(value=counted))])
+    patch.setattr(script, "emulated", lambda: _Entered(zygote))
+    return [LINE, "--dtypes", "tf32"]
+
+
 class _Entered:
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -217,6 +224,7 @@ CASES = [
     Case("compare_torch_models", torch_models, timed=True, of_peak=True),
     Case("compare_tuners", tuners, timed=True),
     Case("compare_workspace_limits", workspace_limits, timed=True, of_peak=True),
+    Case("count_accesses", accesses),
     Case("evaluate_costs", lambda _script, _patch, folder: [str(log(folder))]),
     Case("evaluate_prediction", lambda _script, _patch, folder: [str(log(folder))]),
     Case("leave_one_machine_out", lambda _script, _patch, folder: [str(log(folder))]),

@@ -1,12 +1,13 @@
 """An NVIDIA GPU emulated on the CPU: TVM's generated CUDA runs, checked, where there is no GPU.
 
-A stand-in for the driver (`driver.cc`) and one for nvcc (`nvcc`, with `translate.py` and
-`device.h`) are put where TVM's CUDA run time and convtvm look for the real ones. All else is the
-product's own: host code, launch parameters, image loading, tuning, export.
+A stand-in for the driver (`driver.cc`, `runtime.cc`) and one for nvcc (`nvcc`, with `translate.py`
+and `device.h`) are put where TVM's CUDA run time and convtvm look for the real ones. All else is
+the product's own: host code, launch parameters, image loading, tuning, export.
 
 What it sees: a missing barrier, a barrier that some threads skip, registers of another thread,
 memory that was never written (NaN) or not yet copied, addresses beyond a buffer's end, misaligned
-vectors. What it does not: speed, register and shared memory limits, 48 KB of static memory.
+vectors. What it does not: speed, register and shared memory limits, 48 KB of static memory. What
+warps ask of memory it counts (`accesses.py`): conflicts of banks, sectors of requests.
 """
 
 from __future__ import annotations
@@ -51,15 +52,16 @@ def libraries() -> Path:
 def _build(folder: Path) -> None:
     versions = folder / "libcudart.map"
     versions.write_text("libcudart.so.13 { global: *; };\n", encoding="utf8")
-    for name, options in (
-        ("libcuda.so.1", ["-ldl"]),
+    for name, sources, options in (
+        ("libcuda.so.1", ("driver.cc", "accesses.cc"), ["-ldl"]),
         (
             "libcudart.so.13",
-            ["-DCUDART", f"-Wl,--version-script={versions}", f"{folder}/libcuda.so.1"],
+            ("runtime.cc",),
+            [f"-Wl,--version-script={versions}", f"{folder}/libcuda.so.1"],
         ),
     ):
         command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
-        command += [str(HOME / "driver.cc"), "-o", str(folder / name), *options]
+        command += [*(str(HOME / s) for s in sources), "-o", str(folder / name), *options]
         subprocess.run(command, check=True)
     header = ["-x", "c++-header", str(HOME / "device.h"), "-o", str(folder / "device.h.gch")]
     subprocess.run(["g++", *OPTIONS, *header], check=True)

@@ -52,6 +52,7 @@ void fail(const char* reason);  // ends the launch with this error
 void cp_async(void* to, const void* from, int bytes, int given);
 void cp_async_commit();
 void cp_async_wait(int pending);
+void load_matrices(uint* out[4], size_t row, bool transposed);
 
 struct alignas(8) Slot {
   unsigned char bytes[64];
@@ -136,46 +137,30 @@ static inline bool __hlt(nv_bfloat16 x, nv_bfloat16 y) { return (float)x < (floa
 
 // ---- PTX: an instruction's dots become underscores, its operands arguments ------------------------
 namespace ptx {
+// An instruction that accesses memory is known by the place that it returns to.
+#define INSTRUCTION static inline __attribute__((always_inline))
 static inline void cp_async_commit_group() { emulator::cp_async_commit(); }
 static inline void cp_async_wait_group(int pending) { emulator::cp_async_wait(pending); }
 static inline void cp_async_wait_all() { emulator::cp_async_commit(), emulator::cp_async_wait(0); }
-static inline void cp_async_ca_shared_global(
+INSTRUCTION void cp_async_ca_shared_global(
     size_t to, const void* from, int bytes, int given = -1) {
   emulator::cp_async((void*)to, from, bytes, given < 0 ? bytes : given);
 }
-static inline void cp_async_cg_shared_global(
+INSTRUCTION void cp_async_cg_shared_global(
     size_t to, const void* from, int bytes, int given = -1) {
   if (bytes != 16) emulator::fail("cp.async.cg copies 16 bytes only");
   cp_async_ca_shared_global(to, from, bytes, given);
 }
 
-// Four 8x8 matrices of 16 bits; lane 8i+r gives the address of row r of matrix i, lane l receives
-// elements 2(l%4), 2(l%4)+1 of row l/4 (PTX ISA, "ldmatrix").
-template <bool Transposed>
-static inline void load_matrices(uint* out[4], size_t row) {
-  if (row % 16) emulator::fail("ldmatrix: a row is not aligned to 16 bytes");
-  const emulator::Slot* rows = emulator::publish(&row, sizeof row);
-  int lane = emulator::lane();
-  for (int i = 0; i < 4; i++) {
-    ushort pair[2];
-    for (int e = 0; e < 2; e++) {
-      int r = lane / 4, c = 2 * (lane % 4) + e;
-      if (Transposed) std::swap(r, c);
-      pair[e] = ((const ushort*)rows[8 * i + r].get<size_t>())[c];
-    }
-    memcpy(out[i], pair, 4);
-  }
-  emulator::release();
-}
-static inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(
+INSTRUCTION void ldmatrix_sync_aligned_m8n8_x4_shared_b16(
     uint& a, uint& b, uint& c, uint& d, size_t row) {
   uint* out[4] = {&a, &b, &c, &d};
-  load_matrices<false>(out, row);
+  emulator::load_matrices(out, row, false);
 }
-static inline void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(
+INSTRUCTION void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(
     uint& a, uint& b, uint& c, uint& d, size_t row) {
   uint* out[4] = {&a, &b, &c, &d};
-  load_matrices<true>(out, row);
+  emulator::load_matrices(out, row, true);
 }
 
 // D = A B + C with A 16x16, B 16x8 (PTX ISA, "Matrix fragments for mma.m16n8k16").

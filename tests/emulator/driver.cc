@@ -1,8 +1,10 @@
-// A CUDA driver and run time for one imaginary GPU whose kernels run on the CPU, one block after
-// another, every thread a fiber. Built twice, as libcuda.so.1 (this file) and as libcudart.so.13.
+// A CUDA driver for one imaginary GPU whose kernels run on the CPU, one block after another, every
+// thread a fiber: libcuda.so.1, with accesses.cc. The run time is in runtime.cc.
 //
 // EMULATOR_ORDER = forward, reverse or random (a fixed seed): the order in which the threads of a
 // block, and the blocks of a grid, take turns. A right kernel gives the same answer in each of them.
+#include "accesses.h"
+
 #include <dlfcn.h>
 #include <elf.h>
 #include <sys/mman.h>
@@ -27,7 +29,6 @@ struct dim3 {
   dim3 at(unsigned i) const { return {i % x, i / x % y, i / (x * y)}; }
 };
 
-#ifndef CUDART
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -81,6 +82,8 @@ const Slot* publish(const void* value, int bytes) {
 // A copy lands when its thread waits for it, and not before; until then its target is NaN. Of its
 // bytes as many are read as are given, the others are zero.
 void cp_async(void* to, const void* from, int bytes, int given) {
+  const void* site = __builtin_return_address(0);
+  access(site, Kind::kCopy, to, bytes), access(site, Kind::kCopy, from, given);
   if (given != 0 && given != bytes) fail("cp.async: a part of a vector is given");
   if ((size_t)to % bytes || (size_t)from % bytes) fail("cp.async: an address is not aligned");
   memset(to, 0xff, bytes);
@@ -99,6 +102,27 @@ void cp_async_wait(int left) {
     }
     groups.erase(groups.begin());
   }
+}
+
+// Four 8x8 matrices of 16 bits; lane 8i+r gives the address of row r of matrix i, lane l receives
+// elements 2(l%4), 2(l%4)+1 of row l/4 (PTX ISA, "ldmatrix").
+void load_matrices(unsigned* out[4], size_t row, bool transposed) {
+  access(__builtin_return_address(0), Kind::kMatrices, (void*)row, 16);
+  if (row % 16) fail("ldmatrix: a row is not aligned to 16 bytes");
+  const Slot* rows = publish(&row, sizeof row);
+  int lane = thread % 32;
+  for (int i = 0; i < 4; i++) {
+    unsigned short pair[2];
+    for (int e = 0; e < 2; e++) {
+      int r = lane / 4, c = 2 * (lane % 4) + e;
+      if (transposed) std::swap(r, c);
+      const unsigned short* from;
+      memcpy(&from, rows[8 * i + r].bytes, sizeof from);
+      pair[e] = from[c];
+    }
+    memcpy(out[i], pair, 4);
+  }
+  wait_warp();
 }
 
 static void run_fiber() {
@@ -195,7 +219,15 @@ struct Image {
 struct Function {
   Image* image;
   void (*launch)(void**);
+  std::string name;
 };
+static Image* running;  // whose kernel runs
+
+bool is_shared(const void* address) {
+  const char* at = (const char*)address;
+  bool dynamic = at >= dynamic_shared && at < dynamic_shared + kShared;
+  return dynamic || (at >= running->shared_begin && at < running->shared_end);
+}
 
 // The status of the launch, as the driver would give it.
 static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t shared) {
@@ -212,7 +244,8 @@ static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t 
   const char* variable = getenv("EMULATOR_ORDER");
   std::string order = variable ? variable : "random";
   std::mt19937 random(1);
-  kernel = f.launch, arguments = args, gridDim = grid, blockDim = block;
+  kernel = f.launch, arguments = args, gridDim = grid, blockDim = block, running = f.image;
+  begin_kernel();
   std::vector<int> threads = numbers(block.count(), order, random);
   for (int i : numbers(grid.count(), order, random)) {
     blockIdx = grid.at(i);
@@ -220,7 +253,9 @@ static int launch(const Function& f, void** args, dim3 grid, dim3 block, size_t 
       memset(f.image->shared_begin, 0xff, f.image->shared_end - f.image->shared_begin);
     run_block(threads, order == "random" ? &random : nullptr);
     if (!problem.empty()) return broken = kLaunchFailed;
+    end_block();
   }
+  end_kernel(f.name.c_str());
   return 0;
 }
 
@@ -277,7 +312,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
   auto* image = (Image*)module;
   void* symbol = dlsym(image->library, (std::string("launch_") + name).c_str());
   if (!symbol) return problem = std::string("no kernel ") + name, 500;
-  *function = new Function{image, (void (*)(void**))symbol};
+  *function = new Function{image, (void (*)(void**))symbol, name};
   return 0;
 }
 int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** args, void**) {
@@ -297,7 +332,8 @@ static size_t memory() {
 int cuMemGetInfo_v2(size_t* left, size_t* total) { return *left = *total = memory(), 0; }
 int cuMemAlloc_v2(void** pointer, size_t size) {
   const int kOutOfMemory = 2;
-  return size > memory() || posix_memalign(pointer, 256, size) ? kOutOfMemory : 0;
+  if (size > memory() || posix_memalign(pointer, 256, size)) return kOutOfMemory;
+  return emulator_allocated(*pointer, size), 0;
 }
 int cuMemsetD8Async(void* to, unsigned char value, size_t size, void*) {
   return memset(to, value, size), 0;
@@ -325,83 +361,3 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
   return *milliseconds = passed.count(), 0;
 }
 }
-#else
-
-// ---- libcudart -------------------------------------------------------------------------------------
-extern "C" {
-const char* emulator_problem();
-int emulator_status();
-int cudaGetDevice(int* device) { return *device = 0, 0; }
-int cudaSetDevice(int) { return 0; }
-int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
-int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  std::map<int, int> known = {{1, 1024},   {2, 1024},     {3, 1024},      {4, 64},
-                              {8, 49152},  {10, 32},      {12, 65536},    {13, 1980000},
-                              {16, 132},   {38, 1 << 20}, {75, 9},        {76, 0},
-                              {97, 232448}};
-  return *value = known[attribute], 0;
-}
-int cudaGetDeviceProperties(void* properties, int) {
-  memset(properties, 0, 300);
-  *(size_t*)((char*)properties + 288) = 8ull << 30;  // totalGlobalMem
-  return 0;
-}
-int cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = 8ull << 30, 0; }
-
-// Memory is NaN at first, and what lies behind its end cannot be touched.
-static std::map<void*, std::pair<void*, size_t>> allocations;
-int cudaMalloc(void** pointer, size_t size) {
-  if (emulator_status()) return emulator_status();
-  const size_t page = 4096, used = (size + 63) / 64 * 64;
-  size_t whole = (used + page - 1) / page * page + page;
-  char* base = (char*)mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) return 2;
-  mprotect(base + whole - page, page, PROT_NONE);
-  *pointer = base + whole - page - used;
-  memset(*pointer, 0xff, used);
-  allocations[*pointer] = {base, whole};
-  return 0;
-}
-int cudaFree(void* pointer) {
-  auto found = allocations.find(pointer);
-  if (found == allocations.end()) return 0;
-  munmap(found->second.first, found->second.second);
-  allocations.erase(found);
-  return 0;
-}
-int cudaMallocHost(void** pointer, size_t size) { return posix_memalign(pointer, 256, size); }
-int cudaFreeHost(void* pointer) { return free(pointer), 0; }
-int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
-  return emulator_status() ? emulator_status() : (memcpy(to, from, size), 0);
-}
-int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) {
-  return memcpy(to, from, size), 0;
-}
-const char* cudaGetErrorName(int) { return "EMULATOR"; }
-const char* cudaGetErrorString(int) { return emulator_problem(); }
-int cudaGetLastError() { return 0; }
-int cudaPeekAtLastError() { return 0; }
-
-using Moment = std::chrono::steady_clock::time_point;
-int cudaEventCreate(void** event) { return *event = new Moment, 0; }
-int cudaEventDestroy(void* event) { return delete (Moment*)event, 0; }
-int cudaEventRecord(void* event, void*) { return *(Moment*)event = std::chrono::steady_clock::now(), 0; }
-int cudaEventSynchronize(void*) { return 0; }
-int cudaEventElapsedTime(float* milliseconds, void* start, void* end) {
-  std::chrono::duration<float, std::milli> passed = *(Moment*)end - *(Moment*)start;
-  return *milliseconds = passed.count(), 0;
-}
-
-int cudaStreamCreate(void** stream) { return *stream = nullptr, 0; }
-int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = nullptr, 0; }
-int cudaStreamDestroy(void*) { return 0; }
-int cudaStreamSynchronize(void*) { return emulator_status(); }
-int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-int cudaStreamBeginCapture(void*, int) { return 801; }
-int cudaStreamEndCapture(void*, void**) { return 801; }
-int cudaGraphDestroy(void*) { return 0; }
-int cudaGraphExecDestroy(void*) { return 0; }
-int cudaGraphInstantiate() { return 801; }
-int cudaGraphLaunch() { return 801; }
-}
-#endif
