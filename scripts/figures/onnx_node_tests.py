@@ -105,7 +105,7 @@ def cases(only: str) -> Iterator[Case]:
         given = dict(zip(names, arrays, strict=False))
         results = arrays[len(inputs) :]
         yield Case(name, "as it is", model, given, results)
-        large = [name for name in names if given[name].size > 1]
+        large = [name for name in names if given[name].size > 1] or names
         floats = [name for name in large if given[name].dtype == np.float32]
         kept = next(iter(floats or large), None)
         if kept is not None and len(names) > 1:
