@@ -155,6 +155,29 @@ def test_results_and_weights_that_no_kernel_holds(path: Path) -> None:
     assert run({"x": np.zeros(3, "float32")})[0].tolist() == [0.5, 1, 1.5]
 
 
+FAR = np.array([1, 10**15], "int64")
+TOO_LARGE = {
+    "ConstantOfShape": (FAR,),
+    "Range": (np.array(0), np.array(10**15), np.array(1)),
+    "Expand": (np.ones((1, 1), "float32"), FAR),
+    "Tile": (np.ones((1, 1), "float32"), FAR),
+    "Pad": (np.ones((1, 1), "float32"), np.array([0, 0, 0, 10**15])),
+}
+
+
+@pytest.mark.parametrize("operator", TOO_LARGE)
+def test_constants_that_would_fill_the_memory(path: Path, operator: str) -> None:
+    """Said before anything makes them."""
+    weights = {f"k{i}": array for i, array in enumerate(TOO_LARGE[operator])}
+    nodes = [
+        helper.make_node(operator, list(weights), ["c"], name="n7"),
+        helper.make_node("Cast", ["c"], ["f"], to=FLOAT),
+        helper.make_node("Add", ["x", "f"], ["y"]),
+    ]
+    path.write_bytes(model_of(nodes, {"x": [1]}, ["y"], weights).SerializeToString())
+    refusal(path, "n7", "1000000000000", "expected less than 536870912 elements")
+
+
 def test_where_to_cut(path: Path) -> None:
     node = helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["y"], name="n7")
     model = model_of([node], {"boxes": [1, 5, 4], "scores": [1, 2, 5]}, ["y"])

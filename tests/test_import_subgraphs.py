@@ -16,6 +16,7 @@ pytest.importorskip("torch")  # `models` has networks of its
 from models import compile_files, compile_together  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from convtvm import compile_model, load_model  # noqa: E402
 from convtvm.errors import ModelError  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
 
@@ -171,6 +172,62 @@ def test_a_branch_that_cannot_be(tmp_path: Path) -> None:
     (run,) = compile_together([imported], tmp_path)
     x = np.random.default_rng(0).random(SHAPE, "float32")
     assert np.array_equal(run({"x": x})[0], imported.reference({"x": x})[0])
+
+
+RATE = np.array(16000, "int64")
+# By an input of one number, the first branch or the second.
+DECISIONS = {
+    "equal": ([node("Equal", ["rate", "bound"], ["flag"])], 0, INT),
+    "not equal": (
+        [node("Equal", ["bound", "rate"], ["same"]), node("Not", ["same"], ["flag"])], 1, INT
+    ),
+    "below": ([node("Less", ["rate", "bound"], ["flag"])], 0, INT),
+    "not below": ([node("Less", ["rate", "bound"], ["flag"])], 1, INT),
+    "above": ([node("Less", ["bound", "rate"], ["flag"])], 0, INT),
+    "at least": ([node("GreaterOrEqual", ["rate", "bound"], ["flag"])], 1, INT),
+    "another type": (
+        [
+            node("Cast", ["rate"], ["number"], to=FLOAT),
+            node("Cast", ["bound"], ["limit"], to=FLOAT),
+            node("Equal", ["number", "limit"], ["flag"]),
+        ],
+        0, INT,
+    ),
+    "itself": ([node("Identity", ["rate"], ["flag"])], 1, BOOL),
+}  # fmt: skip
+
+
+def decided_by(kind: str, folder: Path) -> Path:
+    """A model of x and rate of which one branch does not fit the shape of x."""
+    condition, branch, dtype = DECISIONS[kind]
+    pair = [DOUBLED, [node("MatMul", ["x", "x"], ["b"])]]
+    made = graph(
+        [*condition, node("If", ["flag"], ["y"], **branches(*(pair[::-1] if branch else pair)))],
+        [value("x", FLOAT, ["h", "w"]), value("rate", dtype, [])], [value("y")], bound=RATE,
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("kind", DECISIONS)
+def test_an_input_that_decides(tmp_path: Path, kind: str) -> None:
+    """The original computes what was imported when the input is what the importer says."""
+    imported = import_model(decided_by(kind, tmp_path), shapes={"x": (3, 5)})
+    assert list(imported.decided) == ["rate"]
+    dtype = imported.inputs[1].dtype
+    inputs = {"x": np.ones((3, 5), "float32"), "rate": np.array(imported.decided["rate"], dtype)}
+    factor = 3 if DECISIONS[kind][1] else 2
+    assert np.array_equal(imported.reference(inputs)[0], factor * inputs["x"])
+
+
+def test_it_is_compared_as_it_was_decided(tmp_path: Path) -> None:
+    """On random numbers the original would compute something else, or fail."""
+    path = decided_by("equal", tmp_path)
+    model = compile_model(path, shapes={"x": (3, 5)}, threads=1)
+    assert model.facts["max_error"] == 0 and not model.problems
+    model.export(tmp_path / "model.so")
+    assert load_model(tmp_path / "model.so").random_inputs()["rate"] == RATE
 
 
 BY_DATA = [node("ReduceMax", ["x"], ["m"], keepdims=0), node("Cast", ["m"], ["turns"], to=INT)]

@@ -214,12 +214,16 @@ class Model(Shared):
             yield execution
 
     def random_inputs(self, seed: int = 0) -> dict[str, Array]:
-        """Inputs by name: normal numbers, small whole ones for integers."""
+        """Inputs by name: normal numbers, small whole ones for integers; those by which the
+        original chooses what it computes, as the model was compiled."""
         rng = np.random.default_rng(seed)
+        decided = self.manifest.facts.get("decided", {})
         made = {}
         for name, port in self.inputs.items():
             array = aligned_empty(port.shape, port.dtype)
-            if port.dtype.kind == "f":
+            if name in decided:
+                array[...] = decided[name]
+            elif port.dtype.kind == "f":
                 array[...] = rng.standard_normal(port.shape)
             else:
                 array[...] = rng.integers(0, 2, port.shape)

@@ -52,7 +52,10 @@ def compile_anew(
     history, damaged = records.load(
         records.shipped_logs() if logs is None else records.as_paths(logs)
     )
-    facts, inputs = {"source": _name(model, imported)}, _arrays(imported, example)
+    facts: dict[str, Any] = {"source": _name(model, imported)}
+    if imported.decided:
+        facts["decided"] = dict(imported.decided)
+    inputs = _arrays(imported, example)
 
     def build(kernels: float | None, whole: float) -> Model:
         within = {**limits, "max_error": kernels}

@@ -35,14 +35,14 @@ def from_onnx(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = N
         if twice:
             raise ModelError(f"{path} lists {kind} {twice[0]} twice; export it anew")
     try:
-        module, origins = import_graph(model.graph, opset_of(model), inputs)
+        module, origins, decided = import_graph(model.graph, opset_of(model), inputs)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     module, origins = inference_form(module, origins)
     outputs = _outputs(model.graph, module)
     original = _Original(path, outputs)
     rounding = max(ROUNDINGS.get(dtype, 0.0) for dtype in ("float32", *precisions_of(model)))
-    return Imported(path.stem, module, inputs, outputs, original, origins, rounding)
+    return Imported(path.stem, module, inputs, outputs, original, origins, rounding, decided)
 
 
 def _outputs(graph: onnx.GraphProto, module: tvm.IRModule) -> list[Port]:

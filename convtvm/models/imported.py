@@ -41,7 +41,9 @@ class Imported:
     The function takes `inputs` in order and returns a tuple of `outputs`, or the only one itself.
     It is in inference form, see `convtvm.models.inference`. `reference` computes the original's
     outputs from arrays by name, in numbers that it rounds by `rounding` of their size. `origins`
-    names, for variables of the function, the node of the original that they came from.
+    names, for variables of the function, the node of the original that they came from. `decided`
+    are inputs of one number by which the original chooses what it computes, at a number for which
+    it computes this.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Imported:
     reference: Reference
     origins: Mapping[str, str] = field(default_factory=dict)
     rounding: float = ROUNDINGS["float32"]
+    decided: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gives_images(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import relax
 
 from convtvm.models.constants import op_name
-from convtvm.models.legalize import ordering, pooling
+from convtvm.models.legalize import extremes, ordering, pooling
 
 
 def _default(call: relax.Call) -> Callable[..., relax.Expr]:
@@ -23,4 +23,9 @@ def _pool(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return pooling.emit(builder, name, call.args[0], pool, counted)
 
 
-LEGALIZE = {"relax.nn.max_pool2d": _pool, "relax.nn.avg_pool2d": _pool, **ordering.LEGALIZE}
+LEGALIZE = {
+    "relax.nn.max_pool2d": _pool,
+    "relax.nn.avg_pool2d": _pool,
+    **extremes.LEGALIZE,
+    **ordering.LEGALIZE,
+}

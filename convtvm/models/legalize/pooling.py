@@ -8,6 +8,8 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from convtvm.models.legalize import extremes
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -66,10 +68,10 @@ class Pool:
 def max_pool(data: te.Tensor, pool: Pool) -> te.Tensor:
     """The largest element of each window."""
     ky, kx = te.reduce_axis((0, pool.kernel[0]), "ky"), te.reduce_axis((0, pool.kernel[1]), "kx")
-    read = pool.read(data, tirx.min_value(data.dtype))
+    read = pool.read(data, extremes.lowest(data.dtype))
 
     def element(n, c, y, x, *lane):
-        return te.max(read(n, c, y, x, ky, kx, *lane), axis=[ky, kx])
+        return extremes.LARGEST(read(n, c, y, x, ky, kx, *lane), axis=[ky, kx])
 
     return te.compute((*data.shape[:2], *pool.size, *data.shape[4:]), element, name="pool")
 
@@ -114,7 +116,7 @@ def global_reduce(data: te.Tensor, name: str) -> te.Tensor:
     """`mean`, `sum` or `max` of each channel's image, in images of one pixel."""
     rows, cols = (int(e) for e in data.shape[2:4])
     y, x = te.reduce_axis((0, rows), "y"), te.reduce_axis((0, cols), "x")
-    reduce = te.max if name == "max" else te.sum
+    reduce = extremes.LARGEST if name == "max" else te.sum
 
     def element(n, c, _y, _x, *lane):
         return reduce(data[(n, c, y, x, *lane)], axis=[y, x])

@@ -251,7 +251,8 @@ def _squared(x: relax.Expr) -> relax.Expr:
 
 
 def _log_sum_exp(node: Node) -> relax.Expr:
-    """Shifted by the largest element, which alone decides whether exp overflows."""
+    """Shifted by the largest element, which alone decides whether exp overflows; an infinite one
+    decides all by itself."""
     axes, ndim = node.numbers(1, "axes"), len(node.shape())
     if not axes and node.get("noop_with_empty_axes", 0):
         return node.input()
@@ -259,6 +260,7 @@ def _log_sum_exp(node: Node) -> relax.Expr:
     largest = node.emit(relax.op.max(x, found, True))
     total = relax.op.sum(relax.op.exp(relax.op.subtract(x, largest)), found, True)
     whole = node.emit(relax.op.add(relax.op.log(total), largest))
+    whole = node.emit(relax.op.where(relax.op.isinf(largest), largest, whole))
     return whole if node.get("keepdims", 1) else relax.op.squeeze(whole, found)
 
 
@@ -280,6 +282,12 @@ CONVERTERS: dict[str, Converter] = {
     "Mul": _binary(relax.op.multiply),
     "Div": _divide,
     "Pow": _power,
+    "Less": _binary(relax.op.less),
+    "Greater": _binary(relax.op.greater),
+    "Equal": _binary(relax.op.equal),
+    "And": _binary(relax.op.logical_and),
+    "Or": _binary(relax.op.logical_or),
+    "Xor": _binary(relax.op.logical_xor),
     "Min": _pairwise(relax.op.minimum),
     "Max": _pairwise(relax.op.maximum),
     "Sum": _pairwise(relax.op.add),

@@ -33,6 +33,7 @@ from convtvm.models.onnx import (
     numbers,
     quantized,
     recurrent,
+    regions,
     resize,
     rows,
     sequences,
@@ -51,6 +52,7 @@ _CONVERTERS = {
     **numbers.CONVERTERS,
     **quantized.CONVERTERS,
     **recurrent.CONVERTERS,
+    **regions.CONVERTERS,
     **resize.CONVERTERS,
     **rows.CONVERTERS,
     **sequences.CONVERTERS,
@@ -76,8 +78,9 @@ _MICROSOFT = {"Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLa
 
 def import_graph(
     graph: onnx.GraphProto, opset: int, inputs: Iterable[Port]
-) -> tuple[tvm.IRModule, dict[str, str]]:
-    """The graph as a module with one function `main`, and the nodes its variables came from.
+) -> tuple[tvm.IRModule, dict[str, str], dict[str, float]]:
+    """The graph as a module with one function `main`, the nodes its variables came from, and what
+    inputs have to be for the branches that were taken.
 
     Raises ModelError, naming the node, for whatever cannot be compiled.
     """
@@ -85,7 +88,7 @@ def import_graph(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = importer.function(graph, inputs)
-    return module, _all_origins(module["main"], importer.origins)
+    return module, _all_origins(module["main"], importer.origins), importer.decided
 
 
 def _all_origins(function: relax.Function, known: dict[str, str]) -> dict[str, str]:
@@ -112,6 +115,7 @@ class _Importer:
         self.builder = relax.BlockBuilder()
         self.values: dict[str, relax.Expr] = {}
         self.origins: dict[str, str] = {}
+        self.decided: dict[str, float] = {}
 
     def function(self, graph: onnx.GraphProto, inputs: Iterable[Port]) -> tvm.IRModule:
         """The module whose `main` computes the outputs of the graph from `inputs`."""

@@ -1,13 +1,15 @@
-"""Converters of operators that look at what kind of number an element is, and of shifts."""
+"""Converters of operators that look at what kind of number an element is, or at its bits."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from onnx import helper
+from tvm import relax, te, tirx
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
+from convtvm.dispatch.model_manifest import DTYPES
 from convtvm.models.onnx.arithmetic import Converter
 from convtvm.models.onnx.node import Node
 
@@ -54,6 +56,22 @@ def _shift(node: Node) -> relax.Expr:
     return relax.op.where(fits, node.emit(shifted), rest)
 
 
+def _same_bits(node: Node) -> relax.Expr:
+    """The bits of every element as a number of another type of as many."""
+    name = str(helper.tensor_dtype_to_np_dtype(node.get("to")))
+    if name == "float16" or name not in DTYPES:
+        raise node.fails(f"makes {name} of bits, which nothing computes")
+    if np.dtype(name).itemsize != np.dtype(node.dtype()).itemsize:
+        raise node.fails(f"makes {name} of the bits of {node.dtype()}, expected as many bits")
+
+    def compute(data: te.Tensor) -> te.Tensor:
+        # A truth value is a byte of 0 or 1 that kernels hold in a bit.
+        turned = tirx.Cast if "bool" in (name, data.dtype) else tirx.reinterpret
+        return te.compute(data.shape, lambda *i: turned(name, data(*i)), name="bits")
+
+    return node.builder.call_te(compute, node.input(), primfunc_name_hint="bits")
+
+
 def _is_infinite(node: Node) -> relax.Expr:
     x, zero = node.input(), node.const(0)
     found = relax.op.isinf(x)
@@ -64,15 +82,9 @@ def _is_infinite(node: Node) -> relax.Expr:
     return found
 
 
-def _regions(node: Node) -> relax.Expr:
-    if node.get("mode", "avg") != "avg":
-        raise node.fails("takes the largest of each part of a region; only averages are computed")
-    return _by_tvm(node)
-
-
 CONVERTERS: dict[str, Converter] = {
     "Mod": _remainder,
     "BitShift": _shift,
+    "BitCast": _same_bits,
     "IsInf": _is_infinite,
-    "RoiAlign": _regions,
 }

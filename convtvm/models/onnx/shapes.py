@@ -95,7 +95,7 @@ def _transpose(node: Node) -> relax.Expr:
 def _concat(node: Node) -> relax.Expr:
     axis = node.axis(node.get("axis", 1), len(node.shape()))
     parts = [node.input(i) for i in range(len(node.inputs)) if node.shape(i)[axis] != 0]
-    return parts[0] if len(parts) == 1 else relax.op.concat(parts, axis)
+    return relax.op.concat(parts, axis) if len(parts) > 1 else (parts or [node.input()])[0]
 
 
 def _split(node: Node) -> list[relax.Expr]:
@@ -105,11 +105,12 @@ def _split(node: Node) -> list[relax.Expr]:
     if sizes is None:
         step = -(-shape[axis] // count)
         sizes = [min(step, shape[axis] - i * step) for i in range(count)]
-    if sum(sizes) != shape[axis] or len(sizes) != count or min(sizes) < 1:
+    if sum(sizes) != shape[axis] or len(sizes) != count or min(sizes) < 0:
         raise node.fails(f"cannot split {shape[axis]} into {sizes}; is --shape right?")
     ends = np.cumsum(sizes).tolist()
+    empty = constant(np.zeros([0 if i == axis else n for i, n in enumerate(shape)], node.dtype()))
     return [
-        relax.op.strided_slice(node.input(), [axis], [end - size], [end])
+        relax.op.strided_slice(node.input(), [axis], [end - size], [end]) if size else empty
         for size, end in zip(sizes, ends, strict=True)
     ]
 

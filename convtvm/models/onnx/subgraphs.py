@@ -11,6 +11,7 @@ from tvm import relax
 
 from convtvm.errors import ModelError
 from convtvm.models.constants import array_of, constant, static_shape
+from convtvm.models.onnx import deciding
 from convtvm.models.onnx.checking import InvalidNode
 from convtvm.models.onnx.node import Node
 
@@ -22,6 +23,7 @@ class Walker(Protocol):
     """What computes the values of a graph within those of the graph around it."""
 
     values: dict[str, relax.Expr]
+    decided: dict[str, float]  # inputs of the model that choose a branch, at a number that does
 
     def weights(self, graph: onnx.GraphProto) -> None:
         """Add the graph's weights to the values."""
@@ -61,7 +63,7 @@ def _branch(walker: Walker, node: Node) -> list[relax.Expr]:
     taken: tuple[str, ...] = ("then_branch", "else_branch")
     if known is not None:
         taken = taken[:1] if known.reshape(-1)[0] else taken[1:]
-    results: list[list[relax.Expr]] = []
+    results: dict[str, list[relax.Expr]] = {}
     invalid: InvalidNode | None = None
     for name in taken:
         graph = node.get(name)
@@ -69,15 +71,18 @@ def _branch(walker: Walker, node: Node) -> list[relax.Expr]:
             raise node.fails(f"lacks its {name}")
         walker.weights(graph)
         try:
-            results.append(_results(walker, graph))
+            results[name] = _results(walker, graph)
         except InvalidNode as error:
             invalid = error
     if invalid is not None and not results:
         raise invalid
     if len(results) == 1:
-        return results[0]
+        ((name, made),) = results.items()
+        if known is None:
+            walker.decided.update(deciding.inputs(node.builder, condition, name == taken[0]))
+        return made
     flag = node.emit(relax.op.reshape(condition, ()))
-    return [_either(node, flag, *pair) for pair in zip(*results, strict=True)]
+    return [_either(node, flag, *pair) for pair in zip(*results.values(), strict=True)]
 
 
 def _either(node: Node, flag: relax.Expr, a: relax.Expr, b: relax.Expr) -> relax.Expr:

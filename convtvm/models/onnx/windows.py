@@ -12,11 +12,13 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from convtvm.models.constants import constant
+from convtvm.models.legalize.extremes import lowest
 from convtvm.models.onnx import layers
 from convtvm.models.onnx.arithmetic import Converter
 from convtvm.models.onnx.node import Node
 
 _OPAQUE = {"op_pattern": 8}  # nothing is fused with two results, or with what is read at random
+_NOWHERE = tirx.const(-1, "int64")  # the place of what lies outside of an image
 
 
 def _max_pool(node: Node) -> Any:
@@ -31,16 +33,17 @@ def _largest(node: Node) -> list[relax.Expr]:
 
     def compute(data: te.Tensor) -> list[te.Tensor]:
         taps = [te.reduce_axis((0, k), f"k{i}") for i, k in enumerate(kernel)]
-        first = te.comm_reducer(_first_of_two, _none_of(data.dtype), "first_largest")
+        first = te.comm_reducer(_first_of_two, _none_of, "first_largest")
 
         def element(n: Any, c: Any, *window: Any) -> Any:
             at = [
                 w * s + tap * d - b
                 for w, s, tap, d, b in zip(window, strides, taps, dilations, before, strict=True)
             ]
-            value = _inside(data, (n, c), at, shape[2:], te.min_value(data.dtype))
+            within = _is_within(at, shape[2:])
+            value = tirx.if_then_else(within, data[(n, c, *at)], lowest(data.dtype))
             place = _place((n, c, *at), shape, by_column)
-            return first((place, value), axis=taps)
+            return first((tirx.Select(within, place, _NOWHERE), value), axis=taps)
 
         out = (*shape[:2], *counts)
         places, values = te.compute(out, element, name="largest")
@@ -56,20 +59,24 @@ def _largest(node: Node) -> list[relax.Expr]:
 
 def _first_of_two(a: Any, b: Any) -> tuple[Any, Any]:
     """Of two places with their values the one with the larger value, the first if equal."""
-    keeps = a[1] >= b[1]
-    return tirx.Select(keeps, a[0], b[0]), tirx.Select(keeps, a[1], b[1])
+    wins = tirx.Or(b[1] > a[1], a[0] < 0)
+    return tirx.Select(wins, b[0], a[0]), tirx.Select(wins, b[1], a[1])
 
 
-def _none_of(dtype: str) -> Any:
-    return lambda place, value: (tirx.const(0, place), te.min_value(dtype))
+def _none_of(place_dtype: str, value_dtype: str) -> tuple[Any, Any]:
+    return tirx.const(-1, place_dtype), lowest(value_dtype)
 
 
 def _inside(
     data: te.Tensor, image: Sequence[Any], at: Sequence[Any], shape: Sequence[int], outside: Any
 ) -> Any:
     """The element of an image at a place, or what is there outside of it."""
-    within = [tirx.And(p >= 0, p < extent) for p, extent in zip(at, shape, strict=True)]
-    return tirx.if_then_else(tirx.all(*within), data[(*image, *at)], outside)
+    return tirx.if_then_else(_is_within(at, shape), data[(*image, *at)], outside)
+
+
+def _is_within(at: Sequence[Any], shape: Sequence[int]) -> Any:
+    """Whether a place is one of an image."""
+    return tirx.all(*(tirx.And(p >= 0, p < extent) for p, extent in zip(at, shape, strict=True)))
 
 
 def _place(at: Sequence[Any], shape: Sequence[int], by_column: bool) -> Any:
