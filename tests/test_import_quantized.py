@@ -4,7 +4,7 @@ that its optimiser makes of several."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ torch = pytest.importorskip("torch")
 from models import compile_files, compile_together, small_resnet  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from convtvm.models.imported import ROUNDINGS  # noqa: E402
+from convtvm.models.differences import between  # noqa: E402
+from convtvm.models.imported import ROUNDINGS, Imported, NotComparable, Port  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
 
 RANDOM = np.random.default_rng(3)
@@ -91,6 +92,45 @@ def test_a_network(networks: dict[str, Any], name: str) -> None:
     (want,), (have,) = model.reference({"image": image}), run({"image": image})
     assert have.shape == want.shape and have.dtype == want.dtype
     assert np.abs(have - want).max() <= 0.05 * np.abs(want).max()
+
+
+class Result:
+    """A model that returns what the original does, `off` more."""
+
+    outputs = ("y",)
+
+    def __init__(self, original: Callable[..., list[np.ndarray]], off: float) -> None:
+        self.original, self.off = original, off
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self.original(inputs)[0] + np.float32(self.off)
+
+
+def original(steepness: float) -> Imported:
+    """One whose output moves by `steepness` times what its input is rounded by."""
+    port = Port("y", (1000,), "float32")
+
+    def compute(inputs: Any) -> list[np.ndarray]:
+        x = inputs["y"].astype("float64")
+        return [np.sin(steepness * (x - 1)).astype("float32") + (x > 1.5)]
+
+    return Imported("it", None, [port], [port], compute, rounding=ROUNDINGS["int8"])
+
+
+def test_how_far_a_quantised_model_may_be() -> None:
+    """Twice what the last bits of the inputs move the original by; nothing where it stands still,
+    and no verdict where it moves by as much as it is."""
+    inputs = {"y": np.ones(1000, "float32") + np.eye(1, 1000, dtype="float32")[0]}
+    still, calm, wild = original(0), original(1000), original(1e6)
+    for off, wrong in ((0.0005, False), (0.002, True), (0.5, True)):
+        found = between(Result(still.reference, off), still, inputs)  # type: ignore[arg-type]
+        assert (found.error > 1e-3) == wrong
+    moved = 1000 * ROUNDINGS["int8"]  # of a largest element of 1, or nearly 2
+    for off, wrong in ((0.5 * moved, False), (4 * moved, True)):
+        found = between(Result(calm.reference, off), calm, inputs)  # type: ignore[arg-type]
+        assert (found.error > 0) == wrong
+    with pytest.raises(NotComparable, match="hangs on the last bits"):
+        between(Result(wild.reference, 0.3), wild, inputs)  # type: ignore[arg-type]
 
 
 # --- single operators --------------------------------------------------------------------------

@@ -18,8 +18,9 @@ class NotComparable(ModelError):
 Reference = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
-# By what part of its size a number of some precision may be off; int8 is of quantised activations.
-ROUNDINGS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-9}
+# By what part of its size a number of some precision may be off. int8 is of inputs of a quantised
+# model: float32's on each of many sums that it rounds to 8 bits come to this on a few inputs.
+ROUNDINGS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-16}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Imported:
     origins: Mapping[str, str] = field(default_factory=dict)
     rounding: float = ROUNDINGS["float32"]
     decided: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it rounds to 8 bits what it computes, and nothing more coarsely."""
+        return self.rounding == ROUNDINGS["int8"]
 
     @property
     def gives_images(self) -> bool:
