@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import settings
 
 from convtvm.library.cache import VARIABLE
+from convtvm.measure import client, remote
 from convtvm.measure.client import Zygote
+
+# The same examples in every run, however long one takes: what they find is found by the change that
+# brings it. `--hypothesis-profile default` draws others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
+
+# Before other modules take them from there: what works is not given up on a slow or busy machine.
+client.BUILD_SECONDS = client.RUN_SECONDS = remote.CONNECT_SECONDS = 300.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +40,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(shared.cleanup)
     os.environ["EMULATOR_SHARED"] = shared.name
     os.environ[VARIABLE] = str(Path(shared.name, "cache"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Random numbers without a seed are the same in every run too, whatever ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
 
 
 # Files that take longest, or have few tests for their time: begun last, one would keep a core busy

@@ -26,6 +26,11 @@ from convtvm.machine.targets import CompileTarget, resolve
 from convtvm.measure.verify import loaded
 
 Array = NDArray[Any]
+LONG = 300.0  # seconds that nothing which ends by itself comes near, on however busy a machine
+SOON = 60.0  # seconds, on a busy machine, of what would else take LONG or never end
+# Seconds that tests of what hangs give it, in turn: few, since it takes them all; more where
+# something else was not done in time either, on a slow or busy machine.
+LIMITS_IN_TURN = (3.0, 15.0, 100.0)
 ROOT = Path(__file__).resolve().parents[1]
 Decisions = Mapping[str, int]
 
@@ -220,8 +225,8 @@ def without_torch(*folders: Path) -> dict[str, str]:
 
 
 def eventually(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes so; a loaded machine gets two minutes."""
-    deadline = time.monotonic() + 120
+    """Whether it becomes so."""
+    deadline = time.monotonic() + LONG
     while time.monotonic() < deadline:
         if is_true():
             return True

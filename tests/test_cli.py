@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import LONG
 
 from convtvm.cli import main
 from convtvm.cli.options import Bytes
@@ -58,7 +59,7 @@ def separate(folder: Path, *args: str | Path, code: str = "") -> Result:
         env=dict(os.environ, PYTHONPATH=PATH),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
     )
     return done.returncode, done.stdout, done.stderr
 

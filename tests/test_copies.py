@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ROOT, without_torch
+from support import LONG, ROOT, without_torch
 
 from convtvm.dispatch import KernelLibrary, SlicedPlan
 from convtvm.dispatch.runtime import Image
@@ -82,7 +82,7 @@ assert "tvm" not in sys.modules
 def test_libraries_travel_to_another_process(library: KernelLibrary, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps((library, DATA, WEIGHT, BIAS, EXPECTED)))
     command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "x")]
-    subprocess.run(command, check=True, timeout=120, env=without_torch(ROOT))
+    subprocess.run(command, check=True, timeout=LONG, env=without_torch(ROOT))
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm_ffi.libinfo
+from support import LONG
 
 from convtvm.dispatch import KernelLibrary, load
 from convtvm.dispatch.manifest import Kernel
@@ -68,7 +69,7 @@ def run(driver: Sequence[str], path: Path, w: ConvWorkload, kernel: Kernel) -> n
     shapes = [w.data_shape("NCHW"), w.weight_shape, kernel.packed_shape, (w.oc,)]
     texts = ["x".join(map(str, shape)) for shape in (*shapes, w.out_shape("NCHW"))]
     command = [*driver, str(path), str(path.parent), kernel.pack, kernel.function, *texts]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0, done.stderr
     out = np.fromfile(path.parent / "out", np.float32)
     return out.reshape(w.out_shape("NCHW"))

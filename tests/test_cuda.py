@@ -15,7 +15,7 @@ from blocks import run_blocks
 from emulator import emulated, environment, problems
 from emulator.faults import FaultyCheck, Scaled
 from emulator.plain import PlainTask
-from support import without_torch
+from support import LONG, without_torch
 
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import objection
@@ -119,7 +119,7 @@ def test_an_address_beyond_the_buffer_is_caught(emulated_gpu: Zygote) -> None:
 @pytest.mark.emulated
 def test_registers_of_another_thread_are_caught(emulated_gpu: Zygote) -> None:
     jobs = [Scaled(), Scaled(crossed=True), Scaled(mismatched=True)]
-    outcomes = dict(emulated_gpu.call("run", jobs, Limits(timeout=120.0)))
+    outcomes = dict(emulated_gpu.call("run", jobs, Limits(timeout=LONG)))
     assert [outcomes[i].value for i in (0, 1)] == [True, False]
     assert "threadIdx.x has extents 32, 64, expected one" in outcomes[2].message
 

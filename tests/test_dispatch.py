@@ -416,13 +416,15 @@ def test_out_allocates_nothing(plan: Plan, numbers: Problem) -> None:
     data, *_, reference = numbers
     out = np.empty(reference.shape, np.float32)
     plan(data, out=out)
-    tracemalloc.start()
-    try:
-        plan(data, out=out)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 10_000 < out.nbytes
+    peaks = []
+    for _ in range(5):  # other threads of a test run allocate too, now and then
+        tracemalloc.start()
+        try:
+            plan(data, out=out)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(peaks) < 10_000 < out.nbytes
 
 
 def test_out_that_overlaps_data(library: KernelLibrary) -> None:

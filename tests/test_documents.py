@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import pytest
 from documents import PAGES, ROOT, Block, blocks_of, name_of
-from support import without_torch
+from support import LONG, without_torch
 
 from convtvm.cli import commands
 
@@ -63,7 +63,7 @@ def run_shell(block: Block, folder: Path, path: str) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=2 * LONG,  # some of them tune
     )
     assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout}\n{done.stderr}"
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import LONG
 
 from convtvm.cli.events import Events
 from convtvm.errors import LogError
@@ -25,7 +26,7 @@ Done = subprocess.CompletedProcess[str]
 
 def convtvm(folder: Path, *args: str, **settings: object) -> Done:
     """A command line in a process of its own."""
-    options = {"env": ENV, "capture_output": True, "text": True, "timeout": 300, **settings}
+    options = {"env": ENV, "capture_output": True, "text": True, "timeout": LONG, **settings}
     return subprocess.run([*CONVTVM, *args], cwd=folder, **options)  # type: ignore[call-overload]
 
 
@@ -73,7 +74,7 @@ SMALL = "mount -t tmpfs -o size=1m shm /dev/shm"
 def may_mount() -> bool:
     """Whether this user may have a namespace with mounts of its own."""
     try:
-        return subprocess.run(["unshare", "-rm", "sh", "-c", DOCKER], timeout=10).returncode == 0
+        return subprocess.run(["unshare", "-rm", "sh", "-c", DOCKER], timeout=LONG).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -88,7 +89,7 @@ def mounted(mounts: str, *command: str, cwd: Path, **env: str) -> Done:
         env={**ENV, "CONVTVM_CACHE": "off", **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
     )
 
 

@@ -409,11 +409,14 @@ def test_neighbours_are_what_is_busy_and_not_ours(clock: dict[str, float]) -> No
 def test_neighbours_of_this_machine() -> None:
     """By the kernel's own files: this process is no neighbour of itself."""
     found = conditions.Neighbours()
-    end = time.process_time() + 0.3
+    before, end = found._now(), time.process_time() + 0.3
     while time.process_time() < end:
         pass
-    share = found.share()
-    assert share is None or 0 <= share < 1
+    share, after = found.share(), found._now()
+    assert share is None or share >= 0
+    assert after[2] - before[2] > 0.2, "its own seconds"
+    if before[1] is not None and after[1] is not None:
+        assert after[1] - before[1] > 0.2, "which are among the busy ones"
 
 
 def test_conditions_name_machine_and_versions() -> None:

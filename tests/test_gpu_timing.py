@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from emulator import emulated
 from emulator.stopwatch import Clock, Samples, Timing
+from support import LONG
 
 from convtvm.errors import EnvironmentProblem
 from convtvm.machine import gpu
@@ -28,7 +29,7 @@ def helper() -> Iterator[Zygote]:
 
 
 def answer(helper: Zygote, job: Any) -> Any:
-    ((_, outcome),) = helper.call("run", [job], Limits(timeout=60.0))
+    ((_, outcome),) = helper.call("run", [job], Limits(timeout=LONG))
     assert not outcome.kind, outcome
     return outcome.value
 
@@ -53,8 +54,7 @@ def test_calls_wait_behind_a_memset_and_nobody_waits_for_them(helper: Zygote) ->
     turns = [tuple(names[i : i + 2]) for i in range(0, 8, 2)]
     assert all(sorted(turn) == ["a", "b"] for turn in turns) and len(set(turns)) > 1
     for name, (taken, disturbed) in times.items():
-        assert len(taken) == 4 and not disturbed
-        assert job.sleeps[name] / 1e3 <= min(taken) < 2 * job.sleeps[name] / 1e3
+        assert taken == pytest.approx([job.works[name] / 1e3] * 4) and not disturbed
 
 
 def test_warm_calls_are_several_in_a_row(helper: Zygote) -> None:
@@ -63,7 +63,7 @@ def test_warm_calls_are_several_in_a_row(helper: Zygote) -> None:
     once = [*["MemsetD8Async"] * count, "a", *row]
     assert rounds_of(calls) == [*once * 3, "StreamSynchronize"]
     taken, disturbed = times["a"]
-    assert len(taken) == 3 and not disturbed and 0.002 <= min(taken) < 0.004
+    assert taken == pytest.approx([0.002] * 3) and not disturbed
 
 
 def test_a_device_that_waits_for_the_host_is_seen(helper: Zygote) -> None:
@@ -80,18 +80,18 @@ def test_a_device_that_waits_for_the_host_is_seen(helper: Zygote) -> None:
 def test_the_clock_is_brought_up_once_and_after_a_pause(helper: Zygote) -> None:
     first, again, later = answer(helper, Clock(0.4))
     assert first >= gpu_timing._AWAKE
-    assert again < gpu_timing._NAP
-    assert later >= 0.4  # as long as the pause was
+    assert 0 < again < gpu_timing._NAP / 10
+    assert 0.4 <= later < gpu_timing._AWAKE  # as long as the pause was
 
 
 @pytest.mark.parametrize(("hopeless", "samples"), [(math.inf, 5), (1e-4, 1)])
 def test_a_trial_has_samples_unless_it_is_hopeless(
     helper: Zygote, hopeless: float, samples: int
 ) -> None:
-    limits = Limits(window=0.004, samples=5, hopeless=hopeless)
+    limits = Limits(window=0.0035, samples=5, hopeless=hopeless)
     taken, clean, calls = answer(helper, Samples(0.001, limits))
-    assert clean and len(taken) == samples and 0.001 <= min(taken) < 0.002
-    assert calls <= 5 + 2 + 5 * 3 and (samples > 1 or calls == 5)
+    assert clean and taken == pytest.approx([0.001] * samples)
+    assert calls == (5 + 2 + 5 * 3 if samples > 1 else 5)
 
 
 def test_the_curtain_is_smaller_where_memory_is_short(helper: Zygote) -> None:
@@ -101,7 +101,7 @@ def test_the_curtain_is_smaller_where_memory_is_short(helper: Zygote) -> None:
         _, _, size, count = answer(helper, job)
         assert size <= most and size * count >= 2 * L2
     (_, outcome), *_ = helper.call(
-        "run", [Timing({}, environment={"EMULATOR_MEMORY": str(L2)})], Limits(timeout=60.0)
+        "run", [Timing({}, environment={"EMULATOR_MEMORY": str(L2)})], Limits(timeout=LONG)
     )
     assert "no memory for 2,097,152 bytes on the GPU" in outcome.message
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from emulator import environment
-from support import eventually, without_torch
+from support import LONG, SOON, eventually, without_torch
 from test_gpu_runner import FAULTS, PLAIN, TARGET, Faulty, W, built
 from tvm.rpc import base
 
@@ -26,7 +26,7 @@ from convtvm.logs import records
 from convtvm.logs.records import TuningRecord
 from convtvm.machine import gpu
 from convtvm.machine.targets import resolve
-from convtvm.measure import remote
+from convtvm.measure import client, remote
 from convtvm.measure.client import Zygote, run_limits
 from convtvm.problem.dtypes import ROUNDING
 from convtvm.problem.workload import ConvWorkload
@@ -94,10 +94,7 @@ def racked(servers: int, environment: Mapping[str, str]) -> Iterator[Rack]:
         for _ in range(servers):
             address = ("--tracker", made.address, "--key", KEY)
             made.start("-m", "tvm.exec.rpc_server", *own, str(made.port + 1), *address)
-        deadline = time.monotonic() + 120
-        while made.free() < servers and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert made.free() == servers
+        assert eventually(lambda: made.free() == servers)
         yield made
     finally:
         for process in made.processes:
@@ -134,8 +131,15 @@ def test_tuning_on_two_devices_one_dies(rack: Rack, tmp_path: Path) -> None:
     assert found[0].device.startswith(f"{KEY}: ")
 
 
-@pytest.mark.slow
-def test_no_device_left(rack: Rack, tmp_path: Path) -> None:
+IMPATIENT = """from convtvm.measure import zygote
+zygote._PATIENCE = 3.0
+zygote.serve(sys.argv[1])"""
+
+
+def test_no_device_left(rack: Rack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a tracker: once nobody has answered for a while."""
+    monkeypatch.setattr(client, "_SERVE", IMPATIENT)
+
     def listener(summary: TuningSummary, *_: object) -> None:
         if summary.measured == 1:
             rack.kill_server(0)
@@ -273,7 +277,7 @@ SAYS: dict[str, list[bytes | None]] = {
     "half a magic": [MAGIC[:2], None],
     "its magic only": [MAGIC],
     "its magic and goodbye": [MAGIC, None],
-    "a byte now and then": [MAGIC, *([b"\x7f"] * 100)],
+    "a byte now and then": [MAGIC, *([b"\x7f"] * 1200)],
     "a long answer that does not come": [MAGIC + struct.pack("<i", 2**31 - 1) + b"[1"],
     "an answer without end": [MAGIC + struct.pack("<i", 2**31 - 1), *([b" " * (1 << 20)] * 40)],
     "a negative length": [MAGIC + struct.pack("<i", -5)],
@@ -318,7 +322,7 @@ def test_what_is_no_tracker_is_refused_in_time(says: list[bytes | None]) -> None
         started = time.monotonic()
         with pytest.raises(EnvironmentProblem, match=f"no tracker answers at {address}"):
             remote.find(address, KEY, seconds=0.5)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < SOON
 
 
 def test_a_silent_tracker_costs_no_more_than_the_time_limit(tmp_path: Path) -> None:
@@ -327,7 +331,7 @@ def test_a_silent_tracker_costs_no_more_than_the_time_limit(tmp_path: Path) -> N
         started = time.monotonic()
         with pytest.raises(EnvironmentProblem, match="no tracker answers"):
             tune([WORKLOAD], threads=1, tracker=address, key=KEY, log=log, time_limit=0.5)
-        assert time.monotonic() - started < 5 and not log.exists()
+        assert time.monotonic() - started < SOON and not log.exists()
 
 
 def test_a_device_that_a_tracker_only_promises(tmp_path: Path) -> None:
@@ -342,6 +346,6 @@ def test_a_device_that_a_tracker_only_promises(tmp_path: Path) -> None:
                 tracker=address,
                 key=KEY,
                 log=tmp_path / "x.jsonl",
-                time_limit=6,
+                time_limit=3,
             )
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < LONG

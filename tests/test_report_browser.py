@@ -122,7 +122,7 @@ def browse(folder: Path, width: int, *options: str) -> tuple[dict[str, Any], str
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     found = re.search(r'data-found="([^"]*)"', done.stdout)

@@ -147,7 +147,7 @@ def test_search_finds_pages(site: Path, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     _, _, results = done.stdout.partition('class="search"')
     assert "accuracy.html" in results or "algorithms.html" in results, done.stderr[-500:]

@@ -11,6 +11,7 @@ import pytest
 from blocks import run_blocks
 from emulator import emulated, problems
 from emulator.faults import FaultyCheck, Tf32Check, _as_tf32
+from support import LONG
 
 from convtvm.dispatch.manifest import Kernel
 from convtvm.dispatch.selection import Wish, choose
@@ -169,7 +170,7 @@ def test_guarded_vectors_are_one_copy(name: str, dtype: str, emulated_gpu: Zygot
 @pytest.mark.emulated
 def test_tf32_rounds_to_the_nearest(emulated_gpu: Zygote) -> None:
     task = Task(make(24, 8, 5, kh=3), "direct:tf32", TARGET)
-    ((_, outcome),) = emulated_gpu.call("run", [Tf32Check(task)], Limits(timeout=120.0))
+    ((_, outcome),) = emulated_gpu.call("run", [Tf32Check(task)], Limits(timeout=LONG))
     assert outcome.value < 1e-6, outcome
     data, weight, bias = random_inputs(task.workload, 0)
     exact = conv2d_reference(task.workload, data, weight, bias)

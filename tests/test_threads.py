@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from support import LONG
 
 from convtvm.errors import TargetError
 from convtvm.kernels import codegen, launcher
@@ -69,14 +70,14 @@ w, data, weight, bias, expected = problem(libraries[0])
 """
 
 
-def run(program: str, paths: Sequence[Path], timeout: float = 200, **environment: str) -> str:
+def run(program: str, paths: Sequence[Path], **environment: str) -> str:
     """What `program` prints after PRELUDE, in a process that ends well and in time."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *map(str, paths)],
         env=dict(os.environ, PYTHONPATH=str(ROOT), **environment),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=LONG,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.strip()
@@ -158,7 +159,7 @@ METHODS = """
             answers = context.Queue()
             child = context.Process(target=work, args=(sys.argv[1], answers))
             child.start()
-            print(method, answers.get(timeout=40))
+            print(method, answers.get(timeout=200))
             child.join()
 """
 
@@ -171,7 +172,7 @@ def test_multiprocessing(libraries: dict[str, Path], tmp_path: Path) -> None:
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG,
     )
     assert done.stdout.split() == ["0", "fork", "0", "spawn", "0", "forkserver", "0"], done.stderr
 
@@ -189,7 +190,7 @@ CALLERS = """
     once()
     before = threads()
     for _ in range(400): once()
-    patience = time.monotonic() + 5  # a thread that is joined ends a moment later
+    patience = time.monotonic() + 60  # a thread that is joined ends a moment later
     while threads() > before and time.monotonic() < patience: time.sleep(0.01)
     print(sum(faults), len(faults), max(0, threads() - before), len(workers()))
 """

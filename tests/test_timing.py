@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,19 +126,16 @@ def test_no_round_begins_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) 
     assert times == {"a": ([1.0, 2.0, 3.0], True), "b": ([1.0, 2.0, 3.0], True)}
 
 
-def test_warms_up_for_a_while_and_twice_at_least() -> None:
-    def calls(seconds: float) -> list[float]:
-        begun: list[float] = []
-
-        def call() -> None:
-            begun.append(time.perf_counter())
-            time.sleep(seconds)
-
-        assert timing.warm_up(call) >= seconds
-        return begun
-
-    assert 3 <= len(calls(0.001)) <= 15
-    assert len(calls(0.02)) == 2
+@pytest.mark.parametrize(("seconds", "most"), [(2.0**-10, 16), (2.0**-5, 2)])
+def test_warms_up_for_a_while_and_twice_at_least(
+    seconds: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only calls move."""
+    calls = list[int]()
+    clock = SimpleNamespace(perf_counter=lambda: seconds * len(calls))
+    monkeypatch.setattr(timing, "time", clock)
+    assert timing.warm_up(lambda: calls.append(0)) == seconds
+    assert len(calls) == most
 
 
 # ---- what samples say ----------------------------------------------------------------------------

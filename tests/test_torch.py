@@ -291,6 +291,7 @@ def test_without_a_compiler_the_rest_is_eager(tmp_path: Path) -> None:
     script = """
 import torch, convtvm.torch
 from torch import nn
+torch.manual_seed(0)
 options = {"threads": 1, "logs": []}
 for kernel in (1, 3):
     net, x = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.Softmax(1)).eval(), torch.randn(1, 3, 5, 7)

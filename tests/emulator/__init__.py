@@ -93,5 +93,5 @@ def emulated(order: str = "random") -> Iterator[Zygote]:
 
 def problems(checks: Sequence[GpuCheck], zygote: Zygote) -> list[str]:
     """Run every check, each in the same child until one crashes; what is wrong with each, or ""."""
-    outcomes = dict(zygote.call("run", checks, Limits(timeout=120.0)))
+    outcomes = dict(zygote.call("run", checks, Limits(timeout=600.0)))
     return [f"{o.kind} {o.message}".strip() for _, o in sorted(outcomes.items())]

@@ -335,21 +335,35 @@ int cuMemAlloc_v2(void** pointer, size_t size) {
   if (size > memory() || posix_memalign(pointer, 256, size)) return kOutOfMemory;
   return emulator_allocated(*pointer, size), 0;
 }
+
+// The device's clock. EMULATOR_CLOCK: one that only work moves, whatever else keeps the CPU busy:
+// memsets, which then do nothing, of so many bytes a second, and what tests call work.
+using Nanoseconds = std::chrono::nanoseconds;
+static Nanoseconds worked{0};
+static Nanoseconds now() {
+  if (getenv("EMULATOR_CLOCK")) return worked;
+  return std::chrono::duration_cast<Nanoseconds>(std::chrono::steady_clock::now().time_since_epoch());
+}
+void emulator_work(double seconds) { worked += Nanoseconds((long)(1e9 * seconds)); }
+double emulator_now() { return 1e-9 * now().count(); }
+
 int cuMemsetD8Async(void* to, unsigned char value, size_t size, void*) {
+  if (const char* speed = getenv("EMULATOR_CLOCK"))
+    return emulator_work(size / strtod(speed, nullptr)), 0;
   return memset(to, value, size), 0;
 }
 
 // All work is done when a call returns; but an event is not ready before somebody has waited for the
 // stream, as on a device that has much to do. EMULATOR_IDLE: on one that has nothing to do.
 struct Event {
-  std::chrono::steady_clock::time_point moment;
+  Nanoseconds moment;
   long waits;
 };
 static long waits;
 int cuStreamSynchronize(void*) { return waits++, 0; }
 int cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
 int cuEventRecord(void* event, void*) {
-  *(Event*)event = {std::chrono::steady_clock::now(), waits};
+  *(Event*)event = {now(), waits};
   return 0;
 }
 int cuEventQuery(void* event) {

@@ -1,15 +1,21 @@
-"""What a stopwatch does, told by the driver's calls: for a child of a helper with the emulator."""
+"""What a stopwatch does, told by the driver's calls: for a child of a helper with the emulator.
+
+Its clocks, the device's and the host's, are one that only work on the device moves.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from convtvm.measure import gpu_timing
 from convtvm.measure.jobs import Limits
+
+_MEMSET = "1e10"  # bytes a second
 
 
 class Spy:
@@ -29,30 +35,47 @@ class Spy:
         return called
 
 
+def _work(seconds: float) -> None:
+    """Let the device work for so long."""
+    gpu_timing.driver().emulator_work(ctypes.c_double(seconds))
+
+
+def _worked() -> float:
+    now = gpu_timing.driver().emulator_now
+    now.restype = ctypes.c_double
+    return float(now())
+
+
+def _clocked(environment: Mapping[str, str] | None = None) -> None:
+    os.environ.update({"EMULATOR_CLOCK": _MEMSET, **(environment or {})})
+    gpu_timing.time = SimpleNamespace(monotonic=_worked)  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Timing:
-    """Times sleeping contestants, milliseconds by name; the answer is what `time` gives, what the
-    driver was asked meanwhile with the contestants' names between, and how the curtain is made."""
+    """Times contestants that work so long, milliseconds by name; the answer is what `time` gives,
+    what the driver was asked meanwhile with the contestants' names between, and how the curtain is
+    made."""
 
-    sleeps: Mapping[str, float]
+    works: Mapping[str, float]
     repeat: int = 4
     cold: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     device: ClassVar[str] = "cuda"
 
     def __call__(self) -> tuple[dict[str, tuple[list[float], bool]], list[str], int, int]:
-        os.environ.update(self.environment)
+        _clocked(self.environment)
         watch = gpu_timing.Stopwatch()
         watch._driver = spy = Spy(watch._driver)
 
         def contestant(name: str) -> Any:
             def run() -> None:
                 spy.calls.append(name)
-                time.sleep(self.sleeps[name] / 1e3)
+                _work(self.works[name] / 1e3)
 
             return run
 
-        times = watch.time({name: contestant(name) for name in self.sleeps}, self.repeat, self.cold)
+        times = watch.time({name: contestant(name) for name in self.works}, self.repeat, self.cold)
         return times, spy.calls, watch._bytes, watch._count
 
 
@@ -64,14 +87,15 @@ class Clock:
     device: ClassVar[str] = "cuda"
 
     def __call__(self) -> list[float]:
-        started = time.monotonic()
+        _clocked()
+        started = _worked()
         watch = gpu_timing.Stopwatch()
-        first, spent = time.monotonic() - started, []
+        first, spent = _worked() - started, []
         for pause in (0.0, self.pause):
-            time.sleep(pause)
-            started = time.monotonic()
+            _work(pause)  # of others: this watch's clock may have gone down meanwhile
+            started = _worked()
             watch.time({"": lambda: None}, 3)
-            spent.append(time.monotonic() - started)
+            spent.append(_worked() - started)
         return [first, *spent]
 
 
@@ -84,10 +108,11 @@ class Samples:
     device: ClassVar[str] = "cuda"
 
     def __call__(self) -> tuple[list[float], bool, int]:
+        _clocked()
         calls = []
 
         def run() -> None:
             calls.append(0)
-            time.sleep(self.seconds)
+            _work(self.seconds)
 
         return *gpu_timing.time_gpu(run, self.limits), len(calls)
