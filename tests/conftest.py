@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -40,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(shared.cleanup)
     os.environ["EMULATOR_SHARED"] = shared.name
     os.environ[VARIABLE] = str(Path(shared.name, "cache"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported stays: whoever collects garbage need not look at a million objects of TVM
+    and PyTorch each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)

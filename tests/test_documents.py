@@ -19,6 +19,7 @@ import click
 import pytest
 from documents import PAGES, ROOT, Block, blocks_of, name_of
 from support import LONG, without_torch
+from warm import serving
 
 from convtvm.cli import commands
 
@@ -36,23 +37,15 @@ TORCH = re.compile(r"^\s*(import torch|from torch)", re.M)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """PATH with `convtvm` and `python`, which finds no PyTorch: no block asks it for that."""
     folder = tmp_path_factory.mktemp("bin")
-    warm, place = Path(__file__).with_name("warm.py"), str(folder / "socket")
-    for name, command in {
-        "convtvm": [sys.executable, "-S", "-E", str(warm), place],
-        "python": ["env", f"PYTHONPATH={without_torch(ROOT)['PYTHONPATH']}", sys.executable],
-    }.items():
-        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-        (folder / name).chmod(0o755)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-    server = subprocess.Popen(
-        [sys.executable, str(warm), "serve", place],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-    assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-    yield f"{folder}{os.pathsep}{os.environ['PATH']}"
-    server.communicate()
+    with serving(str(folder / "socket"), environment=environment) as warm:
+        for name, command in {
+            "convtvm": warm,
+            "python": ["env", f"PYTHONPATH={without_torch(ROOT)['PYTHONPATH']}", sys.executable],
+        }.items():
+            (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+            (folder / name).chmod(0o755)
+        yield f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def run_shell(block: Block, folder: Path, path: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from support import LONG
+from warm import serving
 
 from convtvm.cli.events import Events
 from convtvm.errors import LogError
@@ -24,10 +26,23 @@ COMPILE = ["compile", LINE, "--threads", "1", "--algorithms", "direct", "-o", "x
 Done = subprocess.CompletedProcess[str]
 
 
-def convtvm(folder: Path, *args: str, **settings: object) -> Done:
+def convtvm(folder: Path, *args: str, begin: Sequence[str] = CONVTVM, **settings: object) -> Done:
     """A command line in a process of its own."""
     options = {"env": ENV, "capture_output": True, "text": True, "timeout": LONG, **settings}
-    return subprocess.run([*CONVTVM, *args], cwd=folder, **options)  # type: ignore[call-overload]
+    return subprocess.run([*begin, *args], cwd=folder, **options)  # type: ignore[call-overload]
+
+
+PROGRAM = "import sys; from convtvm.cli import main; sys.exit(main(sys.argv[1:]))"
+LOADED = ("tvm", "xgboost", "rich.table", "convtvm.library.build", "convtvm.tuning.tuner")
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """What command lines begin with that need not load TVM first."""
+    place = str(tmp_path_factory.mktemp("warm") / "socket")
+    path = os.pathsep.join([str(ROOT / "tests" / "without_torch"), ENV["PYTHONPATH"]])
+    with serving(place, *LOADED, environment={**ENV, "PYTHONPATH": path}) as command:
+        yield [*command, "--code", PROGRAM]
 
 
 def one_line(done: Done) -> str:
@@ -124,11 +139,11 @@ def test_where_no_place_is_fit() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(warm: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a library and a log."""
     folder = tmp_path_factory.mktemp("made")
     for args in (COMPILE, [*TUNE, "--log", "x.jsonl"]):
-        assert convtvm(folder, *args).returncode == 0
+        assert convtvm(folder, *args, begin=warm).returncode == 0
     return folder
 
 
@@ -151,22 +166,24 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("unbuffered", "args"), [*(("", args) for args in COMMANDS), ("1", ["info"]), ("1", ["--help"])]
 )
-def test_output_that_cannot_be_written(made: Path, unbuffered: str, args: list[str]) -> None:
+def test_output_that_cannot_be_written(
+    made: Path, warm: list[str], unbuffered: str, args: list[str]
+) -> None:
+    begin, env = (CONVTVM, {**ENV, "PYTHONUNBUFFERED": "1"}) if unbuffered else (warm, ENV)
     with open("/dev/full", "wb") as full:
-        env = {**ENV, "PYTHONUNBUFFERED": unbuffered}
-        done = convtvm(
-            made, *args, capture_output=False, stdout=full, stderr=subprocess.PIPE, env=env
-        )
+        given = {"begin": begin, "capture_output": False, "env": env}
+        done = convtvm(made, *args, stdout=full, stderr=subprocess.PIPE, **given)  # type: ignore[arg-type]
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr, done
     assert last == "convtvm: error: cannot write to standard output: No space left on device"
 
 
 @pytest.mark.parametrize("args", COMMANDS[2:8], ids=" ".join)
-def test_output_into_a_closed_pipe(made: Path, args: list[str]) -> None:
+def test_output_into_a_closed_pipe(made: Path, warm: list[str], args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = convtvm(made, *args, capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    given = {"begin": warm, "capture_output": False, "stdout": writer}
+    done = convtvm(made, *args, stderr=subprocess.PIPE, **given)  # type: ignore[arg-type]
     os.close(writer)
     assert done.returncode == 141 and done.stderr == "", done
 

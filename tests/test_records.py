@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import log_of
+from support import ROOT, log_of, without_torch
 
 from convtvm.errors import LogError
 from convtvm.kernels.task import Task
@@ -30,7 +30,6 @@ from convtvm.logs.records import FORMAT, LogWriter, TuningRecord
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import ConvWorkload
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
 
 
@@ -342,7 +341,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(log), name],
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            env=without_torch(ROOT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

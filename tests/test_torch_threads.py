@@ -10,11 +10,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import LONG
+from warm import serving
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -103,14 +105,26 @@ def ready(path=sys.argv[1], **options):
     return handle
 """
 
+COLD = (sys.executable, "-c")
+PYTORCH = ("torch._dynamo.backends.common", "torch._functorch.aot_autograd")
 PATIENT = {"CONVTVM_TEAM_US": "1000000"}  # beside other tests any thread may be late
 PASSIVE = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
-def run(program: str, *paths: Path, **environment: str) -> list[str]:
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """What commands begin with whose process has PyTorch already, though not its OpenMP's threads
+    nor anything of ours."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    place = str(tmp_path_factory.mktemp("warm") / "socket")
+    with serving(place, *PYTORCH, environment=environment) as command:
+        yield [*command, "--code"]
+
+
+def run(program: str, *paths: Path, warm: Sequence[str] = COLD, **environment: str) -> list[str]:
     """The lines that `program` prints after PRELUDE, in a process that ends well and in time."""
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *map(str, paths)],
+        [*warm, PRELUDE + textwrap.dedent(program), *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **PATIENT, **environment},
         capture_output=True,
         text=True,
@@ -222,11 +236,11 @@ CALLERS = """
 """
 
 
-def test_callers(library: Path) -> None:
+def test_callers(library: Path, warm: list[str]) -> None:
     """Within a loop of the team each computes alone; several at once have teams that end with
     them; one that has not asked PyTorch for anything yet keeps to its limit."""
     expected = ["0 40 True 0", "[0, 0]", "0 480 0", "[0, 0]", "[(0, 1), (0, 1)] 0"]
-    assert run(CALLERS, library) == expected
+    assert run(CALLERS, library, warm=warm) == expected
 
 
 FORKS = """
@@ -248,9 +262,9 @@ FORKS = """
 """
 
 
-def test_children_compute_on_their_own_workers(library: Path) -> None:
+def test_children_compute_on_their_own_workers(library: Path, warm: list[str]) -> None:
     """A child has none of its parent's threads, and OpenMP does not know: a loop there hangs."""
-    assert run(FORKS, library) == ["[0, 0, 0] 0", "0 10 0 0"]
+    assert run(FORKS, library, warm=warm) == ["[0, 0, 0] 0", "0 10 0 0"]
 
 
 OWN = """
@@ -264,7 +278,9 @@ OWN = """
 """
 
 
-def test_workers_of_our_own(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_our_own(
+    library: Path, warm: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For libraries of earlier versions, whose launchers know no team, and where it is wished."""
     path, assembly = tmp_path / "old.so", launcher._assembly
     with monkeypatch.context() as patch:
@@ -274,8 +290,8 @@ def test_workers_of_our_own(library: Path, tmp_path: Path, monkeypatch: pytest.M
         launcher.object_code.cache_clear()
         compile(WORKLOADS, threads=2, logs=[], keep="best", epilogues="clip").export(path)
     launcher.object_code.cache_clear()
-    assert run(OWN, library, path) == ["0 1 1"] * 3
-    assert run(OWN, library, library) == ["0 0 0", "0 0 0", "0 1 1"]
+    assert run(OWN, library, path, warm=warm) == ["0 1 1"] * 3
+    assert run(OWN, library, library, warm=warm) == ["0 0 0", "0 0 0", "0 1 1"]
 
 
 @pytest.mark.parametrize(

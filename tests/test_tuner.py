@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import LONG, eventually
+from support import LONG, ROOT, eventually, without_torch
 
 from convtvm import __version__
 from convtvm.errors import WorkloadError
@@ -26,7 +26,6 @@ from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.progress import TuningSummary, winners
 from convtvm.tuning.tuner import tune
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = ConvWorkload.parse("mb1ic8ih6oc8oh6kh3ph1")
 TRIALS = 3
 ALGORITHMS = ("direct", "winograd:2")
@@ -278,7 +277,7 @@ def test_public_functions_stay_functions() -> None:
     """Whatever module of convtvm was imported before."""
     done = subprocess.run(
         [sys.executable, "-c", NAMES],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        env=without_torch(ROOT),
         capture_output=True,
         text=True,
     )

@@ -363,15 +363,15 @@ def test_zygote_killed_between_calls(own: Zygote) -> None:
 LACKS = ["too many files", "no room", "quota", "noexec", "killed"]
 
 
-def test_what_the_machine_lacks_is_no_failure_of_the_candidate(own: Zygote) -> None:
-    assert [o.kind for o in build(own, *LACKS)] == [ENVIRONMENT] * len(LACKS)
+def test_what_the_machine_lacks_is_no_failure_of_the_candidate(zygote: Zygote) -> None:
+    assert [o.kind for o in build(zygote, *LACKS)] == [ENVIRONMENT] * len(LACKS)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_no_failure_of_the_candidate(own: Zygote, tmp_path: Path) -> None:
+def test_a_full_disk_is_no_failure_of_the_candidate(zygote: Zygote, tmp_path: Path) -> None:
     (tmp_path / "x.o").symlink_to("/dev/full")
     job = BuildJob(TASK, TASK.space.default, str(tmp_path / "x.o"))
-    ((_, outcome),) = own.call("build", [job], Limits(timeout=LONG))
+    ((_, outcome),) = zygote.call("build", [job], Limits(timeout=LONG))
     assert outcome.kind == ENVIRONMENT and "No space left on device" in outcome.message
 
 
@@ -412,9 +412,9 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(first.iterdir()) == []
 
 
-def test_ctrl_c_is_the_parents_to_handle(own: Zygote) -> None:
-    os.kill(own._process.pid, signal.SIGINT)
-    assert [o.kind for o in build(own, "nothing")] == [""]
+def test_ctrl_c_is_the_parents_to_handle(zygote: Zygote) -> None:
+    os.kill(zygote._process.pid, signal.SIGINT)
+    assert [o.kind for o in build(zygote, "nothing")] == [""]
 
 
 def test_helper_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
-"""`convtvm` that starts in no time: a process that has loaded everything forks one for each call.
+"""Programs that start in no time: a process that has loaded everything forks one for each call.
 
-python tests/warm.py serve SOCKET     waits, and ends with its standard input
+python tests/warm.py serve SOCKET [MODULE...]
+                                      loads the modules, by default what `convtvm` needs; waits, and
+                                      ends with its standard input
 python tests/warm.py SOCKET ARGS...   runs `convtvm ARGS...` there, with this folder, environment
                                       and files, and ends with its status
 python tests/warm.py SOCKET --python PAGE
                                       runs blocks of Python there: (line, code) as JSON, one a line,
                                       in the namespace of one module; says `done` after each
+python tests/warm.py SOCKET --code CODE ARGS...
+                                      runs a program there as `python -c CODE ARGS...` does
 """
 
 import array
@@ -14,6 +18,25 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def serving(path: str, *modules: str, environment: Mapping[str, str]) -> Iterator[list[str]]:
+    """What a command begins with that runs in a process of that environment."""
+    import subprocess
+
+    here = [sys.executable, "-S", "-E", __file__, path]
+    with subprocess.Popen(
+        [sys.executable, __file__, "serve", path, *modules],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as server:
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+        yield here
+        server.communicate()
 
 
 def call(path: str, args: list[str]) -> int:
@@ -26,10 +49,8 @@ def call(path: str, args: list[str]) -> int:
         return one.recv(1)[0]
 
 
-def serve(path: str) -> None:
-    import contextlib
-    import select
-
+def load() -> None:
+    """What commands and the pages about them need."""
     import tvm  # noqa: F401
     import xgboost  # noqa: F401
     from rich import table  # noqa: F401
@@ -39,10 +60,19 @@ def serve(path: str) -> None:
     import convtvm.report.building
     import convtvm.tuning.tuner  # noqa: F401
 
-    with contextlib.suppress(ImportError):  # where there is PyTorch, pages about it need these
+    with suppress(ImportError):  # where there is PyTorch, pages about it need these
         import torch._inductor.compile_fx
         import torch.onnx  # noqa: F401
 
+
+def serve(path: str, modules: list[str]) -> None:
+    import importlib
+    import select
+
+    for name in modules:
+        importlib.import_module(name)
+    if not modules:
+        load()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
@@ -68,26 +98,34 @@ def _answer(one: socket.socket) -> None:
         args, folder, environment = json.loads(one.recv(size, socket.MSG_WAITALL))
         child = os.fork()
         if not child:
-            _run(args, folder, environment, files)
+            _take(folder, environment, files)
+            if args[:1] == ["--code"]:
+                return _run_code(args[1:])
+            _run(args)
         for file in files:
             os.close(file)
         _, status = os.waitpid(child, 0)
         one.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
 
 
-def _run(args: list[str], folder: str, environment: dict[str, str], files: array.array) -> None:
+def _take(folder: str, environment: dict[str, str], files: array.array) -> None:
+    """The caller's folder, environment and files for one's own."""
+    for place, file in enumerate(files):
+        os.dup2(file, place)
+        os.close(file)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(place, mode, encoding="utf8", closefd=False)  # noqa: SIM115
+        for place, mode in enumerate(("r", "w", "w"))
+    )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _run(args: list[str]) -> None:
     status = 1
     try:
-        for place, file in enumerate(files):
-            os.dup2(file, place)
-            os.close(file)
-        sys.stdin, sys.stdout, sys.stderr = (
-            open(place, mode, encoding="utf8", closefd=False)  # noqa: SIM115
-            for place, mode in enumerate(("r", "w", "w"))
-        )
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
         if args[:1] == ["--python"]:
             _run_blocks(args[1])
             status = 0
@@ -120,8 +158,17 @@ def _run_blocks(page: str) -> None:
         print("\ndone", flush=True)
 
 
+def _run_code(args: list[str]) -> None:
+    """The program of `args`, and the end of the interpreter."""
+    signal.alarm(600)  # whoever waits for it has given up by then
+    sys.argv = ["-c", *args[1:]]
+    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    exec(compile(args[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+    sys.exit()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(sys.argv[2])
+        serve(sys.argv[2], sys.argv[3:])
     else:
         sys.exit(call(sys.argv[1], sys.argv[2:]))
