@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -257,6 +258,11 @@ def run(case: Case, patch: Patch, folder: Path) -> tuple[int, dict[str, Any]]:
     return int(ended.value.code or 0), json.loads(out.read_text("utf8"))
 
 
+def peaks_in(said: str) -> list[str]:
+    """The lines that tell a measured peak."""
+    return [line for line in said.splitlines() if " GFLOP/s, " in line]
+
+
 def test_every_script_has_a_case() -> None:
     assert sorted({case.script for case in CASES}) == SCRIPTS
 
@@ -287,6 +293,8 @@ def test_a_quiet_run(
         assert time_["seconds"] >= time_["least"] > 0 and not time_["noisy"]
     shares = [t["share_of_peak"] for t in found["times"].values() if t["share_of_peak"]]
     assert bool(shares) == case.of_peak and (not shares or "GFLOP/s" in said)
+    # Not in the middle of another line: tables are read by line.
+    assert all(re.match(r"peak +\d+ GFLOP/s, .+, threads \d+$", line) for line in peaks_in(said))
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

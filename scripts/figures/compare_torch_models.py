@@ -169,26 +169,16 @@ def measure(name: str, threads: str, options: argparse.Namespace) -> Row:
 
 
 def show(row: Row, options: argparse.Namespace, sheet: Sheet) -> None:
-    from convtvm.machine.targets import resolve
-    from convtvm.measure.timing import Timing
-
-    print(f"{row['model']:16}{row['threads']:8}", end="")
+    head = f"{row['model']:16}{row['threads']:8}"
     if row.get("problem"):
-        print(f"  failed: {row['problem']}", flush=True)
+        print(f"{head}  failed: {row['problem']}", flush=True)
         return
-    target, abouts = resolve("native", row["threads"]), []
-    for way in WAYS:
-        if way not in row["times"]:
-            print(f"{'- ':>10}", end="")
-            continue
-        timing = Timing(**row["times"][way])
-        name = f"{row['model']}, threads {row['threads']}, {way}"
-        shown = sheet.time(name, timing, row["flops"], target)
-        abouts.append(f"{way} {shown.about}")
-        print(f"{row['ms'][way]:9.2f}{shown.mark}", end="")
-    print(f"{row.get('gain', math.nan):8.2f}", end="")
-    print(f"{row['error']['eager']:10.1e}{row['error'][OURS]:10.1e}", end="")
-    print(f"{len(row['planned']):9}{len(row['left']):6}", flush=True)
+    # Whole before it is printed: a first time has the peak measured, which is then told.
+    line, abouts = times_of(row, sheet)
+    line += f"{row.get('gain', math.nan):8.2f}"
+    line += f"{row['error']['eager']:10.1e}{row['error'][OURS]:10.1e}"
+    line += f"{len(row['planned']):9}{len(row['left']):6}"
+    print(f"{head}{line}", flush=True)
     if abouts:
         print(f"    {'; '.join(abouts)}")
     if options.starts:
@@ -196,6 +186,24 @@ def show(row: Row, options: argparse.Namespace, sheet: Sheet) -> None:
         print(f"    first result after {listed}")
     for site in [*row["left"], *(row["planned"] if options.sites else ())]:
         print(f"    {site}")
+
+
+def times_of(row: Row, sheet: Sheet) -> tuple[str, list[str]]:
+    """The columns of a row's times, and what there is to say about each."""
+    from convtvm.machine.targets import resolve
+    from convtvm.measure.timing import Timing
+
+    target, line, abouts = resolve("native", row["threads"]), "", []
+    for way in WAYS:
+        if way not in row["times"]:
+            line += f"{'- ':>10}"
+            continue
+        timing = Timing(**row["times"][way])
+        name = f"{row['model']}, threads {row['threads']}, {way}"
+        shown = sheet.time(name, timing, row["flops"], target)
+        abouts.append(f"{way} {shown.about}")
+        line += f"{row['ms'][way]:9.2f}{shown.mark}"
+    return line, abouts
 
 
 def arguments() -> argparse.ArgumentParser:
