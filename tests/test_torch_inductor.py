@@ -15,11 +15,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch import nn  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
+from torch._inductor import config as inductor_config  # noqa: E402
 from torch._inductor.utils import run_and_get_code  # noqa: E402
 
 import convtvm  # noqa: E402
 from convtvm.library import cache  # noqa: E402
-from convtvm.torch import backend, operator, optimize  # noqa: E402
+from convtvm.torch import backend, contest, operator, optimize  # noqa: E402
 from convtvm.torch.backend import Backend  # noqa: E402
 from convtvm.torch.kernels import Kernels  # noqa: E402
 from convtvm.torch.options import Options  # noqa: E402
@@ -39,14 +40,14 @@ class Forms(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.derived = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
         self.last = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.up = nn.ConvTranspose2d(8, 2, 1)
+        self.deep = nn.Conv3d(8, 2, 1)
         nn.init.uniform_(self.norm.running_mean, -0.5, 0.5)
         self.eval().requires_grad_(False)
 
     def forward(self, x: Any) -> Any:
         x = torch.relu(self.norm(self.first(x)))
         y = torch.relu(self.derived(x) + x)
-        return self.up(self.last(torch.cat([y[:, 4:], y[:, :4]], 1)))
+        return self.deep(self.last(torch.cat([y[:, 4:], y[:, :4]], 1))[:, :, None])[:, :, 0]
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,35 @@ def test_one_dimension_and_any_batch() -> None:
             torch._dynamo.mark_dynamic(x, 0) if n > 1 else None
             close(compiled(x), net(x))
     assert used.graphs == 2 and all(site.plan is not None for site in used.sites)
+
+
+class Counting(nn.Module):
+    """A large weight, of which every call changes one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randn(32, 16, 3, 3, generator=made))
+
+    def forward(self, x: Any) -> Any:
+        self.weight[0, 0, 0, 1] += 1
+        return nn.functional.conv2d(x, self.weight), nn.functional.conv2d(x, self.weight.tanh())
+
+
+@pytest.mark.slow
+def test_weights_that_compiled_code_changes() -> None:
+    """Inductor writes them itself: in the graph of the convolution, and in another one."""
+    net, twin = Counting(), Counting()
+    used = Backend(Options.of(OPTIONS), Kernels(Options.of(OPTIONS)))
+    compiled, x = torch.compile(net, backend=used), torch.randn(1, 16, 5, 5)
+    change = torch.compile(lambda weight: weight.view(-1)[2].add_(1))
+    with torch.no_grad():
+        for _ in range(3):
+            for found, expected in zip(compiled(x), twin(x), strict=True):
+                close(found, expected)
+            change(net.weight)
+            twin.weight.view(-1)[2].add_(1)
+    assert all(site.plan for site in used.sites)
 
 
 def test_kernels_of_another_layout_write_it_too() -> None:
@@ -173,6 +203,30 @@ def test_names_are_of_one_graph(process: Process) -> None:
         close(one(x), other(x))
         planned = [[s.plan is not None for s in handle.sites] for handle in (given, own)]
     assert planned == [[True, True, False, False], [True, True, True, False]]
+
+
+@pytest.mark.slow
+def test_pytorch_compiled_it_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By settings that its keys see and ours do not: a later process may find either graph."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    x = torch.randn(9, 6)
+
+    def start(wins: bool) -> tuple[int, bool]:
+        """How many graphs PyTorch had, and whether a kernel computes."""
+        monkeypatch.setattr(operator, "_registered", {})
+        monkeypatch.setattr(contest, "_in_turn", lambda *ways: (1.0, 2.0) if wins else (2.0, 1.0))
+        torch._dynamo.reset()
+        counters.clear()
+        net = nn.Linear(6, 10).eval()
+        with optimize(net, x, **OPTIONS) as handle, torch.no_grad():
+            close(net(x), nn.functional.linear(x, net.weight, net.bias))
+            planned = any(site.plan is not None for site in handle.sites)
+        return counters["aot_autograd"]["autograd_cache_hit"], planned
+
+    assert start(True) == (0, True)
+    with inductor_config.patch(epilogue_fusion=False):
+        assert start(False) == (0, False)
+    assert start(True) == (1, True)
 
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from tvm import relax
 from convtvm.models.constants import array_of, op_name
 from convtvm.models.dataflow import Dataflow, shape_of
 from convtvm.models.epilogues import Epilogue, epilogue_of
-from convtvm.models.transposed import Spread, as_convolution
+from convtvm.problem.transposed import Phases, as_phases
 from convtvm.problem.workload import ConvWorkload
 
 
@@ -35,27 +35,27 @@ class Convolution:
     data: relax.Expr
     epilogue: Epilogue
     is_dense: bool = False
-    spread: Spread | None = None
+    phases: Phases | None = None
 
     @property
     def bias(self) -> np.ndarray:
         """One value for each output channel of the kernel."""
         bias = self.epilogue.bias
-        return np.zeros(self.workload.oc, np.float32) if bias is None else self._spread(bias)
+        return np.zeros(self.workload.oc, np.float32) if bias is None else self._repeated(bias)
 
     @property
     def vectors(self) -> list[np.ndarray]:
         """The vectors of the epilogue, as long as the kernel has output channels."""
-        return [self._spread(vector) for vector in self.epilogue.vectors]
+        return [self._repeated(vector) for vector in self.epilogue.vectors]
 
-    def _spread(self, values: np.ndarray) -> np.ndarray:
-        return values if self.spread is None else self.spread.of_channels(values)
+    def _repeated(self, values: np.ndarray) -> np.ndarray:
+        return values if self.phases is None else self.phases.of_channels(values)
 
     @property
     def label(self) -> str:
         """For the profile: the operator, its origin, output and kernel, and what follows."""
         w = self.workload
-        kind = "dense" if self.is_dense else "deconv" if self.spread else "conv"
+        kind = "dense" if self.is_dense else "deconv" if self.phases else "conv"
         size = f"{w.n * w.ow}x{w.oc}" if self.is_dense else f"{w.oc}x{w.oh}x{w.ow} {w.kh}x{w.kw}"
         groups = f" g{w.groups}" if w.groups > 1 else ""
         stride = f" s{w.sh}" if w.sh == w.sw > 1 else f" s{w.sh}x{w.sw}" * (w.sh != w.sw)
@@ -76,14 +76,14 @@ def find(flow: Dataflow, origins: dict[str, str] | None = None) -> list[Convolut
         problem = _problem(value)
         if problem is None:
             continue
-        workload, weight, spread = problem
+        workload, weight, phases = problem
         dense = op_name(value) == "relax.matmul"
         axis = len(shape_of(flow.bindings[at].var)) - 1 if dense else 1
-        epilogue = epilogue_of(flow, at, axis, taken, max_tensors=0 if spread else 2)
+        epilogue = epilogue_of(flow, at, axis, taken, max_tensors=0 if phases else 2)
         taken.update(epilogue.absorbed)
         var = flow.bindings[at].var.name
         name = (origins or {}).get(var, var)
-        layer = Convolution(name, at, workload, weight, value.args[0], epilogue, dense, spread)
+        layer = Convolution(name, at, workload, weight, value.args[0], epilogue, dense, phases)
         found.append(layer)
     return found[::-1]
 
@@ -96,14 +96,14 @@ def counted(layers: list[Convolution]) -> list[tuple[ConvWorkload, int]]:
     return [(replace(w, multiplicity=count), count) for w, count in times.items()]
 
 
-_Problem = tuple[ConvWorkload, np.ndarray, Spread | None]
+_Problem = tuple[ConvWorkload, np.ndarray, Phases | None]
 _CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d")
 _TRANSPOSED = ("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose")
 
 
 def _problem(call: relax.Call) -> _Problem | None:
-    """The convolution that a call is, its weight and what spreads its channels; None where no
-    kernel computes it."""
+    """The convolution that a call is, its weight and, of a transposed one, the phases; None where
+    no kernel computes it."""
     name = op_name(call)
     if name not in (*_CONVOLUTIONS, *_TRANSPOSED, "relax.matmul"):
         return None
@@ -130,8 +130,9 @@ def _problem(call: relax.Call) -> _Problem | None:
         reach = zip(padding, weight.shape[2:] * 2, strict=True)
         if dilation != [1, 1] or any(width >= kernel for width, kernel in reach):
             return None
-        ends = (padding[0], padding[1])
-        return as_convolution(data, weight, out, (strides[0], strides[1]), ends, int(attrs.groups))
+        kernel, groups = weight.shape[2:], int(attrs.groups)
+        phases = as_phases(data, kernel, out, strides, padding[:2], groups=groups)
+        return phases.workload, phases.weight(weight), phases
     n, ic, ih, iw = data
     workload = ConvWorkload.make(
         n=n,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import tvm
 from tvm import relax
@@ -12,6 +13,7 @@ from convtvm.models.constants import op_name
 from convtvm.models.convolutions import Convolution
 from convtvm.models.dataflow import Dataflow, shape_of
 from convtvm.models.layouts import Assignment
+from convtvm.models.transposed import spread
 
 _RESHAPES = ("relax.expand_dims", "relax.squeeze", "relax.flatten")
 
@@ -84,9 +86,9 @@ class _Rewriter:
         ]
         ty = relax.TensorType(out, "float32")
         made = self._emit(relax.call_dps_packed(f"layer.{index}", args, ty), var)
-        if layer.spread is not None:
-            spread = layer.spread.compute
-            made = self.builder.emit_te(spread, made, primfunc_name_hint="spread")
+        if layer.phases is not None:
+            spreads = partial(spread, layer.phases)
+            made = self.builder.emit_te(spreads, made, primfunc_name_hint="spread")
         return made if is_blocked else self._shaped(made, shape_of(var) or ())
 
     def _shaped(self, expr: relax.Expr, shape: Sequence[int]) -> relax.Expr:

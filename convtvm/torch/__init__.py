@@ -7,9 +7,11 @@ options     what a user can ask
 team        PyTorch's own threads, which kernels compute on
 kernels     libraries, compiled when a graph needs them
 operator    convtvm::conv, one convolution with its norm, residual and activation
-contest     whether a linear layer is faster by a kernel than by PyTorch's product
+contest     whether PyTorch computes a linear or transposed layer faster than a kernel
 watching    whether tensors have changed
 graph       which convolutions a graph has, and what goes with each
+nodes       new ones of a graph
+transposed  what follows a transposed convolution that is computed by phases
 rewriting   the operator in their place
 products    linear layers as 1x1 convolutions, and back
 layouts     which of them compute in blocks of channels or channels-last

@@ -1,8 +1,8 @@
 """The TorchDynamo backend: `torch.compile(model, backend="convtvm", options={...})`.
 
 Of a graph without gradients every convolution that a plan computes becomes a call of our operator,
-and so does every linear layer where that is faster; all other operations, and graphs with
-gradients, go to Inductor.
+and so does every linear layer and transposed convolution where that is faster; all other
+operations, and graphs with gradients, go to Inductor.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Backend:
         self.graphs = 0
         # Inductor makes conversions a part of other loops; PyTorch copies.
         self.changes_layouts = options.rest != "eager"
-        self.compares = True  # linear layers with PyTorch's products
+        self.compares = True  # linear and transposed layers with PyTorch's own
         self._lock = threading.Lock()
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -184,8 +184,9 @@ class Backend:
                 if not self.kernels.fuses(site.recipe.need):
                     site.leave_activation()
                 site.why_not = self.kernels.objection(site.recipe.need)
-            if site.recipe and not site.why_not and site.is_linear and self.compares:
-                site.why_not = contest.objection(site.recipe)
+            contested = self.compares and (site.is_linear or site.is_transposed)
+            if site.recipe and not site.why_not and contested:
+                site.why_not = contest.objection(site)
             recipe, own_tag, parts = None, tag and f"{tag} {number}", _parts(site)
             if site.recipe and not site.why_not:
                 recipe = rewriting.replace(gm.graph, site, self.kernels, own_tag)
@@ -214,7 +215,8 @@ class Backend:
 
 def _parts(site: graph.Site) -> str:
     activation, scales = site.activation, [v for op, v in site.vectors() if op is graph.SCALE]
-    parts = ["linear" if site.is_linear else "conv", "norm" if site.norm else ""]
+    kind = "linear" if site.is_linear else "transposed" if site.is_transposed else "conv"
+    parts = [kind, "norm" if site.norm else ""]
     parts += ["scale" if scales else "", "residual" if site.sum else ""]
     parts.append(activation if isinstance(activation, str) else "bounds" if activation else "")
     return "+".join(filter(None, parts))

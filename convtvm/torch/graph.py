@@ -21,6 +21,7 @@ from torch import fx
 from convtvm.errors import WorkloadError
 from convtvm.problem.activations import BOUNDS, LEAKY
 from convtvm.problem.dtypes import BYTES
+from convtvm.problem.transposed import Phases, as_phases
 from convtvm.problem.workload import ConvWorkload
 from convtvm.torch.channelwise import MAX_POOL
 from convtvm.torch.kernels import Need
@@ -49,6 +50,7 @@ _BOUNDS = (
 _GELU, _LEAKY = aten.gelu.default, aten.leaky_relu.default
 ACTIVATIONS = (*NAMED, *_BOUNDS, _GELU, _LEAKY)
 HELD_BACK = (NORM, *ACTIVATIONS, MAX_POOL)
+_MOST_GROWTH = 4  # times the multiplications of a transposed convolution, for which none is faster
 # PyTorch's dtype -> a workload's, by kind of device.
 _DTYPES = {
     "cpu": {torch.float32: "float32"},
@@ -102,6 +104,10 @@ class Site:
     def last(self) -> fx.Node:
         return self.nodes[-1]
 
+    @property
+    def is_transposed(self) -> bool:
+        return self.conv.target is aten.convolution.default and bool(self.conv.args[6])
+
 
 def sites(
     graph: fx.Graph, static: set[fx.Node], linear: Mapping[fx.Node, Any] | None = None
@@ -141,8 +147,8 @@ def _objection(site: Site, static: set[fx.Node]) -> str:
     """Why the convolution itself is none for a plan; empty if it is one."""
     x, weight, bias, *_, transposed, _, _ = site.conv.args
     data = x.meta["val"]  # type: ignore[union-attr]
-    if transposed:
-        return "it is transposed"
+    if transposed and data.device.type != "cpu":
+        return "it is transposed, on a GPU"
     if data.dim() not in (3, 4):
         return f"it has {data.dim() - 2} dimensions"
     known = _DTYPES.get(data.device.type)
@@ -189,14 +195,14 @@ def _extend(site: Site, static: set[fx.Node], taken: set[fx.Node]) -> None:
             site.norm = after
             site.nodes += [after, normed]
             after = only_user(normed, taken)
-    while after and not site.norm and _is_affine(after, site.last, static):
+    while after and not site.norm and _is_affine(after, site, static):
         site.affine.append(after)
         site.nodes.append(after)
         after = only_user(after, taken)
     values = [*site.conv.args[1:3], *(site.norm.args[1:5] if site.norm else ())]
     values += [vector for _, vector in site.vectors()]
     site.sources = sources(values, static) or []
-    if after and _added(after, site.last) is not None:
+    if after and not site.is_transposed and _added(after, site.last) is not None:
         site.sum = after
         site.nodes.append(after)
         after = only_user(after, taken)
@@ -213,9 +219,13 @@ def only_user(node: fx.Node, taken: Container[fx.Node] = ()) -> fx.Node | None:
     return users[0] if usable else None
 
 
-def _is_affine(node: fx.Node, term: fx.Node, static: set[fx.Node]) -> bool:
-    """Whether `node` multiplies `term`, an image, by one constant a channel, or adds one."""
+def _is_affine(node: fx.Node, site: Site, static: set[fx.Node]) -> bool:
+    """Whether `node` multiplies the last image of a site by one constant a channel, or adds one."""
+    term, is_grouped = site.last, site.conv.args[8] != 1
     if node.target not in (SCALE, SHIFT) or node.kwargs:
+        return False
+    # The weight of a transposed convolution has no axis of all output channels then.
+    if node.target is SCALE and site.is_transposed and is_grouped:
         return False
     others = [a for a in node.args if a is not term]
     if len(others) != 1 or not isinstance(others[0], fx.Node):
@@ -297,35 +307,68 @@ def _recipe(site: Site) -> tuple[Recipe | None, str]:
     wide = not out.is_contiguous()
     if wide and (flat or not out.is_contiguous(memory_format=torch.channels_last)):
         return None, "its output is neither contiguous nor channels-last"
-    x, weight, bias, stride, padding, dilation, _, _, groups = site.conv.args
-    data, kernel = x.meta["val"], weight.meta["val"]  # type: ignore[union-attr]
-    n, ic, *size = data.shape
-    lead = [1] if flat else []
-    dynamic = not isinstance(n, int)
-    if site.is_linear and not dynamic:
-        n, size = 1, [1, n * math.prod(size)]  # one row of pixels, as whole models have it
+    data, bias = site.conv.args[0].meta["val"], site.conv.args[2]  # type: ignore[union-attr]
+    dynamic = not isinstance(data.shape[0], int)
     try:
-        workload = ConvWorkload.make(
-            n=n.node.hint if dynamic else n,
-            ic=ic,
-            ih=[*lead, *size][0],
-            iw=size[-1],
-            oc=kernel.shape[0],
-            kh=[*lead, *kernel.shape[2:]][0],
-            kw=kernel.shape[-1],
-            stride=_pair(stride, flat, 1),
-            padding=_pair(padding, flat, 0),
-            dilation=_pair(dilation, flat, 1),
-            groups=groups,  # type: ignore[arg-type]
-            dtype=_DTYPES[data.device.type][data.dtype],
-        )
+        phases = _phases(site) if site.is_transposed else None
+        workload = phases.workload if phases else _workload(site)
     except WorkloadError as error:
         return None, str(error)
+    if phases and phases.growth > _MOST_GROWTH:
+        return None, f"as a convolution it has {phases.growth:.1f} times as many multiplications"
     layout = "NHWC" if wide or site.is_linear else "NCHW"
     adds = site.sum is not None
     need = Need(workload, layout, data.device.type, site.activation, adds, dynamic, site.is_linear)
     eps = float(site.norm.args[6]) if site.norm else 0.0  # type: ignore[arg-type]
-    return Recipe(need, eps, bias is not None, wide, flat), ""
+    return Recipe(need, eps, bias is not None, wide, flat, phases=phases), ""
+
+
+def _workload(site: Site) -> ConvWorkload:
+    """Raises WorkloadError."""
+    x, weight, _, stride, padding, dilation, _, _, groups = site.conv.args
+    data, kernel = x.meta["val"], weight.meta["val"]  # type: ignore[union-attr]
+    n, ic, ih, iw = _image(data)
+    if site.is_linear and isinstance(data.shape[0], int):
+        n, ih, iw = 1, 1, n * ih * iw  # one row of pixels, as whole models have it
+    _, _, kh, kw = _image(kernel)
+    flat = data.dim() == 3
+    return ConvWorkload.make(
+        n=n,
+        ic=ic,
+        ih=ih,
+        iw=iw,
+        oc=kernel.shape[0],
+        kh=kh,
+        kw=kw,
+        stride=_pair(stride, flat, 1),
+        padding=_pair(padding, flat, 0),
+        dilation=_pair(dilation, flat, 1),
+        groups=groups,  # type: ignore[arg-type]
+        dtype=_DTYPES[data.device.type][data.dtype],
+    )
+
+
+def _phases(site: Site) -> Phases:
+    """Raises WorkloadError."""
+    x, weight, _, stride, padding, dilation, _, _, groups = site.conv.args
+    data, kernel = x.meta["val"], weight.meta["val"]  # type: ignore[union-attr]
+    flat = data.dim() == 3
+    return as_phases(
+        _image(data),
+        _image(kernel)[2:],
+        _image(site.conv.meta["val"]),
+        _pair(stride, flat, 1),
+        _pair(padding, flat, 0),
+        _pair(dilation, flat, 1),
+        groups,  # type: ignore[arg-type]
+    )
+
+
+def _image(value: Any) -> list[int]:
+    """The shape of a tensor with a height, and with the batch that it has just now."""
+    n, channels, *size = value.shape
+    n = n if isinstance(n, int) else n.node.hint
+    return [n, channels, *([1] if len(size) == 1 else []), *size]
 
 
 def _pair(values: Any, flat: bool, none: int) -> tuple[int, ...]:

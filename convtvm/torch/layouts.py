@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from convtvm.problem.transposed import Phases
 from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkload
 from convtvm.torch.channelwise import Form, forms, is_image
 from convtvm.torch.graph import Site
@@ -27,6 +28,7 @@ aten = torch.ops.aten
 _CONVERTED = (
     10e9  # bytes a second, read and written by Inductor's code from one layout to the other
 )
+_STRIDED = (aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default)
 _NEVER = float("inf")
 _PLAIN, _OTHER = "plain", "other"
 _LAST = "NHWC"
@@ -71,9 +73,11 @@ def _best_problem(
     if not able or not kernels.is_open:
         return None
     workloads = [s.recipe.need.workload for s in able if s.recipe]
+    # What reads memory by strides reads the order that the graph was captured with.
+    strided = any(node.target in _STRIDED for node in graph.nodes)
     problems = [
         _Problem(graph, able, rows, layout, seconds, kernels.threads)
-        for layout, seconds in _alternatives(kernels, workloads, bool(rows))
+        for layout, seconds in _alternatives(kernels, workloads, bool(rows) and not strided)
     ]
     if len(problems) > 1:
         return max(problems, key=lambda problem: problem.saved)
@@ -83,6 +87,11 @@ def _best_problem(
 def _is_able(need: Need) -> bool:
     plain = need.device == "cpu" and need.layout == "NCHW" and not need.dynamic
     return plain and need.workload.ih * need.workload.iw > 1
+
+
+def _is_split(phases: Phases | None, layout: str) -> bool:
+    """Whether a block of channels would be of two phases."""
+    return phases is not None and layout != _LAST and phases.of_group % _block(layout) > 0
 
 
 def _adapted(w: ConvWorkload, layout: str) -> str:
@@ -166,7 +175,7 @@ class _Problem:
         for site in able:
             assert site.recipe is not None
             workload = site.recipe.need.workload
-            if workload in seconds:
+            if workload in seconds and not _is_split(site.recipe.phases, layout):
                 self._sites[site.last] = site
                 self._seconds[site.last] = seconds[workload]
         self._inside = {n: s for s in self._sites.values() for n in s.nodes}

@@ -28,6 +28,7 @@ from torch import Tensor
 from convtvm.dispatch import Plan, SlicedPlan
 from convtvm.dispatch.gpu import ALIGNMENT, GpuPlan, is_capturing
 from convtvm.errors import EnvironmentProblem
+from convtvm.problem.transposed import Phases
 from convtvm.torch.kernels import AnyPlan, Kernels, Need
 from convtvm.torch.watching import Watched
 
@@ -40,7 +41,8 @@ class Recipe:
     """How to compute a convolution; `wide` outputs are channels-last, `flat` ones are 1-D.
 
     `biased` says that the weights hold a bias of the convolution's own. `derive` computes them, if
-    they are not given themselves; `derivation` is its text.
+    they are not given themselves; `derivation` is its text. The weights of a transposed convolution
+    are its own, and the output has its `phases` in channels, not yet spread over the pixels.
     """
 
     need: Need
@@ -50,6 +52,7 @@ class Recipe:
     flat: bool = False
     derivation: str = ""
     derive: Callable[..., Values] | None = field(default=None, compare=False)
+    phases: Phases | None = None
 
     @property
     def name(self) -> str:
@@ -57,6 +60,8 @@ class Recipe:
         need = self.need
         facts = [need.workload.key, need.layout, need.device, str(need.activation)]
         facts += [str(self.eps)] if self.eps else []
+        if (p := self.phases) is not None:
+            facts.append(f"phases {p.kernel} {p.gaps} {p.strides} {p.first} {p.shape[1:]}")
         if self.derivation:
             facts.append(sha256(self.derivation.encode()).hexdigest()[:16])
         flags = {
@@ -75,11 +80,13 @@ class Recipe:
         return torch.channels_last if self.wide else torch.contiguous_format
 
     def values(self, weights: Sequence[Tensor]) -> Values:
-        """Weight, bias and batch normalisation of an operator's `weights`."""
+        """Weight, bias and batch normalisation of an operator's `weights`, as a kernel has them."""
         if self.derive is not None:
-            return self.derive(*weights)
-        bias = weights[1] if self.biased else None
-        return weights[0], bias, weights[2 if self.biased else 1 :]
+            found = self.derive(*weights)
+        else:
+            bias = weights[1] if self.biased else None
+            found = weights[0], bias, weights[2 if self.biased else 1 :]
+        return found if self.phases is None else _in_phases(self.phases, *found)
 
 
 class Convolution:
@@ -115,8 +122,8 @@ class Convolution:
             _check_not_capturing(x)
             need = self.recipe.need
             made = packed.plans[n] = self.kernels.plan(need, n, packed.weight, packed.bias)
-        self.latest, layout = made
-        return self._run(self.latest, layout, x, residual, out)
+        self.latest = made[0]  # of whichever thread is the last
+        return self._run(*made, x, residual, out)
 
     def empty(self, x: Tensor) -> Tensor:
         """A tensor like the output for `x`, which may be a fake one."""
@@ -258,6 +265,19 @@ def _in_slices(
         else:
             part(rows, out=to, residual=more)
     return out
+
+
+def _in_phases(
+    phases: Phases, weight: Tensor, bias: Tensor | None, norm: Sequence[Tensor]
+) -> Values:
+    """What belongs to a transposed convolution, for the convolution that computes its phases."""
+
+    def of_channels(values: Tensor) -> Tensor:
+        return torch.from_numpy(phases.of_channels(values.detach().resolve_neg().numpy()))
+
+    own = weight.detach().resolve_neg().reshape(*weight.shape[:2], *phases.kernel)
+    turned = torch.from_numpy(phases.weight(own.numpy()))
+    return turned, None if bias is None else of_channels(bias), [of_channels(v) for v in norm]
 
 
 def _fold(

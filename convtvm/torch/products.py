@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from convtvm.torch.graph import ACTIVATIONS, SCALE, SHIFT, only_user, sources
-from convtvm.torch.rewriting import call
+from convtvm.torch.nodes import call
 
 aten = torch.ops.aten
 

@@ -50,6 +50,11 @@ class Rewritten:
     def __add__(self, other: Rewritten) -> Rewritten:
         return Rewritten(self.needs + other.needs, self.found + other.found)
 
+    def joined(self, other: Rewritten) -> Rewritten:
+        """With what another one has besides."""
+        needs = dict.fromkeys(self.needs + other.needs)
+        return Rewritten(tuple(needs), tuple(dict.fromkeys(self.found + other.found)))
+
 
 class Memory:
     """What is remembered of one graph that these kernels serve; `tag` is empty if nothing may be.
@@ -72,10 +77,15 @@ class Memory:
         return compiler_config.patch(cache_key_tag=tag)
 
     def keep(self, made: Rewritten) -> None:
-        """Remember what was made, with the logs as they are by now."""
+        """Remember what was made, with the logs as they are by now.
+
+        What is `known` stays: where PyTorch compiled a graph anew, since something that only its
+        own keys see was another, it has both, and a later process may find either.
+        """
         key = self._key()
         if self.tag and key and made is not self.known:
-            open_cache().put(key, pickle.dumps((self.tag, made)))
+            kept = made if self.known is None else self.known.joined(made)
+            open_cache().put(key, pickle.dumps((self.tag, kept)))
 
     def _key(self) -> str | None:
         kernels = self._kernels.identity(self._devices)
@@ -97,8 +107,14 @@ def _read(entry: bytes | None) -> tuple[str, Rewritten] | None:
 
 def describe(gm: fx.GraphModule, inputs: Sequence[Any], mode: str | None) -> str:
     """A graph as TorchDynamo captured it. PyTorch's own keys see to what this leaves out."""
-    facts = [gm.code, str(mode), *map(_description, inputs)]
+    facts = [gm.code, str(mode), _autocast(), *map(_description, inputs)]
     return sha256("\0".join(facts).encode()).hexdigest()
+
+
+def _autocast() -> str:
+    """What a graph's operations are cast to, which its code does not say."""
+    kinds = ("cpu", "cuda")
+    return str([torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) for k in kinds])
 
 
 def _description(value: Any) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from convtvm.problem.workload import ENTRY_LAYOUTS
 from convtvm.torch.channelwise import Form
 from convtvm.torch.graph import HELD_BACK, SCALE, SHIFT, Site
 from convtvm.torch.kernels import Kernels
+from convtvm.torch.nodes import call, fake_mode, traced
 from convtvm.torch.operator import Recipe, conv, recipe_of, register
+from convtvm.torch.transposed import spread
 
 aten = torch.ops.aten
 _ORDER = [0, 1, 4, 2, 3]  # of the dimensions of an image in blocks, to see its channels together
@@ -46,10 +46,14 @@ def replace(graph: fx.Graph, site: Site, kernels: Kernels, tag: str = "") -> Rec
         node = graph.call_function(conv, args)
     node.meta = dict(site.last.meta)
     values = fx.node.map_arg(args, lambda n: n.meta["val"])
-    with _fake_mode(node):
+    with fake_mode(node):
         node.meta["val"] = conv(*values)
-    need = recipe.need
-    made = _in_order(graph, node, need.workload.out_shape()) if need.is_blocked else node
+    made, need, shape = node, recipe.need, recipe.need.workload.out_shape()
+    if recipe.phases is not None:
+        shape = recipe.phases.shape
+        with graph.inserting_before(site.last):
+            made = spread(graph, node, recipe)
+    made = _in_order(graph, made, shape) if need.is_blocked else made
     site.last.replace_all_uses_with(made)
     for old in reversed(site.nodes):
         graph.erase_node(old)
@@ -62,7 +66,8 @@ def _scaled(graph: fx.Graph, site: Site) -> tuple[Any, Any]:
     for target, vector in site.vectors():
         flat = call(graph, aten.reshape.default, vector, [-1])
         if target is SCALE:
-            scale = call(graph, aten.reshape.default, vector, [-1, 1, 1, 1])
+            channels = [1, -1, 1, 1] if site.is_transposed else [-1, 1, 1, 1]
+            scale = call(graph, aten.reshape.default, vector, channels)
             weight = call(graph, target, weight, scale)
         if bias is not None:
             bias = call(graph, target, bias, flat)
@@ -102,7 +107,7 @@ def lay_out(graph: fx.Graph, forms: Sequence[Form], block: int) -> None:
 
 def _replace_form(graph: fx.Graph, form: Form, blocks: list[fx.Node]) -> None:
     """An operation computed in blocks."""
-    made = _traced(graph, form.node, lambda *given: form.build(given), blocks)
+    made = traced(graph, form.node, lambda *given: form.build(given), blocks)
     shape = list(form.last.meta["val"].shape)
     if made.meta["val"].dim() == 5:
         ordered = _in_order(graph, made, shape)
@@ -135,14 +140,6 @@ def _blocks_of(node: fx.Node, block: int) -> fx.Node | None:
     # A model's own permutation of five axes may be of anything.
     shape = (n, channels // block, *image, block)
     return source if order == _ORDER and tuple(source.meta["val"].shape) == shape else None
-
-
-def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node that calls an operation, with its value."""
-    made = graph.call_function(target, args, kwargs)
-    with _fake_mode(made):
-        made.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]), **kwargs)
-    return made
 
 
 def keep_strides(graph: fx.Graph) -> None:
@@ -193,7 +190,7 @@ def _take_apart(graph: fx.Graph, node: fx.Node, table: dict[Any, Callable[..., A
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    results = _traced(graph, node, compute, inputs, table)
+    results = traced(graph, node, compute, inputs, table)
     if isinstance(node.meta["val"], (tuple, list)):
         for user in list(node.users):
             assert user.target is operator.getitem
@@ -202,30 +199,3 @@ def _take_apart(graph: fx.Graph, node: fx.Node, table: dict[Any, Callable[..., A
     else:
         node.replace_all_uses_with(results)
     graph.erase_node(node)
-
-
-def _traced(
-    graph: fx.Graph,
-    place: fx.Node,
-    function: Callable[..., Any],
-    inputs: Sequence[fx.Node],
-    table: dict[Any, Callable[..., Any]] | None = None,
-) -> Any:
-    """The nodes of a function of `inputs`, decomposed by `table` and put before `place`: its
-    result."""
-    with _fake_mode(place):
-        inner = make_fx(function, decomposition_table=table)(*(n.meta["val"] for n in inputs))
-    places = [n for n in inner.graph.nodes if n.op == "placeholder"]
-    copied = dict(zip(places, inputs, strict=True))
-    with graph.inserting_before(place):
-        results = graph.graph_copy(inner.graph, copied)
-    for new in copied.values():
-        if new not in inputs:
-            new.meta = {**place.meta, "val": new.meta.get("val")}
-    return results
-
-
-def _fake_mode(node: fx.Node) -> FakeTensorMode:
-    values: Sequence[Any] = [n.meta.get("val") for n in node.all_input_nodes]
-    modes = (v.fake_mode for v in values if isinstance(v, torch._subclasses.FakeTensor))
-    return next(modes)

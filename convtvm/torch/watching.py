@@ -11,6 +11,7 @@ from torch import Tensor
 
 _WHOLE_BYTES = 8192  # of a tensor, up to which all of it is compared at every look
 _SAMPLES = 16  # numbers of a larger one that are
+_BITS = {1: torch.uint8, 2: torch.int16}  # of an element of so many bytes
 
 
 class Watched:
@@ -58,8 +59,10 @@ def _sample(tensor: Tensor) -> Any:
     if not tensor.is_cpu or tensor.numel() == 0:
         return None
     whole = tensor.detach()
-    if whole.dtype is torch.bfloat16:  # which NumPy lacks
-        whole = whole.view(torch.int16)
+    if whole.is_neg():  # the numbers in memory do, which NumPy can tell
+        whole = torch._neg_view(whole)
+    if (bits := _BITS.get(whole.element_size())) is not None:  # NumPy lacks some of these dtypes
+        whole = whole.view(bits)
     if whole.numel() * whole.element_size() > _WHOLE_BYTES and whole.is_contiguous():
         whole = whole.view(-1)[:: whole.numel() // _SAMPLES]
     elif whole.numel() * whole.element_size() > _WHOLE_BYTES:
