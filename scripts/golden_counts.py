@@ -13,21 +13,20 @@ are the greatest share.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import golden_files
 
 from convtvm.kernels import codegen, lowering
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import ConvWorkload
 
-KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "counts.json"
+KEPT = golden_files.FOLDER / "counts.json"
 TARGETS = ("avx2", "avx512", "aarch64")
 KERNELS = (  # a layer of a network for each template, and the border in place
     ("direct", "mb1ic64ih56oc64oh56kh3ph1"),
@@ -39,8 +38,6 @@ KERNELS = (  # a layer of a network for each template, and the border in place
     ("winograd:2", "mb1ic512ih7oc512oh7kh3ph1"),
     ("winograd:4", "mb1ic64ih56oc64oh56kh3ph1"),
 )
-# By how much a count may differ: a tenth, and a few of a small one.
-SHARE, FEW = 0.1, 3
 _MANY = 6  # multiply-adds of a loop that may be the hottest
 
 _LABEL = re.compile(r"^(\.?L[\w.$]+):")
@@ -153,35 +150,19 @@ def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {line}"
         for part in ("whole", "loop")
-        for line in unlike(kept[part], found[part], f"the {part}")
-    ]
-
-
-def unlike(kept: Mapping[str, int], found: Mapping[str, int], of: str) -> list[str]:
-    """The counts of two tallies of one thing that differ by more than they may."""
-    before, now = Counter(kept), Counter(found)
-    return [
-        f"{kind} of {of}: {before[kind]} -> {now[kind]}"
-        for kind in sorted({*before, *now})
-        if abs(now[kind] - before[kind]) > max(FEW, SHARE * before[kind])
+        for line in golden_files.unlike(kept[part], found[part], f"the {part}")
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--renew", action="store_true")
-    options = parser.parse_args()
-    if options.renew:
+    if golden_files.renews(__doc__):
         made = [entry(target, *kernel) for target in TARGETS for kernel in KERNELS]
-        lines = ",\n".join(json.dumps(one) for one in made)
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf8")
+        golden_files.keep(KEPT, made)
         return
-    for kept in json.loads(KEPT.read_text(encoding="utf8")):
+    for kept in golden_files.read(KEPT):
         again = entry(kept["target"], kept["algorithm"], kept["workload"], kept["decisions"])
-        print(*differences(kept, again), sep="\n", end="")
+        for line in differences(kept, again):
+            print(line)
 
 
 if __name__ == "__main__":

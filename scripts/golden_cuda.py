@@ -12,18 +12,15 @@ release make the same.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from golden_counts import unlike
+import golden_files
 
 from convtvm.kernels.cuda import codegen, cubin
 from convtvm.kernels.task import Task
@@ -31,7 +28,7 @@ from convtvm.machine.cpu import physical_cores
 from convtvm.machine.targets import resolve
 from convtvm.problem.workload import ConvWorkload
 
-KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "cuda.json"
+KEPT = golden_files.FOLDER / "cuda.json"
 ARCHES = ("sm_80", "sm_90")
 KERNELS = (  # a layer of a network for each template, on plain and on tensor cores
     ("direct", "NCHW", "mb1ic64ih56oc64oh56kh3ph1"),
@@ -122,28 +119,24 @@ def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {line}"
         for kernel in before
-        for line in unlike(before[kernel], now[kernel], kernel)
+        for line in golden_files.unlike(before[kernel], now[kernel], kernel)
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--renew", action="store_true")
-    options = parser.parse_args()
-    if options.renew:
-        asked = [(arch, *kernel, None) for arch in ARCHES for kernel in KERNELS]
-        lines = ",\n".join(json.dumps(made) for made in entries(asked))
-        KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf8")
+    if golden_files.renews(__doc__):
+        golden_files.keep(
+            KEPT, entries([(arch, *kernel, None) for arch in ARCHES for kernel in KERNELS])
+        )
         return
-    kept = json.loads(KEPT.read_text(encoding="utf8"))
+    kept = golden_files.read(KEPT)
     for one, found in zip(kept, again(kept), strict=True):
         if one["release"] != found["release"]:
             raise SystemExit(
                 f"kept is what CUDA {one['release']} makes, here is {found['release']}"
             )
-        print(*differences(one, found), sep="\n", end="")
+        for line in differences(one, found):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from support import ROOT, without_torch
 
 from convtvm.cli import main
 from convtvm.errors import ConvtvmError, LibraryError
+from convtvm.library import deployment
 from convtvm.library.build import compile
 from convtvm.library.deployment import deploy
 from convtvm.problem.reference import conv2d_reference, random_inputs
@@ -195,6 +196,27 @@ def test_all_or_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     deploy(deployed / "x.so", folder)
     assert not list(folder.glob(".*")) and example(folder).returncode == 0
+
+
+def test_what_others_put_into_the_folder_stays(
+    deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two deployments at once into one new folder: neither takes away what the other wrote."""
+    folder, copy = tmp_path / "out", deployment._copy_package
+
+    def meanwhile(into: Path) -> None:
+        copy(into)
+        (folder / "convtvm").mkdir()
+        (folder / "convtvm" / "theirs").write_text("x", "utf8")
+        (folder / "kernels.tsv").write_text("theirs", "utf8")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deployment, "_copy_package", meanwhile)
+        with pytest.raises(ConvtvmError, match=r"something else writes .*; deploy to a new folder"):
+            deploy(deployed / "x.so", folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["convtvm", "kernels.tsv"]
+    assert (folder / "convtvm" / "theirs").is_file()
+    assert (folder / "kernels.tsv").read_text("utf8") == "theirs"
 
 
 def copied(deployed: Path, folder: Path, links: bool) -> Path:

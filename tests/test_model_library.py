@@ -6,18 +6,22 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import programs
 import pytest
 import torch
+import tvm_ffi
 from programs import W, content, expected, inputs, model
 from tvm import te
 
 import convtvm
-from convtvm.dispatch import container, model_file
+from convtvm.dispatch import container, execution, model_file
 from convtvm.dispatch.model import Model
 from convtvm.dispatch.model_manifest import from_json, to_json
 from convtvm.errors import ArrayError, LibraryError
@@ -76,6 +80,39 @@ def test_out_is_written_in_place() -> None:
     for seed in (4, 3):
         x, r = inputs(seed)
         np.testing.assert_array_equal(made(x, r)[0], expected(x, r))
+
+
+def test_what_follows_an_interrupted_call_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a call binds its memory, at each place: the next call does not take that for its
+    own."""
+    made = model()
+    mine, others = (
+        (*inputs(seed), np.empty(W.out_shape(), np.float32), np.empty((W.oc, 81), np.float32))
+        for seed in (3, 4)
+    )
+    bound = 0
+
+    def interrupted(array: np.ndarray) -> Any:
+        nonlocal bound
+        bound += 1
+        if bound == place:
+            raise KeyboardInterrupt
+        return tvm_ffi.from_dlpack(array)
+
+    for place in range(1, 100):
+        made(*mine[:2], out=mine[2:])
+        bound = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(execution, "tvm_ffi", SimpleNamespace(from_dlpack=interrupted))
+            with suppress(KeyboardInterrupt):
+                made(*others[:2], out=others[2:])
+        others[2][...] = mine[2][...] = 7
+        made(*mine[:2], out=mine[2:])
+        np.testing.assert_array_equal(mine[2], expected(*mine[:2]))
+        assert (others[2] == 7).all()
+        if bound < place:
+            break
+    assert place > 2
 
 
 X, R = inputs()
@@ -225,6 +262,7 @@ def test_wrong_kinds_of_files_say_what_to_call(path: Path, tmp_path: Path) -> No
         model().export(tmp_path / "no" / "m.so")
     with pytest.raises(LibraryError, match="threads is 0"):
         convtvm.load_model(path, threads=0)
+    assert convtvm.load_model(path, threads=np.int64(1)).threads == 1  # as of convtvm.load
 
 
 def test_foreign_formats_and_cpus_are_refused(path: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from stubs import LARGE, SMALL, TARGET, Decisions, StubBench, stub_measuring
 from support import record_of
 
 from convtvm.cli import main
+from convtvm.cli.events import Events
 from convtvm.cli.monitor import Monitor
 from convtvm.kernels.task import Task
 from convtvm.logs import records
@@ -49,6 +51,19 @@ def lines(path: str) -> list[dict[str, Any]]:
 
 
 # ---- events --------------------------------------------------------------------------------------
+
+
+def test_events_are_strict_json(tmp_path: Path) -> None:
+    told = Events(tmp_path / "e.jsonl")
+    told.summary({"tasks": [{"secs": math.inf, "spent": {"race": math.nan}}], "seconds": 1.5})
+    told.close()
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    found = json.loads((tmp_path / "e.jsonl").read_text("utf8"), parse_constant=refused)
+    assert found["tasks"] == [{"secs": None, "spent": {"race": None}}] and found["seconds"] == 1.5
+
 
 OF_ALL = {"event", "time"}
 OF_TASK = OF_ALL | {"workload", "name", "algorithm", "trials"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +109,16 @@ def test_batches() -> None:
     assert batches(7, {3: 1.0, 2: 1.0}) == [3, 2, 2]
     assert batches(4, {1: None, 3: None}) == [3, 1]
     assert batches(5, {2: 1.0, 4: 1.0}) == []
+    assert batches(5, {}) == []
+
+
+def test_batches_of_many_images() -> None:
+    """The slices of few images, and many of the cheapest."""
+    for sizes in ({1: 1.0, 7: 5.0, 16: 11.9}, {4: None, 6: None}, {5: 2.0, 8: 3.0}):
+        for total in (240, 242, 251):
+            few, many = (Counter(batches(n, sizes)) for n in (total, total + 168 * 500))
+            assert sum(many.elements()) == (total + 168 * 500 if few else 0)
+            assert len(many - few) == bool(few) and not few - many
 
 
 @pytest.mark.parametrize("n", [3, 4, 7])

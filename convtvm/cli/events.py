@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convtvm.cli.output import finite
 from convtvm.errors import LogError
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Events:
             self._file.close()
 
     def _write(self, event: str, **facts: Any) -> None:
-        facts = {k: _finite(v) for k, v in facts.items()}
+        line = json.dumps(finite({"event": event, "time": time.time(), **facts}), allow_nan=False)
         try:
-            self._file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
+            self._file.write(f"{line}\n")
             self._file.flush()
         except OSError as error:
             raise LogError(f"cannot write events to {self._path}: {error.strerror}") from None
@@ -79,7 +79,3 @@ def _task(progress: TaskProgress) -> dict[str, Any]:
         "algorithm": task.algorithm_name,
         "trials": progress.done,
     }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,11 @@ from convtvm.cli.output import (
 )
 from convtvm.cli.plotting import write_plot
 
+if TYPE_CHECKING:
+    from convtvm.compare.model_bench import ModelBench
+    from convtvm.dispatch import Model
+    from convtvm.machine.targets import CompileTarget
+
 
 def bench_source(
     source: str,
@@ -37,7 +42,7 @@ def bench_source(
 ) -> None:
     """Compile the model in `source` and time it beside the peers."""
     with torch_allowed():
-        from convtvm.compare.conditions import Neighbours, conditions, lines
+        from convtvm.compare.conditions import Neighbours, lines
         from convtvm.compare.model_bench import bench_model
         from convtvm.machine.targets import resolve
         from convtvm.models.importing import import_model
@@ -54,10 +59,25 @@ def bench_source(
             found = bench_model(model, imported, Path(source), peers, repeat)
     for name, reason in found.absent.items():
         warn(f"{name} took no part: {reason}")
-    under, every = conditions(), [found.ours, *found.peers.values()]
-    document: dict[str, Any] = {
+    document = _document(source, resolved, model, found, neighbours.share())
+    warn_of(document["noise"])
+    write_plot(plot, document)
+    if as_json:
+        print_json(document)
+    else:
+        click.echo("\n".join(lines(document)))
+        _print(f"{source}, {model.target}, threads {model.threads}", found)
+
+
+def _document(
+    source: str, target: CompileTarget, model: Model, found: ModelBench, others: float | None
+) -> dict[str, Any]:
+    """The comparison for --json; `others` is the share of the cores that other processes took."""
+    from convtvm.compare.conditions import conditions
+
+    return {
         "model": source,
-        "device": resolved.device_name(),
+        "device": target.device_name(),
         "target": model.target,
         "threads": model.threads,
         "ours": vars(found.ours),
@@ -65,22 +85,19 @@ def bench_source(
         "absent": dict(found.absent),
         "best_peer": found.best_peer,
         "speedup": found.speedup,
-        **under,
-        "noise": noise(every, neighbours.share()),
+        **conditions(),
+        "noise": noise([found.ours, *found.peers.values()], others),
     }
-    warn_of(document["noise"])
-    write_plot(plot, document)
-    if as_json:
-        print_json(document)
-        return
-    click.echo("\n".join(lines(under)))
-    ordered = sorted(found.peers.items(), key=lambda item: item[1].seconds)
+
+
+def _print(title: str, found: ModelBench) -> None:
+    """A line for the model and each peer, the fastest first."""
+    peers = sorted(found.peers.items(), key=lambda item: item[1].seconds)
     rows = []
-    for name, m in (("convtvm", found.ours), *ordered):
+    for name, m in (("convtvm", found.ours), *peers):
         ratio = significant(m.seconds / found.ours.seconds, 3)
         of_ours = "" if m is found.ours else f"{ratio}x"
         rows.append([name, marked(m), f"{100 * m.spread:.1f}", of_ours, f"{m.max_error:.1e}"])
-    title = f"{source}, {model.target}, threads {model.threads}"
     print_table(title, ["", ">ms", ">±%", ">of ours", ">error"], rows)
     if found.speedup:
         click.echo(f"{text_of(found.speedup, '{:.2f}')}x the best peer, {found.best_peer}")

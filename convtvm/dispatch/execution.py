@@ -82,6 +82,7 @@ class Execution:
         addresses = (*sources, *targets)
         if addresses == self._bound:
             return
+        self._bound = ()  # should this be interrupted, the next call must not take it for done
         manifest = self._manifest
         for root, address in zip(manifest.inputs.values(), sources, strict=True):
             self._places[root].bind(address)
@@ -147,10 +148,12 @@ class _Place:
         """Have the calls use this memory. It is not kept alive: it is the caller's."""
         if address == self._address:
             return
-        self._address = address
-        tensors = {n: tvm_ffi.from_dlpack(self.array(n)) for n in self._values}
+        self._address = 0  # until all calls have it: this may be interrupted
+        arrays = {n: _at(address, value) for n, value in self._values.items()}
+        tensors = {n: tvm_ffi.from_dlpack(array) for n, array in arrays.items()}
         for arguments, position, number in self._uses:
             arguments[position] = tensors[number]
+        self._address = address
 
     def array(self, number: int) -> Array:
         return _at(self._address, self._values[number])

@@ -20,7 +20,7 @@ from convtvm.dispatch.model_manifest import ModelManifest
 from convtvm.dispatch.signature import Signature
 from convtvm.dispatch.tensors import Port
 from convtvm.dispatch.threads import numbers, pool
-from convtvm.errors import LibraryError
+from convtvm.errors import LibraryError, check_number
 from convtvm.problem.reference import Array, aligned_empty
 
 
@@ -31,8 +31,8 @@ def load_model(path: str | Path, threads: int | None = None) -> Model:
     that is not an intact model or needs CPU features that this machine lacks, before any of its
     code runs.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise LibraryError(f"threads is {threads!r}, expected a whole number of 1 or more")
+    if threads is not None:
+        threads = check_number("threads", threads, least=1, whole=True, kind=LibraryError)
     content = model_file.read(path)
     suitability.check(content.targets, path)
     model = Model(content, threads)

@@ -180,18 +180,30 @@ def batches(total: int, sizes: Mapping[int, float | None]) -> list[int]:
 
     Without times the fewest slices; empty if no sum of them is `total`.
     """
+    if not sizes:
+        return []
     known = all(seconds is not None for seconds in sizes.values())
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    costs = {n: s if known and s is not None else 1.0 for n, s in sizes.items()}
+    # Of any `cheap` slices some add up to a multiple of it, so fewer than that need be others.
+    cheap = min(costs, key=lambda n: (costs[n] / n, n))
+    alike = max(0, total // cheap - max(costs))
+    rest = _least(total - alike * cheap, costs)
+    return sorted([*rest, *[cheap] * alike], reverse=True) if rest else []
+
+
+def _least(total: int, costs: Mapping[int, float]) -> list[int]:
+    """Numbers, of those whose costs are given, that add up to `total` at the least cost; empty if
+    none do."""
+    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # sum -> cost, the last number
     for n in range(1, total + 1):
-        ways = [
-            (best[n - k][0] + (seconds if known and seconds is not None else 1.0), k)
-            for k, seconds in sizes.items()
-            if n - k in best
-        ]
+        ways = [(best[n - k][0] + cost, k) for k, cost in costs.items() if n - k in best]
         if ways:
-            cost, k = min(ways)
-            best[n] = (cost, [*best[n - k][1], k])
-    return sorted(best[total][1], reverse=True) if total in best else []
+            best[n] = min(ways)
+    found: list[int] = []
+    while total and total in best:
+        found.append(best[total][1])
+        total -= found[-1]
+    return found
 
 
 def _ms(seconds: float) -> str:

@@ -187,22 +187,27 @@ def _check_name(name: str) -> None:
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose content becomes that of `folder` at the end; after an exception
-    nothing is left of it, nor of parents that were made for it."""
+    nothing is left of it, nor of parents that were made for it. What others have put there is
+    theirs."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     partial = folder / f".convtvm-{secrets.token_hex(8)}"
+    names: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConvtvmError(f"{folder} is not empty; deploy to a new folder")
         partial.mkdir()
         yield partial
-        for path in partial.iterdir():
-            path.rename(folder / path.name)
+        names = os.listdir(partial)
+        for name in names:
+            if os.path.lexists(folder / name):
+                raise ConvtvmError(f"something else writes {folder / name}; deploy to a new folder")
+            (partial / name).rename(folder / name)
         partial.rmdir()
     except BaseException:
-        if partial.exists():  # else the folder was somebody's
-            for path in (partial, *(folder / name for name in os.listdir(folder))):
-                _remove(path)
+        moved = [folder / name for name in names if not os.path.lexists(partial / name)]
+        for path in (*moved, partial):
+            _remove(path)
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
