@@ -153,6 +153,15 @@ def test_damaged_weights(path: Path) -> None:
     model.graph.initializer[0].raw_data = b"1234"
     onnx.save(model, path)
     refusal(path, str(path), "weight k0 is damaged")
+    model.graph.initializer[0].data_type = 77
+    path.write_bytes(model.SerializeToString())
+    refusal(path, str(path), "weight k0 is damaged", "type 77")
+    model.graph.initializer[0].data_type = FLOAT
+    model.graph.initializer[0].raw_data = bytes(12)
+    model.graph.initializer[0].dims[0] = -4
+    path.write_bytes(model.SerializeToString())
+    refusal(path, str(path), "weight k0 is damaged", "[-4, 3, 1, 1]")
+    model.graph.initializer[0].dims[0] = 1
     external(model.graph.initializer[0], location="weights.bin", offset="abc")
     onnx.save(model, path)
     refusal(path, "weights.bin")
@@ -199,6 +208,12 @@ def test_opsets(path: Path) -> None:
     for opset, words in ((0, "opset 0"), (999, "opset 999")):
         path.write_bytes(relu_of([3], opset=opset).SerializeToString())
         refusal(path, str(path), words)
+    for domains in ([], [helper.make_opsetid("com.microsoft", 1)]):
+        model = relu_of([3])
+        del model.opset_import[:]
+        model.opset_import.extend(domains)
+        path.write_bytes(model.SerializeToString())
+        refusal(path, str(path), "of which opset")
 
 
 def test_inputs_that_are_no_numbers(path: Path) -> None:

@@ -72,6 +72,30 @@ INVALID = {
     "an image without axes": one("Conv", KERNEL, shape=(1, 3)),
     "a window larger than the image": one("MaxPool", kernel_shape=[9, 9]),
     "no kernel": one("MaxPool"),
+    **{
+        f"{operator} padded by a mode of its own": one(
+            operator, *operands, auto_pad="SAME", **options
+        )
+        for operator, operands, options in (
+            ("Conv", (KERNEL,), {}),
+            ("ConvTranspose", (np.ones((3, 2, 3, 3), "float32"),), {}),
+            ("MaxPool", (), {"kernel_shape": [2, 2]}),
+        )
+    },
+    **{
+        f"{operator} of padding alone": one(operator, kernel_shape=[2, 3], pads=[0, 1, 2, 1])
+        for operator in ("MaxPool", "AveragePool", "LpPool")
+    },
+    "no groups": one("Conv", KERNEL, group=0),
+    "groups that do not divide": one("Conv", KERNEL[:, :1], group=3),
+    "channels of another weight": one("Conv", KERNEL, shape=(1, 5, 8, 8)),
+    "channels of another weight, transposed": one("ConvTranspose", KERNEL, shape=(1, 3, 8, 8)),
+    "a bias of another layer": one("Conv", KERNEL, np.ones(7, "float32")),
+    "text": one("Cast", to=TensorProto.STRING),
+    **{
+        f"resized by {scale}": one("Resize", [], np.array([1, 1, scale, 2], "float32"))
+        for scale in (np.nan, np.inf, -2, 0)
+    },
     "nothing left": one("ConvTranspose", KERNEL, shape=(1, 4, 2, 2), pads=[9, 9, 9, 9]),
     "shapes that do not broadcast": one("Add", np.ones(5, "float32")),
     "an axis too far": one("Softmax", axis=7),

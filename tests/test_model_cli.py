@@ -276,6 +276,7 @@ def test_a_bound_that_nothing_keeps(steep: Path, tmp_path: Path, capsys: Any) ->
     assert not (tmp_path / "x.so").exists()
 
 
+IMAGE_SHAPE = "image=2x3x33x31"
 REFUSED: list[tuple[list[str], str]] = [
     (["compile", "open.onnx", "-o", "x.so"], "the shape of image"),
     (["compile", "open.onnx", "-o", "x.so", "--shape", "image=0x3"], "is no shape, expected NAME="),
@@ -283,6 +284,9 @@ REFUSED: list[tuple[list[str], str]] = [
     (["compile", "open.onnx", "-o", "x.so", "--layout", "NHWC"], "--layout is not for models"),
     (["compile", "open.onnx", "-o", "x.so", "--keep", "all"], "--keep is not for models"),
     (["compile", "open.onnx", "-o", "no/x.so"], "there is no folder no"),
+    (["compile", "open.onnx", "-o", "open.onnx", "--shape", IMAGE_SHAPE], "the model itself"),
+    (["compile", "scalar.onnx", "-o", "x.so", "--batched"], "multiples of the batch"),
+    (["compile", "rows.onnx", "-o", "x.so", "--batched"], "x 3x4 float32, y scalar float32"),
     (["compile", "resnet18", "-o", "x.so", "--batched"], "--batched is not for layers"),
     (["compile", "resnet18", "-o", "x.so", "--shape", "x=1"], "--shape is not for layers"),
     (["compile", "none.onnx", "-o", "x.so"], "none.onnx"),
@@ -311,6 +315,14 @@ def test_refusals(
 ) -> None:
     monkeypatch.chdir(folder)
     np.savez("wrong.npz", picture=np.zeros(3, np.float32))
+    for name, operator, shape in (("scalar", "Exp", []), ("rows", "ReduceSum", [3, 4])):
+        options = {} if operator == "Exp" else {"keepdims": 0}
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node(operator, ["x"], ["y"], **options)], "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+            [onnx.helper.make_empty_tensor_value_info("y")],
+        )  # fmt: skip
+        onnx.save(onnx.helper.make_model(graph), f"{name}.onnx")
     np.savez("size.npz", image=np.zeros((3, 3, 33, 31), np.float32))
     before = sorted(path.name for path in folder.iterdir())
     assert main(command) == 2

@@ -17,6 +17,7 @@ from convtvm.cli.output import (
     torch_allowed,
     warn,
 )
+from convtvm.errors import ConvtvmError
 
 if TYPE_CHECKING:
     from convtvm.dispatch import Model
@@ -43,6 +44,8 @@ def _show(done: int, total: int) -> None:
 def compile_to(out: Path, source: str, as_json: bool, **options: Any) -> None:
     """Compile the model in `source` to a library at `out`, and say what is in it."""
     check_writable(out)
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ConvtvmError(f"cannot write {out}: it is the model itself")
     started = time.monotonic()
     model = compile_source(source, quiet=as_json, **options)
     model.export(out)

@@ -13,7 +13,7 @@ import numpy as np
 from convtvm.dispatch import suitability
 from convtvm.dispatch.model import Model
 from convtvm.dispatch.model_file import ModelContent
-from convtvm.errors import EnvironmentProblem, NoCandidate, TargetError
+from convtvm.errors import EnvironmentProblem, ModelError, NoCandidate, TargetError
 from convtvm.kernels import codegen
 from convtvm.logs import records
 from convtvm.machine.targets import CompileTarget, CudaTarget, resolve_several
@@ -49,6 +49,8 @@ def compile_anew(
         raise TargetError(f"target {targets[0].name!r}: models are compiled for CPUs only")
     codegen.linker(targets[0].spec.get("mtriple", ""))  # a refusal comes before the work
     imported = import_model(model, example, pinned)
+    if batched:
+        _check_batch(imported)
     history, damaged = records.load(
         records.shipped_logs() if logs is None else records.as_paths(logs)
     )
@@ -75,6 +77,17 @@ def compile_anew(
     else:
         bounds = [(asked / divisor, asked) for divisor in (1, 4, 16)]
     return _tightened(build, bounds)
+
+
+def _check_batch(imported: Imported) -> None:
+    """Raise ModelError unless all inputs and outputs share their first axis."""
+    ports = [*imported.inputs, *imported.outputs]
+    firsts = {port.shape[:1] for port in ports}
+    if not imported.inputs or () in firsts or len(firsts) > 1:
+        raise ModelError(
+            "calls may bring multiples of the batch if it is the first axis of all inputs and "
+            f"outputs; these are {', '.join(map(str, ports))}"
+        )
 
 
 def _tightened(

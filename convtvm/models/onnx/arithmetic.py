@@ -53,6 +53,8 @@ def _cast(node: Node) -> relax.Expr:
         to = TensorProto.DataType.Value(to)
     if to in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         to = TensorProto.FLOAT
+    if to == TensorProto.STRING:
+        raise node.fails("makes text, expected numbers")
     dtype = frontend.get_type(to)
     if dtype == node.dtype():
         return node.input()

@@ -14,6 +14,7 @@ from convtvm.models.onnx.node import Node
 from convtvm.models.onnx.shapes import padded
 
 _SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
+_PADDING_MODES = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 Window = tuple[list[int], list[int], list[int], list[int]]
 
 
@@ -21,7 +22,7 @@ def window(node: Node, kernel: Sequence[int], image: Sequence[int]) -> Window:
     """Strides, dilations, and the padding before and after every axis of an image."""
     ones = [1] * len(image)
     strides, dilations = node.sizes("strides", ones), node.sizes("dilations", ones)
-    mode = node.get("auto_pad", "NOTSET")
+    mode = _padding_mode(node)
     if mode in ("NOTSET", "VALID"):
         pads = (
             node.sizes("pads", [0] * 2 * len(image)) if mode == "NOTSET" else [0] * 2 * len(image)
@@ -37,6 +38,24 @@ def window(node: Node, kernel: Sequence[int], image: Sequence[int]) -> Window:
         before.append(less if mode == "SAME_UPPER" else more)
         after.append(more if mode == "SAME_UPPER" else less)
     return strides, dilations, before, after
+
+
+def _padding_mode(node: Node) -> str:
+    mode = node.get("auto_pad") or "NOTSET"
+    if mode not in _PADDING_MODES:
+        raise node.fails(f"pads by {mode}, expected one of {', '.join(_PADDING_MODES)}")
+    return mode
+
+
+def _check_channels(node: Node, weight_channels: int, filters: int) -> None:
+    """Whether data, weight, groups and bias have the same numbers of channels."""
+    groups, channels = int(node.get("group", 1)), node.shape()[1]
+    if groups < 1 or channels != weight_channels or filters % groups:
+        raise node.fails(
+            f"has {channels} channels for a weight of {list(node.shape(1))} in {groups} groups"
+        )
+    if node.has(2) and math.prod(node.shape(2)) != filters:
+        raise node.fails(f"has a bias of {list(node.shape(2))} for {filters} filters")
 
 
 def _biased(node: Node, convolved: relax.Expr, spatial: int) -> relax.Expr:
@@ -58,6 +77,8 @@ def convolution(node: Node) -> relax.Expr:
     """Of data, weight and, where there is one, bias; with Conv's attributes."""
     image, kernel = node.shape()[2:], kernel_of(node)
     spatial = _spatial(node, len(image))
+    groups = int(node.get("group", 1))
+    _check_channels(node, node.shape(1)[1] * groups, node.shape(1)[0])
     strides, dilations, before, after = window(node, kernel, image)
     convolve = getattr(relax.op.nn, f"conv{len(image)}d")
     convolved = convolve(
@@ -66,7 +87,7 @@ def convolution(node: Node) -> relax.Expr:
         strides,
         before + after,
         dilations,
-        node.get("group", 1),
+        groups,
         data_layout=f"NC{spatial}",
         kernel_layout=f"OI{spatial}",
     )
@@ -83,6 +104,7 @@ def _spatial(node: Node, axes: int) -> str:
 def _conv_transpose(node: Node) -> relax.Expr:
     image, kernel = node.shape()[2:], kernel_of(node)
     spatial, ones = _spatial(node, len(image)), [1] * len(image)
+    _check_channels(node, node.shape(1)[0], node.shape(1)[1] * max(1, int(node.get("group", 1))))
     strides, dilations = node.sizes("strides", ones), node.sizes("dilations", ones)
     extra = node.sizes("output_padding", [0] * len(image))
     reach = [(k - 1) * dilation + 1 for k, dilation in zip(kernel, dilations, strict=True)]
@@ -124,7 +146,7 @@ def _transposed_padding(
     extra: Sequence[int],
 ) -> tuple[list[int], list[int]]:
     """What is taken away before and after every axis, by itself or for a wanted size."""
-    mode, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
+    mode, wanted = _padding_mode(node), node.get("output_shape")
     if wanted is None and mode in ("NOTSET", "VALID"):
         pads = (
             node.sizes("pads", [0] * 2 * len(image)) if mode == "NOTSET" else [0] * 2 * len(image)
@@ -169,6 +191,8 @@ def windows(node: Node) -> tuple[list[int], Window, list[int], list[int]]:
     beyond, counts = [0] * len(image), [0] * len(image)
     for i, extent in enumerate(image):
         reach, padded_size = (kernel[i] - 1) * dilations[i] + 1, extent + before[i] + after[i]
+        if max(before[i], after[i]) >= reach:
+            raise node.fails(f"pads {before} and {after}, as far as its windows reach or farther")
         steps = (padded_size - reach) / strides[i]
         count = (math.ceil(steps) if node.get("ceil_mode", 0) else math.floor(steps)) + 1
         if node.get("ceil_mode", 0) and (count - 1) * strides[i] >= extent + before[i]:

@@ -58,6 +58,13 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.graph.output or not model.ir_version:
         raise ModelError(f"{path} holds no ONNX graph with outputs; expected an exported model")
     newest = onnx.defs.onnx_opset_version()
+    known = any(o.domain in ("", "ai.onnx") for o in model.opset_import)
+    if (
+        not known
+        and model.ir_version >= 3
+        and any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    ):
+        raise ModelError(f"{path} does not say of which opset its operators are; export it anew")
     if opset_of(model) < 1:
         raise ModelError(f"{path} is of opset {opset_of(model)}, expected 1 to {newest}")
     if opset_of(model) > newest:
@@ -179,6 +186,12 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 def weight_of(tensor: TensorProto) -> np.ndarray:
     """The array of a weight. Raises ModelError if it does not hold what it says."""
     try:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"it has a shape of {list(tensor.dims)}")
+        if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:
+            raise ValueError(
+                f"its elements are of type {tensor.data_type}, which onnx does not know"
+            )
         return numpy_helper.to_array(tensor)
     except (TypeError, ValueError) as error:
         first = (str(error).splitlines() or ["no message"])[0]

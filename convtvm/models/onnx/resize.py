@@ -50,6 +50,8 @@ def _axes(node: Node) -> list[Axis]:
     given = scales if scales is not None else sizes
     if given is None or len(given) != len(chosen):
         raise node.fails(f"expected a scale or a size for each of {len(chosen)} axes")
+    if any(not 0 < value < math.inf for value in given):
+        raise node.fails(f"resizes by {list(given)}, expected numbers above 0; is --shape right?")
     policy = node.get("keep_aspect_ratio_policy", "stretch")
     if sizes is not None and policy != "stretch":
         pick = min if policy == "not_larger" else max
