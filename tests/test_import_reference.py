@@ -92,6 +92,9 @@ ROWS = np.array(
 )
 TRUTH = np.array([[True, True], [True, False], [False, False]])
 EDGE = np.where(RANDOM.random((1, 16, 6, 7)) < 0.8, -np.inf, floats(1, 16, 6, 7)).astype("float32")
+# From nothing to what overflows, more than a vector of each.
+SIZES = [0, 1e-30, 1e-4, 0.3, 0.9999, 1, 1.0001, 3, 20, 60, 88, 89, 200, 1e4, 1e30, np.inf]
+NUMBERS = np.array([*SIZES, *(-size for size in SIZES), 0.5, -0.5, 7], "float32")
 AXIS = {"axes": np.array([1])}
 KINDS = {
     "float32": floats(3, 5), "int32": RANDOM.integers(-9, 9, (3, 5)).astype("int32"),
@@ -171,6 +174,13 @@ MODELS = {
         output_height=2, output_width=3, spatial_scale=0.5,
         coordinate_transformation_mode="output_half_pixel",
     ),
+    **{
+        operator: model_of([node(operator, ["x0"], ["y"])], ["y"], NUMBERS, opset=22)
+        for operator in (
+            *("Sinh", "Cosh", "Tan", "Asinh", "Atanh", "Softplus", "Mish", "Gelu", "Sigmoid"),
+            *("Exp", "Softsign", "Erf", "Tanh", "HardSwish"),
+        )
+    },
     "split off nothing": model_of(
         [
             node("Split", ["x0", "sizes"], ["a", "b", "c"], axis=1),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import relax
 
 from convtvm.models.constants import op_name
-from convtvm.models.legalize import extremes, ordering, pooling
+from convtvm.models.legalize import extremes, hyperbolic, ordering, pooling
 
 
 def _default(call: relax.Call) -> Callable[..., relax.Expr]:
@@ -27,5 +27,6 @@ LEGALIZE = {
     "relax.nn.max_pool2d": _pool,
     "relax.nn.avg_pool2d": _pool,
     **extremes.LEGALIZE,
+    **hyperbolic.LEGALIZE,
     **ordering.LEGALIZE,
 }
