@@ -5,31 +5,20 @@ from __future__ import annotations
 import gc
 import os
 import random
-import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from convtvm.library.cache import VARIABLE
-from convtvm.measure import client, remote
-from convtvm.measure.client import Zygote
 
-# The same examples in every run, however long one takes: what they find is found by the change that
-# brings it. `--hypothesis-profile default` draws others.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.load_profile("same")
-
-# Before other modules take them from there: what works is not given up on a slow or busy machine.
-client.BUILD_SECONDS = client.RUN_SECONDS = remote.CONNECT_SECONDS = 300.0
+if TYPE_CHECKING:
+    from helpers import Helpers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +30,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(shared.cleanup)
     os.environ["EMULATOR_SHARED"] = shared.name
     os.environ[VARIABLE] = str(Path(shared.name, "cache"))
+
+
+@cache
+def _settle(profile: str | None) -> None:
+    from hypothesis import settings
+
+    from convtvm.measure import client, remote
+
+    client.BUILD_SECONDS = client.RUN_SECONDS = remote.CONNECT_SECONDS = 300.0
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.load_profile(profile or "same")
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before any test is imported, and not by the process that only hands out files, where TVM
+    would be seconds for nothing. What works is not given up on a slow or busy machine; Hypothesis
+    draws the same examples in every run, however long one takes, so that what they find is found by
+    the change that brings it (`--hypothesis-profile default` draws others)."""
+    _settle(collector.config.getoption("hypothesis_profile", None))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -74,68 +82,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
-class Helper(Zygote):
-    """One that can unpickle what tests define."""
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-            return super()._spawn()
-
-
-class Helpers:
-    """In the place of the class Zygote where libraries are made: helpers that are kept for the run,
-    one for each of the last two environments, as long as nobody else has one of them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[frozenset[tuple[str, str]], Helper] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, at_once: bool = True) -> Iterator[Zygote]:
-        if not self._lock.acquire(blocking=False):
-            with Helper(at_once=at_once) as own:
-                yield own
-            return
-        try:
-            helper = self._found()
-            try:
-                yield helper
-            finally:
-                _tidy(helper.folder)
-        finally:
-            self._lock.release()
-
-    def _found(self) -> Helper:
-        """The one of this environment, as the last of those that are kept."""
-        ours = frozenset((k, v) for k, v in os.environ.items() if k not in NO_MATTER)
-        helper = self._kept.pop(ours, None) or Helper(at_once=False)
-        self._kept[ours] = helper
-        if len(self._kept) > 2:
-            self._kept.pop(next(iter(self._kept))).close()
-        return helper
-
-    def close(self) -> None:
-        for helper in self._kept.values():
-            helper.close()
-
-
-# Variables that no helper reads.
-NO_MATTER = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", VARIABLE)
-
-
-def _tidy(folder: Path) -> None:
-    """As new to whoever is next."""
-    for path in folder.glob("*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 @pytest.fixture(scope="session")
 def helpers_of_all() -> Iterator[Helpers]:
+    from helpers import Helpers
+
     made = Helpers()
     yield made
     made.close()
@@ -148,8 +98,11 @@ MAKERS += ("models", "programs", "test_model_cli", "test_model_library")
 
 @pytest.fixture(scope="module", autouse=True)
 def shared_helpers(helpers_of_all: Helpers) -> Iterator[None]:
-    """Starting one takes longer than building most libraries."""
+    """Starting one takes longer than building most libraries. And TorchDynamo does not time its own
+    guards, which takes longer than compiling most graphs of tests."""
     with pytest.MonkeyPatch.context() as patch:
+        if guards := sys.modules.get("torch._dynamo.guards"):
+            patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0, raising=False)
         for name in MAKERS:
             if name in sys.modules:
                 patch.setattr(sys.modules[name], "Zygote", helpers_of_all)
