@@ -26,6 +26,7 @@ from schedules.knobs import Decisions
 
 MULTIPLY_ADD = "convtvm.multiply_add"  # value: the operands
 LOAD_MATRICES = "convtvm.load_matrices"  # value: 1 if the depth is the outer axis in memory
+SWIZZLED = "convtvm.swizzled"  # of a block that fills a tile; value: elements that stay together
 
 SQUARE = 16  # pixels and channels of a fragment
 LANES = 32
@@ -90,7 +91,7 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         _fragment(sch, fragment, kind, index == 0, None if kind == "tf32" else int(not inner))
         vector = attribute(sch, "vector") if index == 0 else VECTOR[kind]
         _fetch(sch, operand, warps(d), vector, inner)
-        _pad_rows(sch, operand, kind, inner)
+        _arrange(sch, operand, kind, inner)
 
     _store(sch, gemm, store, warp, vectors)
     init = sch.decompose_reduction(gemm, step)
@@ -179,12 +180,15 @@ def _fetch(sch: Schedule, block: SBlockRV, count: int, vector: int, depth_inner:
         sch.vectorize(lanes)
 
 
-def _pad_rows(sch: Schedule, block: SBlockRV, kind: str, depth_inner: bool) -> None:
-    """Rows of an odd number of vectors, so that those of a matrix lie in different banks; for lanes
-    that read tf32 themselves, along the depth, 8 banks apart."""
+def _arrange(sch: Schedule, block: SBlockRV, kind: str, depth_inner: bool) -> None:
+    """Rows of a tile so that no lanes that are served at once want the same bank: swizzled for
+    matrices of 16 bits; padded for lanes that read tf32 themselves, along the depth by 4 words or,
+    across it, to 8 banks apart."""
     if depth_inner:
         sch.transform_layout(block, ("write", 0), lambda b, k, p: [b, p, k])
-    if kind == "tf32" and not depth_inner:
-        sch.storage_align(block, 0, -2, LANES, 8)
-    else:
+    if kind != "tf32":
+        sch.annotate(block, SWIZZLED, VECTOR[kind])
+    elif depth_inner:
         sch.storage_align(block, 0, -2, 2 * VECTOR[kind], VECTOR[kind])
+    else:
+        sch.storage_align(block, 0, -2, LANES, 8)

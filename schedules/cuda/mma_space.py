@@ -42,19 +42,19 @@ def element_bytes(kind: str) -> int:
 
 def shared_bytes(d: Decisions, kind: str, depth_inner: bool) -> int:
     """Bytes of shared memory of a block, padded rows included: every stage has its own tiles."""
-    by_lane = kind == "tf32"
-    vector = VECTOR[kind]
 
-    def padded(row: int, along_depth: bool) -> int:
-        factor, offset = (LANES, 8) if by_lane and not along_depth else (2 * vector, vector)
-        return row + (offset - row) % factor
+    def row(length: int, along_depth: bool) -> int:
+        if kind != "tf32":
+            return length
+        factor, offset = (2 * VECTOR[kind], VECTOR[kind]) if along_depth else (LANES, 8)
+        return length + (offset - length) % factor
 
     left = (
-        d["tile_p"] * padded(d["tile_k"], True)
+        d["tile_p"] * row(d["tile_k"], True)
         if depth_inner
-        else d["tile_k"] * padded(d["tile_p"], False)
+        else d["tile_k"] * row(d["tile_p"], False)
     )
-    right = d["tile_k"] * padded(d["tile_c"], False)
+    right = d["tile_k"] * row(d["tile_c"], False)
     return element_bytes(kind) * d["stages"] * (left + right)
 
 

@@ -24,7 +24,7 @@ from tvm.tirx.stmt import AllocBuffer
 from convtvm.errors import BuildError
 from convtvm.kernels import codegen
 from convtvm.kernels.codegen import Built
-from convtvm.kernels.cuda import passes
+from convtvm.kernels.cuda import passes, swizzle
 from convtvm.kernels.cuda.cubin import compile_source
 from convtvm.kernels.cuda.device_code import DeviceCode
 from convtvm.kernels.cuda.instructions import TENSOR_CORES, uses_tensor_cores, with_instructions
@@ -83,7 +83,7 @@ def lower(mod: tvm.IRModule, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRMo
         raise BuildError(
             f"tensor cores need sm_{TENSOR_CORES} or newer, the target has {target.arches[0]}"
         )
-    functions = {v: with_instructions(f) for v, f in mod.functions_items()}
+    functions = {v: swizzle.with_names(with_instructions(f)) for v, f in mod.functions_items()}
     bounded = tvm.IRModule(functions)
     _, finalize_host, finalize_device = s_tir_pipeline.default_s_tir_pipeline()
     with tvm.transform.PassContext(config=_CONFIG):

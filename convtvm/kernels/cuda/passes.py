@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from convtvm.kernels.cuda import copies, pipelining
+from convtvm.kernels.cuda import copies, pipelining, swizzle
 
 
 def lower(mod: tvm.IRModule) -> tvm.IRModule:
@@ -36,6 +36,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         s_tir.transform.InjectSoftwarePipeline(),
         s_tir.transform.LowerOpaqueBlock(),
         pipelining.fold,
+        swizzle.apply,
         s_tir.transform.StmtSimplify(),
         # Loops become what their annotations say.
         tirx.transform.FlattenBuffer(),
