@@ -8,7 +8,6 @@ import pytest
 from emulator import emulated
 from emulator.accesses import Access, CountedCheck, CountedSource
 
-from convtvm.kernels.cuda import swizzle
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
 from convtvm.measure.client import Zygote
@@ -140,7 +139,7 @@ def product(name: str, dtype: str, layout: str, tiles: str, zygote: Zygote) -> l
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_nothing_conflicts(dtype: str, layout: str, tiles: str, emulated_gpu: Zygote) -> None:
-    """Neither copies into swizzled tiles nor loads of matrices; nor would rows as they are do."""
+    """Neither copies into swizzled tiles nor loads of matrices."""
     found = [
         a for a in product("direct", dtype, layout, tiles, emulated_gpu) if a.space == "shared"
     ]
@@ -149,17 +148,43 @@ def test_nothing_conflicts(dtype: str, layout: str, tiles: str, emulated_gpu: Zy
     assert all(a.worst == 1 and not a.conflicts for a in found), found
 
 
-def test_rows_as_they_are_would_conflict(
-    emulated_gpu: Zygote, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(swizzle, "_AT_ONCE", 1)  # no key but 0
-    with emulated() as zygote:
-        found = product("direct", "float16", "NHWC", "usual", zygote)
-    assert {a.worst for a in found if a.kind == "matrices"} == {4}
-
-
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_lanes_that_read_tf32_never_conflict(layout: str, emulated_gpu: Zygote) -> None:
     found = product("direct:tf32", "float32", layout, "usual", emulated_gpu)
     loads = [a for a in found if (a.space, a.kind) == ("shared", "load")]
     assert len(loads) >= 2 and all(a.worst == 1 and not a.conflicts for a in loads), found
+
+
+# Channels, columns of a warp and groups, whose outputs are stored by so many bytes of a lane.
+STORES = {
+    "16 bytes": ({"oc": 64}, 32, 16),
+    "16 bytes, two groups, more columns than channels": ({"oc": 64, "groups": 2}, 64, 16),
+    "16 bytes, three groups, a part of a tile": ({"oc": 288, "groups": 3}, 32, 16),
+    "8 bytes": ({"oc": 64}, 16, 8),
+    "pairs": ({"oc": 40}, 32, 4),
+    "single channels": ({"oc": 33}, 32, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", STORES)
+def test_outputs_are_stored_by_whole_vectors(case: str, dtype: str, emulated_gpu: Zygote) -> None:
+    sizes, columns, width = STORES[case]
+    w = ConvWorkload.make(ic=24, ih=7, kh=3, padding=1, n=2, dtype=dtype, **sizes)
+    task = Task(w, "direct", resolve("cuda:sm_90"), "NHWC")
+    warp = {"tile_c": 64, "warp_c": columns, "tile_p": 32, "warp_p": 16}
+    found = counted(CountedCheck(task, {**TILES["usual"], **warp, "split_k": 1}), emulated_gpu)
+    stores = [a for a in found if (a.space, a.kind) == ("global", "store")]
+    assert {a.bytes for a in stores} == {width}
+    assert width < 16 or all(a.cost == a.least for a in stores), stores
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("name", ["direct", "im2col", "mec:b"])
+def test_sums_through_memory_are_of_the_same_channels(
+    name: str, layout: str, emulated_gpu: Zygote
+) -> None:
+    """Parts of a sum, whose columns are channels in another order; answers are compared."""
+    w = ConvWorkload.make(24, 64, 5, kh=3, padding=1, n=2, dtype="float16")
+    task = Task(w, name, resolve("cuda:sm_90"), layout)
+    counted(CountedCheck(task, {**TILES["usual"], "split_k": 2, "stages": 1}), emulated_gpu)

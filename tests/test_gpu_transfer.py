@@ -36,7 +36,7 @@ def of(w: ConvWorkload, arch: str, name: str = "direct", layout: str = "NHWC") -
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89"])
 def test_decisions_of_another_architecture_come_first(arch: str) -> None:
     """Of the same layer; those that need more than this one has are refused."""
-    w = replace(LAYER, dtype="float16", n=16)
+    w = replace(LAYER, dtype="float16", n=16, oc=128)
     here, there = of(w, arch), of(w, "sm_90")
     assert is_near(there.target.name, here.target)
     small = next(d for d in there.space.points if here.space.contains(d))

@@ -10,6 +10,11 @@ float16 and bfloat16, 1 for tf32, and 4v * r + v * q + i a place along the depth
     right [lane, 2v*h + v*r + i]   channel 8h + g, lane 4g + q
     sums  [lane, 4h + 2y + x]      pixel 8y + g, channel 8h + 2q + x, lane 4g + q
 
+Where the compute has its own order of channels (convtvm.compute.cuda.gemm), channels of a lane are
+neighbours in the output: 8 of two squares side by side, with h = 0..3, or 4 of one square:
+
+    sums  [lane, 8y + 2h + x]      or [lane, 4y + 2h + x]
+
 Here the product is loops over these axes, which any machine can run. Annotations say which loops a
 warp executes as one instruction: MULTIPLY_ADD, and LOAD_MATRICES for fragments of 16 bits.
 """
@@ -25,6 +30,7 @@ from schedules.cuda.gemm import attribute, unroll
 from schedules.knobs import Decisions
 
 MULTIPLY_ADD = "convtvm.multiply_add"  # value: the operands
+WIDE = "convtvm.wide_store"  # of a loop over neighbours that are stored at once
 LOAD_MATRICES = "convtvm.load_matrices"  # value: 1 if the depth is the outer axis in memory
 SWIZZLED = "convtvm.swizzled"  # of a block that fills a tile; value: elements that stay together
 
@@ -51,10 +57,11 @@ def stores_pairs(sch: Schedule) -> bool:
     return channels // groups % 2 == 0
 
 
-def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> None:
+def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool, wide: bool) -> None:
     """Schedule lhs, rhs and gemm as one kernel.
 
-    `store` takes the sums from the registers; if `vectors`, channels lie together, in pairs.
+    `store` takes the sums from the registers; if `vectors`, channels lie together, in pairs; if
+    `wide`, all those of a lane do.
     """
     gemm, lhs, rhs = (sch.get_sblock(name) for name in ("gemm", "lhs", "rhs"))
     kind, depth_inner = operands(sch), bool(attribute(sch, "depth_inner"))
@@ -93,7 +100,9 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool) -> Non
         _fetch(sch, operand, warps(d), vector, inner)
         _arrange(sch, operand, kind, inner)
 
-    _store(sch, gemm, store, warp, vectors)
+    sch.set_scope(gemm, 0, "local")
+    _store(sch, store, warp, vectors, wide)
+    _hold(sch, gemm, min(2 * SQUARE, d["warp_c"]))
     init = sch.decompose_reduction(gemm, step)
     unroll(sch, *sch.get_loops(init)[-6:-4])
     unroll(sch, *sch.get_loops(init)[-3:])
@@ -133,32 +142,44 @@ def _fragment(
     sch.transform_layout(fragment, ("write", 0), place)
 
 
-def _store(sch: Schedule, gemm: SBlockRV, store: SBlockRV, warp: LoopRV, vectors: bool) -> None:
+def _store(sch: Schedule, store: SBlockRV, warp: LoopRV, vectors: bool, wide: bool) -> None:
     """The sums leave the registers of the lanes that have them."""
-    sch.set_scope(gemm, 0, "local")
     sch.reverse_compute_at(store, warp, preserve_unit_loops=True)
     *_, first, second = sch.get_loops(store)
     p, c = (second, first) if _channels_first(sch, store) else (first, second)
     p_tile, ph, pg = sch.split(p, [None, 2, 8])
-    c_tile, ch, cq, cx = sch.split(c, [None, 2, 4, 2])
-    sch.reorder(p_tile, c_tile, pg, cq, ch, ph, cx)
+    halves = min(4, int(sch.get(c).extent) // 8) if wide else 2
+    c_tile, ch, cq, cx = sch.split(c, [None, halves, 4, 2])
+    sch.reorder(p_tile, c_tile, pg, cq, *((ph, ch) if wide else (ch, ph)), cx)
     sch.bind(sch.fuse(pg, cq), "threadIdx.x")
+    unroll(sch, p_tile, c_tile)
+    if wide:
+        neighbours = sch.fuse(ch, cx)
+        sch.annotate(neighbours, WIDE, 1)
+        unroll(sch, ph, neighbours)
+        return
     if vectors:
         sch.vectorize(cx)
-    unroll(sch, p_tile, c_tile)
     unroll(sch, ch, ph, *([] if vectors else [cx]))
-    sch.transform_layout(
-        gemm,
-        ("write", 0),
-        lambda s, b, p, c: [
-            s,
-            b,
-            p // SQUARE,
-            c // SQUARE,
-            p % 8 * 4 + c % 8 // 2,
-            c % SQUARE // 8 * 4 + p % SQUARE // 8 * 2 + c % 2,
-        ],
-    )
+
+
+def _hold(sch: Schedule, gemm: SBlockRV, columns: int) -> None:
+    """Lay the sums out over the lanes; a warp has so many columns or more."""
+    if attribute(sch, "own_columns"):
+
+        def register(p: Any, c: Any) -> Any:
+            return p % SQUARE // 8 * (columns // 4) + c % columns // 8 * 2 + c % 2
+    else:
+        columns = SQUARE
+
+        def register(p: Any, c: Any) -> Any:
+            return c % SQUARE // 8 * 4 + p % SQUARE // 8 * 2 + c % 2
+
+    def place(s: Any, b: Any, p: Any, c: Any) -> list[Any]:
+        lane = p % 8 * 4 + c % 8 // 2
+        return [s, b, p // SQUARE, c // columns, lane, register(p, c)]
+
+    sch.transform_layout(gemm, ("write", 0), place)
 
 
 def _channels_first(sch: Schedule, store: SBlockRV) -> bool:

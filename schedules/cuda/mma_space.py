@@ -26,6 +26,8 @@ _STORE = 1.1 / 32  # of an element of the sums
 _DELAYS = Delays(fetch=430.0, launch=4000.0, sharpness=2.7)
 _STAGED = 32  # registers of a thread on their way to shared memory, if it fetches them itself
 _SPARE_REGISTERS = 16  # addresses and counters of a thread
+_ADDRESSES = 8  # registers of one turn's places in swizzled tiles,
+_TURNED = 224  # and how many may be in use with them
 
 
 def registers(d: Decisions) -> int:
@@ -122,7 +124,14 @@ class _Rules(Rules):
 
     def is_worthwhile(self, d: Decisions) -> bool:
         shared_out = blocks(self.size, d) <= 4 * self.gpu.processors and self.steps(d) >= 4
-        return self.staged(d) <= _STAGED and (d["split_k"] == 1 or shared_out)
+        whole = d["split_k"] == 1 or (shared_out and self.turned(d) <= _TURNED)
+        return self.staged(d) <= _STAGED and whole
+
+    def turned(self, d: Decisions) -> int:
+        """Registers of a thread with the addresses of every turn of a step in swizzled tiles; where
+        it stores parts of sums as well, nvcc may lack some."""
+        swizzled = 0 if self.kind == "tf32" else d["tile_k"] // DEPTH[self.kind]
+        return registers(d) + _ADDRESSES * swizzled
 
     def staged(self, d: Decisions) -> float:
         """Registers of a thread on their way to shared memory, which nvcc may then lack: those of

@@ -30,6 +30,7 @@ def multiply_to_out(sch: Schedule, d: Decisions) -> None:
     else:
         channels_inner = gemm.layout(sch) == "NHWC"
         pairs = channels_inner and (parts is not None or mma.stores_pairs(sch))
-        mma.multiply(sch, d, parts or out, pairs)
+        wide = parts is None and bool(gemm.attribute(sch, "own_columns"))
+        mma.multiply(sch, d, parts or out, pairs, wide)
     if parts is not None:
         spread_block(sch, out)

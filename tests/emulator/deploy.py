@@ -55,6 +55,22 @@ for kind in (w, half, brain):
         assert np.array_equal(there[2].numpy(), right), f"{name} {kind.dtype} on the GPU"
 there, out = tvm.runtime.tensor(data, device), tvm.runtime.empty(reference.shape, "float32", device)
 
+# Channels in an order of their own, stored by 16 bytes: bias and residual come in theirs.
+many = replace(w, oc=64)
+halves = [replace(many, dtype=dtype) for dtype in ("float16", "bfloat16")]
+options = {"target": "cuda:sm_90", "logs": [], "algorithms": ["direct"], "epilogues": ["add"]}
+wide = convtvm.compile(halves, layout="NHWC", **options)
+arrays = random_inputs(many, 1, "NHWC", "integer")
+sums = conv2d_reference(many, *arrays, "NHWC")
+residual = np.arange(sums.size).reshape(sums.shape) % 7 - 3
+for kind in halves:
+    inputs = [a.astype(kind.dtype) for a in (arrays[0], residual)]
+    for activation, right in (("relu", np.maximum(sums + residual, 0)), (None, sums + residual)):
+        fused = wide.plan(kind, *arrays[1:], activation=activation, residual=True)
+        out = fused(inputs[0], residual=inputs[1])
+        assert np.array_equal(out, right.astype(kind.dtype)), f"{kind.dtype} {activation}"
+out = tvm.runtime.empty(reference.shape, "float32", device)
+
 host = tvm_ffi.from_dlpack(np.empty(reference.shape, np.float32))
 for wrong in (host, tvm.runtime.empty((2, 8, 9, 8), "float32", device)):
     try:

@@ -21,13 +21,15 @@ def packed_weight_shape(w: ConvWorkload) -> tuple[int, int, int]:
     return (w.groups, depth, gemm.padded_channels(w.oc // w.groups, w.dtype))
 
 
-def pack_weight(w: ConvWorkload) -> tirx.PrimFunc:
-    """weight [oc, ic/groups, kh, kw] -> `packed_weight_shape`, zero in the padded channels."""
+def pack_weight(w: ConvWorkload, layout: str) -> tirx.PrimFunc:
+    """weight [oc, ic/groups, kh, kw] -> `packed_weight_shape`, zero in the padded channels; the
+    channels in the order that products for `layout` have (`gemm.column`)."""
     weight = te.placeholder(w.weight_shape, w.dtype, name="weight")
     ocg, icg = w.oc // w.groups, w.ic // w.groups
 
     def element(g, k, c):
-        value = weight[g * ocg + c, k % icg, k // icg // w.kw, k // icg % w.kw]
+        channel = gemm.column(w, layout, c)  # and the other way round
+        value = weight[g * ocg + channel, k % icg, k // icg // w.kw, k // icg % w.kw]
         return te.if_then_else(c < ocg, value, tirx.const(0, w.dtype))
 
     packed = te.compute(packed_weight_shape(w), element, name="pack")

@@ -10,6 +10,10 @@ do not exist is never stored. Operands that do not exist are read from the last 
 Operands are float32, float16, bfloat16, or `tf32`: float32 of which 10 bits of the fraction count,
 rounded to the nearest. All but the first are for tensor cores.
 
+On tensor cores a thread gets two neighbouring columns of the product of every 8. Where channels are
+neighbours in the output, the columns are channels in another order (`column`), so that those of one
+thread are neighbours there, up to 16 bytes; weights are packed in it. `parts` have it as well.
+
 `lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
 p are neighbours in memory; `vector` neighbours can be fetched at once.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import tvm_ffi
 from tvm import te, tirx
@@ -26,9 +31,10 @@ from tvm.s_tir.stmt import SBlock
 from tvm.sym import Analyzer
 
 from convtvm.compute import stages
-from convtvm.problem.dtypes import BYTES
+from convtvm.problem.dtypes import BYTES, HALVES
 from convtvm.problem.workload import ConvWorkload
 
+_COLUMNS = 32  # that change places among each other
 _LOAD = {dtype: 16 // size for dtype, size in BYTES.items()}  # elements of the widest load
 
 
@@ -65,6 +71,20 @@ class Problem:
 def padded_channels(channels: int, dtype: str = "float32") -> int:
     """Channels of a packed weight: whole vectors."""
     return stages.ceil_div(channels, _LOAD[dtype]) * _LOAD[dtype]
+
+
+def has_own_columns(w: ConvWorkload, layout: str) -> bool:
+    """Whether the columns of the product are channels in the order of `column`."""
+    return layout == "NHWC" and w.dtype in HALVES and (w.oc // w.groups) % _COLUMNS == 0
+
+
+def column(w: ConvWorkload, layout: str, channel):
+    """The column of a group's channel: of 32 channels thread q of a quad gets 8q to 8q + 7, which
+    are columns 2q and 2q + 1 of four times 8. The other way round it is the same."""
+    if not has_own_columns(w, layout):
+        return channel
+    inner = channel % 8 // 2 * 8 + channel % _COLUMNS // 8 * 2 + channel % 2
+    return inner if w.oc // w.groups == _COLUMNS else channel // _COLUMNS * _COLUMNS + inner
 
 
 def vector_of(extent: int, dtype: str = "float32") -> int:
@@ -175,14 +195,15 @@ def convolution(
     own = w.oc // w.groups
 
     def value(n, c, y, x):
-        g, p, c = c // own, number(n, y, x), c % own
+        g, p, c = c // own, number(n, y, x), column(w, layout, c % own)
         return total(sums, layout, g, p, c) if through_memory else sums[0, g, p, c]
 
     out = _output(w, layout, value, bias)
     func = stages.prim_func([data, weight, bias, out, *workspaces], layout)
     if not through_memory:
         func = _flattened(func, w, layout)
-    return with_attributes(func, problem)
+    own_columns = int(has_own_columns(w, layout))
+    return with_attributes(func, problem).with_attr("own_columns", own_columns)
 
 
 def with_attributes(func: tirx.PrimFunc, problem: Problem) -> tirx.PrimFunc:
@@ -229,22 +250,28 @@ def total(parts: te.Tensor, layout: str, b, p, c) -> tirx.PrimExpr:
 
 def _flattened(func: tirx.PrimFunc, w: ConvWorkload, layout: str) -> tirx.PrimFunc:
     """`func` with its block `out` over [groups, channels, pixels] for NCHW, or [groups, pixels,
-    channels] for NHWC, as the product has them, instead of the four axes of `layout`."""
+    columns] for NHWC, as the product has them, instead of the four axes of `layout`."""
     sch, own = Schedule(func), w.oc // w.groups
     block = sch.get_sblock("out")
 
     def pixel(n, y, x):
         return (n * w.oh + y) * w.ow + x
 
+    def transposed(n, y, x, c):
+        return (c // own, pixel(n, y, x), column(w, layout, c % own))
+
     if layout == "NCHW":
         sch.transform_block_layout(block, lambda n, c, y, x: (c // own, c % own, pixel(n, y, x)))
     else:
-        sch.transform_block_layout(block, lambda n, y, x, c: (c // own, pixel(n, y, x), c % own))
+        sch.transform_block_layout(block, transposed)
     return simplified(sch.mod["main"], "out")
 
 
 def simplified(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
     """`func` with the indices of one block simplified under the ranges of its axes."""
+
+    def simplify(index: tirx.PrimExpr, analyzer: Analyzer) -> tirx.PrimExpr:
+        return analyzer.simplify(index) if str(index.ty).startswith("int") else index
 
     def on_block(block: SBlock) -> SBlock:
         if str(block.name_hint) != name:
@@ -252,7 +279,8 @@ def simplified(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
         analyzer = Analyzer()
         for axis in block.iter_vars:
             analyzer.bind(axis.var, axis.dom)
-        rules = [(kind, analyzer.simplify) for kind in (tirx.FloorDiv, tirx.FloorMod)]
+        kinds = (tirx.FloorDiv, tirx.FloorMod, tirx.Add)
+        rules = [(kind, partial(simplify, analyzer=analyzer)) for kind in kinds]
         return tvm_ffi.structural_map(block, rules, order="post")
 
     return tvm_ffi.structural_map(func, [(SBlock, on_block)], order="post")

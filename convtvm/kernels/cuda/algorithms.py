@@ -107,7 +107,7 @@ def _winograd(m: int) -> Algorithm:
 
 def _pack_matrix(w: ConvWorkload, lanes: int, layout: str) -> tirx.PrimFunc:
     """The weight as the right operand of a product, the same for direct, im2col and MEC."""
-    return direct.pack_weight(w)
+    return direct.pack_weight(w, layout)
 
 
 _DIRECT = replace(

@@ -96,17 +96,16 @@ def _multiply_add(loop: For, kind: str) -> tirx.PrimExpr:
     store = realize.block.body
     start = dict.fromkeys((each.loop_var for each in inner[1:]), tirx.const(0, "int32"))
     factors = [load for load in _loads(store.value) if not load.source.same_as(store.buffer)]
-    sums, a, b = (
-        (buffer, _at(indices, realize, start)[:-2])
-        for buffer, indices in (
-            (store.buffer, store.indices),
-            (factors[0].source, factors[0].indices),
-            (factors[-1].source, factors[-1].indices),
-        )
-    )
     lane, width = loop.loop_var, 2 if kind in _HALVES else 1
-    operands = [BufferLoad(sums[0], [*sums[1], lane, i]) for i in range(len(_SUMS))]
-    for buffer, tile in (a, b):
+    channels, pixels, neighbours = (each.loop_var for each in inner[1:4])
+    operands = []
+    for i in range(len(_SUMS)):  # s[4h + 2y + x], wherever a template has it
+        which = {channels: i // 4, pixels: i // 2 % 2, neighbours: i % 2, lane: 0}
+        where = {**start, **{var: tirx.const(value, "int32") for var, value in which.items()}}
+        *tile, _, register = _at(store.indices, realize, where)
+        operands.append(BufferLoad(store.buffer, [*tile, lane, register]))
+    for factor in (factors[0], factors[-1]):
+        buffer, tile = factor.source, _at(factor.indices, realize, start)[:-2]
         for register in range(4):
             at = tirx.Ramp(register * width, 1, width) if width > 1 else register
             value = BufferLoad(buffer, [*tile, lane, at])

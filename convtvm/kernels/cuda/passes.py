@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from convtvm.kernels.cuda import copies, pipelining, swizzle
+from convtvm.kernels.cuda import copies, pipelining, stores, swizzle
 
 
 def lower(mod: tvm.IRModule) -> tvm.IRModule:
@@ -41,6 +41,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         # Loops become what their annotations say.
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
+        stores.widen,
         s_tir.transform.LoopPartition(),
         copies.keep_vectors,
         tirx.transform.VectorizeLoop(True),
