@@ -129,3 +129,42 @@ def test_blocks_with_inductor(case: int, tmp_path: Path) -> None:
 def test_other_batches_stay_as_they_are(tmp_path: Path) -> None:
     log, x = write(tmp_path / "log.jsonl", FASTER), torch.randn(2, 3, 18, 14)
     assert check(x, log, "eager") == []
+
+
+class OneBlock(nn.Module):
+    """As many channels as a block has: [n, 1, h, w, c] in memory, which is no copy but a view of
+    [n, c, h, w] with other strides."""
+
+    def __init__(self, reads_memory: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads_memory = reads_memory
+        self.conv = nn.Conv2d(LANES, LANES, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        if self.reads_memory:
+            return [y.as_strided((3, 5), (9, 2), 4).clone()]
+        return [y, y.flatten(2), y[:, 1:3], y.permute(0, 2, 3, 1), y.mT, y.flatten(), y[0], y + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reads_memory", [False, True])
+def test_memory_lies_as_it_would(reads_memory: bool, tmp_path: Path) -> None:
+    """For who gets a result, and for what reads memory by strides inside of a graph."""
+    torch._dynamo.reset()
+    net, x = OneBlock(reads_memory).eval(), torch.randn(1, LANES, 9, 7)
+    w, made = ConvWorkload.parse(f"mb1ic{LANES}ih9iw7oc{LANES}kh1kw1"), []
+    for layout, secs in (("NCHW", 1.0), (BLOCKS, 1e-4)):
+        (task,) = tasks_of([w], resolve("native", 1), layout, ["direct"])[:1]
+        made.append(record_of(task, secs))
+    log = log_of(tmp_path / "log.jsonl", *made)
+    options = Options.of({"threads": 1, "logs": [log]})
+    backend = Backend(options, Kernels(options))
+    with torch.no_grad():
+        expected, found = net(x), torch.compile(net, backend=backend)(x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert [one.stride() for one in found] == [other.stride() for other in expected]
+    (site,) = backend.sites
+    assert site.convolution and site.convolution.recipe.need.is_blocked is not reads_memory

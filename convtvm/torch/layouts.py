@@ -52,7 +52,7 @@ def assign(graph: fx.Graph, sites: Sequence[Site], kernels: Kernels) -> Changed 
     best = _best_problem(graph, sites, rows, kernels)
     chosen, layout = (best.chosen, best.layout) if best else ([], "")
     last = layout == _LAST
-    if rows or (chosen and last):
+    if rows or best:
         keep_strides(graph)
     for site in rows:
         assert site.recipe is not None
@@ -70,14 +70,14 @@ def _best_problem(
 ) -> _Problem | None:
     """That of the layout which saves most; None where there is nothing to choose."""
     able = [s for s in sites if s.recipe and _is_able(s.recipe.need) and not s.recipe.flat]
-    if not able or not kernels.is_open:
-        return None
-    workloads = [s.recipe.need.workload for s in able if s.recipe]
     # What reads memory by strides reads the order that the graph was captured with.
     strided = any(node.target in _STRIDED for node in graph.nodes)
+    if not able or strided or not kernels.is_open:
+        return None
+    workloads = [s.recipe.need.workload for s in able if s.recipe]
     problems = [
         _Problem(graph, able, rows, layout, seconds, kernels.threads)
-        for layout, seconds in _alternatives(kernels, workloads, bool(rows) and not strided)
+        for layout, seconds in _alternatives(kernels, workloads, bool(rows))
     ]
     if len(problems) > 1:
         return max(problems, key=lambda problem: problem.saved)

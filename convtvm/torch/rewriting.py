@@ -143,18 +143,31 @@ def _blocks_of(node: fx.Node, block: int) -> fx.Node | None:
 
 
 def keep_strides(graph: fx.Graph) -> None:
-    """Copy results that are contiguous images, so that they are that whatever layouts are chosen
-    for what they are computed by."""
+    """Copy contiguous images that are results, or that results are views of, so that these lie as
+    they do whatever layouts are chosen for what they are computed by."""
     (output,) = (n for n in graph.nodes if n.op == "output")
+    copies: dict[fx.Node, fx.Node] = {}
     for node in output.all_input_nodes:
+        reader = output
+        while _is_view(node):
+            reader, node = node, node.all_input_nodes[0]
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.dim() != 4:
             continue
         if value.is_contiguous() and not value.is_contiguous(memory_format=torch.channels_last):
-            with graph.inserting_before(output):
+            if node not in copies:
                 order = {"memory_format": torch.contiguous_format}
-                copy = call(graph, aten.clone.default, node, **order)
-            output.replace_input_with(node, copy)
+                with graph.inserting_after(node):
+                    copies[node] = call(graph, aten.clone.default, node, **order)
+            reader.replace_input_with(node, copies[node])
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's value is the memory of its first argument."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.all_input_nodes:
+        return False
+    alias = node.target._schema.arguments[0].alias_info
+    return alias is not None and not alias.is_write
 
 
 def _derivation(sources: Sequence[fx.Node], values: Any) -> fx.GraphModule:
