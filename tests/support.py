@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,12 @@ def compiled(task: Task, decisions: Decisions | None) -> tvm.runtime.Module:
     func = task.pack() if decisions is None else task.instantiate(decisions)["main"]
     target = task.target.tvm
     return codegen.compile_lowered(lowering.lower(codegen.merge({"main": func}), target), target)
+
+
+def opt_level(*case: object) -> int:
+    """LLVM's for a case of many: its optimiser, which takes most of the time of a kernel, in one of
+    three, in every run the same."""
+    return 3 if zlib.crc32(" ".join(map(str, case)).encode()) % 3 == 0 else 0
 
 
 _packings: dict[tuple[int, str], Callable[..., Any]] = {}
