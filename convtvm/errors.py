@@ -17,6 +17,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def encodable(text: str) -> str:
+    """`text` with what UTF-8 lacks escaped: bytes of a file's name that are none, and what JSON may
+    say for half a character."""
+    return text.encode("utf8", errors="backslashreplace").decode("utf8")
+
+
 class ConvtvmError(Exception):
     """Base of every mistake a user can make; the command line prints it and exits with 2."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import pytest
 
 from convtvm.cli import main
 from convtvm.cli.plotting import write_plot
+from convtvm.errors import ReportError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.kernels.task import Task
 from convtvm.logs import records
@@ -35,7 +37,7 @@ from convtvm.tuning.speed import SpeedModel
 W = ConvWorkload.parse("mb1ic8ih12oc16oh12kh3ph1")
 OTHER = ConvWorkload.parse("mb1ic16ih9oc8kh5ph2sh2")
 TARGET = resolve("avx2", 1)
-EVIL = "</script><img src=x onerror=alert(1)>&\"'\u2028"
+EVIL = "</script><img src=x onerror=alert(1)>&\"'\u2028\ud800"
 WAYS = ("direct", "im2col", "mec:b", "winograd:2", "winograd:4")
 
 
@@ -121,7 +123,8 @@ class Page(HTMLParser):
 
 
 def page(history: Sequence[TuningRecord] = (), **more: Any) -> Page:
-    return Page(building.report(Evidence(records=history, **more)))
+    content = building.report(Evidence(records=history, **more))
+    return Page(content.encode("utf8").decode("utf8"))
 
 
 # ---- content -------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ def test_names_cannot_become_markup() -> None:
         made(device=EVIL, versions={EVIL: EVIL}),
         made(secs=None, error={"kind": EVIL, "message": EVIL}),
     ]
-    name = EVIL.replace('"', "").replace("\u2028", "")
+    name = "".join(c for c in EVIL if c.isprintable() and c != '"')
     layer = {
         "workload": W.key,
         "name": name,
@@ -474,6 +477,27 @@ def test_library_of_kernels(library: Path, tmp_path: Path) -> None:
     assert "Library one.so" in found.words and TARGET.name in found.words
     assert "direct takes 1.00 ms" in found.words
     assert found.figures == 1
+
+
+def test_files_whose_names_are_no_utf8(library: Path, tmp_path: Path) -> None:
+    odd, out = os.fsdecode(b"\xff"), tmp_path / "r.html"
+    for suffix, content in (
+        ("so", library.read_bytes()),
+        ("jsonl", f"{made().to_line()}\ntorn".encode()),
+        ("json", json.dumps({**MODEL, "model": f"{odd}.onnx"}).encode()),
+    ):
+        (tmp_path / f"{odd}.{suffix}").write_bytes(content)
+    given = [f"{tmp_path}/{odd}.jsonl", "--library", f"{tmp_path}/{odd}.so"]
+    assert main(["report", *given, "--bench", f"{tmp_path}/{odd}.json", "-o", str(out)]) == 0
+    words = Page(out.read_text("utf8")).words
+    assert all(rf"\udcff.{suffix}" in words for suffix in ("so", "jsonl", "onnx"))
+
+
+def test_counts_without_end_are_refused() -> None:
+    entry = comparison_of()
+    entry["layers"][0]["algorithms"]["direct"]["workspace_bytes"] = 10**400
+    with pytest.raises(ReportError, match="where a count belongs"):
+        bench.parse(entry, "x")
 
 
 def time_of(seconds: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from convtvm.cli import main
 from convtvm.kernels import codegen, lowering
 from convtvm.kernels.algorithms import ALGORITHMS, Algorithm, applicable
 from convtvm.kernels.cuda.algorithms import CUDA_ALGORITHMS
@@ -172,6 +173,36 @@ def test_what_does_not_fit_32_bits_is_not_applicable(
             assert "elements, more than 2,147,483,647" in reason, (name, reason)
     left = [a.name for a in applicable(w, table=table)]
     assert "direct" in left and not set(left) & set(BEYOND[text])
+
+
+@pytest.mark.parametrize("table", [ALGORITHMS, CUDA_ALGORITHMS], ids=["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mb4611686018427387904ic4ih6oc4kh3ph1",
+        "mb1ic9223372036854775807ih6oc4kh3ph1",
+        "mb1ic4ih6oc9223372036854775807kh3ph1",
+        "mb1ic4ih6oc4kh3ph9223372036854775807",
+        "mb9223372036854775807ic4ih6oc4kh3ph2dh1",
+        "g9223372036854775807mb1ic9223372036854775807ih6oc9223372036854775807kh3ph1",
+        "mb1ic4ih9223372036854775807iw1oc4kh9223372036854775807kw1",
+    ],
+)
+def test_what_no_memory_holds_is_not_applicable(text: str, table: Mapping[str, Algorithm]) -> None:
+    w = ConvWorkload.parse(text)
+    for algorithm in table.values():
+        assert "more than a process can address" in (algorithm.inapplicable(w) or ""), algorithm
+
+
+def test_what_no_memory_holds_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--batch", str(1 << 62), "--threads", "1"]
+    assert main(["compile", "resnet18", *args, "-o", str(tmp_path / "x.so")]) == 2
+    assert main(["tune", "resnet18", *args, "--log", str(tmp_path / "x.jsonl")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and not list(tmp_path.iterdir())
+    assert all("more than a process can address" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["mb1ic1ih15446oc1kh3ph1", "mb1ic64ih5700oc64kh1"])

@@ -262,6 +262,14 @@ def test_ctrl_c_handler_is_restored(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.parametrize("limit", [1e10, 1e300, 10**400], ids=["centuries", "1e300", "10**400"])
+def test_a_time_limit_beyond_all_clocks_is_none(tmp_path: Path, limit: float) -> None:
+    log = tmp_path / "x.jsonl"
+    options = {"threads": 1, "trials": 1, "algorithms": ["direct"], "confirm": False}
+    assert tune([WORKLOAD], log=log, time_limit=limit, **options).measured == 1
+    assert len(in_log(log)) == 1
+
+
 NAMES = """
 import importlib, pkgutil
 import convtvm

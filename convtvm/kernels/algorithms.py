@@ -119,9 +119,10 @@ def _inplace_multiplications(w: ConvWorkload) -> int:
     """Those of pixels inside the image."""
 
     def taps(outputs: int, stride: int, kernel: int, dilation: int, pad: int, extent: int) -> int:
-        """How often windows along an axis meet a pixel."""
-        at = (o * stride + k * dilation - pad for o in range(outputs) for k in range(kernel))
-        return sum(0 <= position < extent for position in at)
+        """How often windows along an axis meet a pixel: outputs in a row by each tap."""
+        before = (pad - k * dilation for k in range(kernel))
+        ends = ((stages.ceil_div(b, stride), stages.ceil_div(b + extent, stride)) for b in before)
+        return sum(max(0, min(end, outputs) - max(start, 0)) for start, end in ends)
 
     rows = taps(w.oh, w.sh, w.kh, w.dh, w.ph, w.ih)
     cols = taps(w.ow, w.sw, w.kw, w.dw, w.pw, w.iw)
@@ -394,5 +395,5 @@ def applicable(
     names: Sequence[str] | None = None,
     table: Mapping[str, Algorithm] = ALGORITHMS,
 ) -> list[Algorithm]:
-    """Those of `select(names, table)` that can compute `w`; `direct` always can."""
+    """Those of `select(names, table)` that can compute `w`; `direct` can whatever memory holds."""
     return [a for a in select(names, table) if a.inapplicable(w) is None]

@@ -1,4 +1,5 @@
-"""Whether an algorithm's own buffer fits: its elements are counted with 32 bits.
+"""Whether a workload's tensors fit any memory, and an algorithm's own buffer: its elements are
+counted with 32 bits.
 
 Only `direct` computes what is larger, with wider indices, as all do where data, weight or output
 are: a column matrix of more than 8 GiB gains nothing.
@@ -36,17 +37,34 @@ def padded_to_tiles(w: ConvWorkload, m: int) -> int:
     return Phases.of(w).part.n * w.ic * math.prod(tiling.padded(*tiling.grid(w)))
 
 
+_ADDRESSABLE = 1 << 47  # bytes that a process can address on CPUs of today
+
+
+def _too_large(w: ConvWorkload) -> str | None:
+    """Which tensor no memory holds, None if there is none."""
+    sizes = {
+        "data": w.data_bytes,
+        "weight": w.weight_bytes,
+        "output": w.out_bytes,
+        "padded data": padded(w) * w.element_bytes,
+    }
+    name = max(sizes, key=lambda name: sizes[name])
+    if sizes[name] <= _ADDRESSABLE:
+        return None
+    return f"its {name} takes {sizes[name]:,} bytes, more than a process can address"
+
+
 @dataclass(frozen=True)
 class Applicability:
-    """Why an algorithm cannot compute a workload, None if it can: a reason of its own, or else the
-    size of its buffer."""
+    """Why an algorithm cannot compute a workload, None if it can: tensors that no memory holds, a
+    reason of its own, or else the size of its buffer."""
 
     name: str
     reason: Callable[[ConvWorkload], str | None]
     buffer: Callable[[ConvWorkload], int]
 
     def __call__(self, w: ConvWorkload) -> str | None:
-        reason = self.reason(w)
+        reason = _too_large(w) or self.reason(w)
         if reason is not None:
             return reason
         size, most = self.buffer(w), stages.MOST_ELEMENTS

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtvm import errors
 from convtvm.errors import LogError
+from convtvm.logs import fields
 from convtvm.logs.lines import check_appendable, numbered_lines
 
 if TYPE_CHECKING:  # reading a log needs no TVM
@@ -142,36 +143,10 @@ def parse_line(line: str) -> TuningRecord:
     known = TuningRecord.__dataclass_fields__
     try:
         record = TuningRecord(**{k: v for k, v in entry.items() if k in known})
-        _check_types(record)
+        fields.check(record)
     except TypeError as error:
         raise ValueError(f"not a tuning record: {error}") from None
     return record
-
-
-def _check_types(record: TuningRecord) -> None:
-    for name in ("workload", "algorithm", "target", "layout", "device"):
-        if not isinstance(getattr(record, name), str):
-            raise TypeError(f"{name} is not text")
-    for name in ("threads", "template"):
-        if type(getattr(record, name)) is not int:
-            raise TypeError(f"{name} is not an integer")
-    decisions = record.decisions
-    if not isinstance(decisions, dict) or not all(type(v) is int for v in decisions.values()):
-        raise TypeError("decisions do not map names to integers")
-    secs = record.run_secs
-    if not isinstance(secs, list) or not all(type(s) in (int, float) and 0 < s < 1e9 for s in secs):
-        raise TypeError("run_secs is not a list of positive seconds")
-    if bool(secs) == bool(record.error):
-        raise TypeError("expected either run_secs or error")
-    if not isinstance(record.error, dict) or not isinstance(record.versions, dict):
-        raise TypeError("error and versions are not objects")
-    error, workspace = record.max_error, record.workspace_bytes
-    if type(record.disturbed) is not bool or type(record.confirmed) is not bool:
-        raise TypeError("disturbed and confirmed are not true or false")
-    if error is not None and not (type(error) in (int, float) and 0 <= error < 1e9):
-        raise TypeError("max_error is not a positive number")
-    if workspace is not None and not (type(workspace) is int and workspace >= 0):
-        raise TypeError("workspace_bytes is not a count")
 
 
 def load(paths: Iterable[str | Path]) -> tuple[list[TuningRecord], list[Problem]]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convtvm.errors import ReportError, WorkloadError
+from convtvm.errors import ReportError, WorkloadError, encodable
 from convtvm.measure.timing import Timing
 from convtvm.problem.workload import ConvWorkload
+
+_MOST = 1 << 63  # of anything that is counted
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ def parse(entry: Any, path: str) -> Bench | ModelBench | Profile:
 def _layers(entry: Mapping[str, Any]) -> Bench:
     peak = entry.get("peak_flops")
     return Bench(
-        str(entry["target"]),
+        _text(entry["target"]),
         _count(entry.get("threads", 1)),  # a GPU's comparison has none
         [_layer(row) for row in entry["layers"]],
         None if peak is None else _positive(peak),
-        str(entry.get("device", "")),
+        _text(entry.get("device", "")),
     )
 
 
@@ -154,10 +156,10 @@ def _layer(row: Mapping[str, Any]) -> LayerBench:
     key = row["workload"]
     made = LayerBench(
         ConvWorkload.parse(f'{key}n"{name}"' if name else key),
-        str(row["chosen"] or ""),
+        _text(row["chosen"] or ""),
         _times(row["algorithms"]),
         _times(row["peers"]),
-        {str(k): str(v) for k, v in row.get("absent", {}).items()},
+        {_text(k): _text(v) for k, v in row.get("absent", {}).items()},
     )
     if made.chosen and made.chosen not in made.algorithms:
         raise ValueError(f"{made.chosen!r} is chosen and was not measured")
@@ -166,33 +168,33 @@ def _layer(row: Mapping[str, Any]) -> LayerBench:
 
 def _model(entry: Mapping[str, Any]) -> ModelBench:
     return ModelBench(
-        str(entry["model"]),
-        str(entry["target"]),
+        _text(entry["model"]),
+        _text(entry["target"]),
         _count(entry["threads"]),
         _time(entry["ours"]),
         _times(entry["peers"]),
-        str(entry.get("device", "")),
+        _text(entry.get("device", "")),
     )
 
 
 def _profile(entry: Mapping[str, Any]) -> Profile:
     steps = [
-        Operator(str(s["label"]), str(s["about"]), _positive(s["seconds"], least=0.0))
+        Operator(_text(s["label"]), _text(s["about"]), _positive(s["seconds"], least=0.0))
         for s in entry["profile"]
     ]
     median = entry.get("median_secs")
     return Profile(
-        str(entry["library"]),
-        str(entry["target"]),
+        _text(entry["library"]),
+        _text(entry["target"]),
         _count(entry["threads"]),
         steps,
         None if median is None else _positive(median),
-        str(entry.get("device", "")),
+        _text(entry.get("device", "")),
     )
 
 
 def _times(entries: Mapping[str, Any]) -> dict[str, Time]:
-    return {str(name): _time(entry) for name, entry in entries.items()}
+    return {_text(name): _time(entry) for name, entry in entries.items()}
 
 
 def _time(entry: Mapping[str, Any]) -> Time:
@@ -214,7 +216,11 @@ def _positive(value: Any, least: float | None = None) -> float:
     return float(value)
 
 
+def _text(value: Any) -> str:
+    return encodable(str(value))
+
+
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < _MOST:
         raise ValueError(f"found {str(value)[:40]!r} where a count belongs")
     return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 
+from convtvm.errors import encodable
 from convtvm.report import rendering
 from convtvm.report.picture import DARK, LIGHT, MOST_ROWS, Figure, Table, config
 
@@ -68,7 +69,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) ->
         _data("config", config()),
         f'<script type="module">{script}</script></body></html>\n',
     ]
-    return "".join(head + body)
+    return encodable("".join(head + body))
 
 
 def _asset(name: str) -> str:

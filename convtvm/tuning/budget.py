@@ -16,6 +16,7 @@ _BATCH = 16  # candidates built together at least; the cost model learns after e
 _FAIR = 24  # trials that an algorithm gets before it may be dropped
 _FLOOR = 0.25  # of an equal share of all trials: what the best tried algorithm of a workload gets
 _NO_CHANCE = 0.002  # expected gain of all its trials below which an algorithm is dropped
+_FOREVER = 1e9  # seconds; the system's calls that wait take no more than a few times that
 _RESERVE = (3.0, 0.2)  # seconds for confirming a workload, and the most of the time limit
 
 
@@ -39,7 +40,8 @@ class Budget:
     def __init__(
         self, started: float, seconds: float | None, trials: int | None, min_gain: float
     ) -> None:
-        self._seconds = math.inf if seconds is None else seconds
+        endless = seconds is None or seconds > _FOREVER
+        self._seconds = math.inf if endless else float(seconds or 0.0)
         self.deadline = started + self._seconds
         self._left = math.inf if trials is None else trials
         self._min_gain = min_gain
