@@ -134,7 +134,7 @@ def test_length_that_does_not_fit(tmp_path: Path, length: int) -> None:
     refused(tmp_path / "x.so", body + tail)
 
 
-@pytest.mark.parametrize("path", ["no.so", ".", "file/x.so"])
+@pytest.mark.parametrize("path", ["no.so", ".", "file/x.so", "/dev/zero"])
 def test_unreadable_file(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LibraryError, match="cannot read library"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,7 +86,10 @@ def read(path: str | Path) -> tuple[bytes, list[Manifest]]:
     """The whole file and its manifests, one or more. Raises LibraryError for anything but an intact
     library."""
     try:
-        content = Path(path).read_bytes()
+        place = Path(path)
+        if stat.S_ISCHR(place.stat().st_mode):  # some have no end
+            raise LibraryError(f"cannot read library {path}: it is a device")
+        content = place.read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read library {path}: {error.strerror}") from None
     except (TypeError, ValueError) as error:  # no path; a path with a zero byte
