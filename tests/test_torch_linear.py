@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from support import log_of, record_of  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._inductor.utils import run_and_get_code  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch_backend import OPTIONS, check, compiled  # noqa: E402
 
 from convtvm.kernels.task import tasks_of  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
@@ -24,9 +24,6 @@ from convtvm.torch import contest  # noqa: E402
 from convtvm.torch.backend import Backend  # noqa: E402
 from convtvm.torch.kernels import Kernels  # noqa: E402
 from convtvm.torch.options import Options  # noqa: E402
-
-OPTIONS = {"threads": 1, "logs": []}
-LIMIT = 1e-5  # of a difference, relative to the largest number
 
 
 class Matrix(nn.Module):
@@ -80,24 +77,6 @@ def inputs(n: int = 2, dtype: Any = torch.float32) -> list[Any]:
     return [torch.randn(shape, generator=made).to(dtype) for shape in shapes]
 
 
-def compiled(net: Any, kernels: Kernels, rest: str = "eager", compares: bool = False) -> Any:
-    """The model and its backend."""
-    torch._dynamo.reset()
-    backend = Backend(Options.of({**OPTIONS, "rest": rest}), kernels)
-    backend.compares = compares
-    return torch.compile(net, backend=backend), backend
-
-
-def check(found: Any, net: Any, given: Any) -> None:
-    """Float64's result within rounding, in eager's order of memory."""
-    with torch.no_grad():
-        eager = net(*given)
-        exact = copy.deepcopy(net).double()(*(x.double() for x in given))
-    for one, other, twin in zip(found, exact, eager, strict=True):
-        assert (one - other).abs().max() <= LIMIT * other.abs().max()
-        assert one.stride() == twin.stride() and one.dtype is twin.dtype
-
-
 def parts_of(backend: Backend) -> dict[str, str]:
     found: dict[str, str] = {}
     for site in backend.sites:
@@ -115,11 +94,11 @@ def test_every_form_is_planned(kernels: Kernels) -> None:
     net, given = Forms(), inputs()
     model, backend = compiled(net, kernels)
     with torch.no_grad():
-        check(model(*given), net, given)
+        check(model(*given), net, *given)
         assert parts_of(backend) == PARTS
         net.up.weight.mul_(2)
         net.block.scale.mul_(3)
-        check(model(*given), net, given)
+        check(model(*given), net, *given)
     assert backend.graphs == 1
 
 
@@ -128,7 +107,7 @@ def test_inductor_has_the_rest(kernels: Kernels) -> None:
     model, backend = compiled(net, kernels, "inductor")
     with torch.no_grad():
         found, (code,) = run_and_get_code(model, *given)
-        check(found, net, given)
+        check(found, net, *given)
     assert parts_of(backend) == PARTS
     assert code.count("extern_kernels.convtvm_conv(") == len(PARTS)
     assert "extern_kernels.addmm(" not in code and "extern_kernels.mm(" not in code
@@ -154,7 +133,7 @@ def test_any_batch_of_one_graph(kernels: Kernels, rest: str) -> None:
             given = inputs(n)[:2]
             for x in given:
                 torch._dynamo.mark_dynamic(x, 0)
-            check(model(*given), net, given)
+            check(model(*given), net, *given)
     assert backend.graphs == 1 and all(site.plan for site in backend.sites)
 
 
@@ -206,7 +185,7 @@ def test_the_faster_one_computes(
     net, given = Forms(), inputs()
     model, backend = compiled(net, kernels, compares=True)
     with torch.no_grad():
-        check(model(*given), net, given)
+        check(model(*given), net, *given)
     linear = [site for site in backend.sites if site.name != "block.depthwise"]
     assert [site.plan is not None for site in linear] == [planned] * (len(PARTS) - 1)
     assert planned or "its product takes 1500" in str(linear[0])
@@ -239,7 +218,7 @@ def test_layouts_beside_linear_layers(
     with torch.no_grad():
         found = model(*given)
     if rest == "inductor":
-        check(found, net, given)
+        check(found, net, *given)
     else:
         torch.testing.assert_close(found[0], net(*given)[0], rtol=1e-4, atol=1e-4)
     (depthwise,) = (s for s in backend.sites if s.name == "block.depthwise")

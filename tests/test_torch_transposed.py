@@ -3,7 +3,6 @@ layout and what follows."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,15 @@ import torch_models as models  # noqa: E402
 from support import log_of, record_of  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch_backend import OPTIONS, check, compiled  # noqa: E402
 
 from convtvm.kernels.task import tasks_of  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
 from convtvm.problem.workload import ConvWorkload  # noqa: E402
 from convtvm.torch import contest  # noqa: E402
-from convtvm.torch.backend import Backend  # noqa: E402
 from convtvm.torch.kernels import Kernels  # noqa: E402
 from convtvm.torch.options import Options  # noqa: E402
 
-OPTIONS = {"threads": 1, "logs": []}
-LIMIT = 1e-5  # of a difference, relative to the largest number
 LANES = resolve("native", 1).lanes
 
 
@@ -112,24 +109,6 @@ class Layers(nn.Module):
 
 def image(n: int = 1) -> Any:
     return torch.randn(n, 6, 5, 7, generator=torch.Generator().manual_seed(n))
-
-
-def compiled(net: Any, kernels: Kernels, rest: str = "eager", compares: bool = False) -> Any:
-    """The model and its backend."""
-    torch._dynamo.reset()
-    backend = Backend(Options.of({**OPTIONS, "rest": rest}), kernels)
-    backend.compares = compares
-    return torch.compile(net, backend=backend), backend
-
-
-def check(found: Any, net: Any, x: Any) -> None:
-    """Float64's result within rounding, in eager's order of memory."""
-    with torch.no_grad():
-        eager, exact = net(x), copy.deepcopy(net).double()(x.double())
-    for number, (one, other, twin) in enumerate(zip(found, exact, eager, strict=True)):
-        assert one.shape == other.shape and one.dtype is twin.dtype, number
-        assert (one - other).abs().max() <= LIMIT * other.abs().max(), number
-        assert one.stride() == twin.stride(), number
 
 
 @pytest.fixture(scope="module")
