@@ -18,9 +18,10 @@ from convtvm.cli.benching import geomean
 from convtvm.compare import bench, peers
 from convtvm.compare.bench import BenchRow, Measured
 from convtvm.compare.conditions import Neighbours
+from convtvm.library.build import compile as compile_library
 from convtvm.machine.cpu import device_name, facts
 from convtvm.measure.timing import Timing
-from convtvm.problem.reference import conv2d_reference
+from convtvm.problem.reference import conv2d_reference, random_inputs
 from convtvm.problem.workload import ConvWorkload
 from convtvm.version import with_commit
 
@@ -189,6 +190,18 @@ class Clock:
 
     def process_time(self) -> float:
         return self.cpu
+
+
+def test_a_figure_is_of_the_kernel_whose_name_it_has() -> None:
+    """`direct` is a family too, whose fastest kernel another call would get."""
+    w = ConvWorkload.parse("ic8ih9oc8kh3ph4dh3")
+    library = compile_library([w], threads=1, logs=[], keep="all", algorithms=["direct"])
+    _, weight, bias = random_inputs(w, 0)
+    plans = bench.plans_of(library, w, weight, bias)
+    assert len(plans) > 1
+    assert {name: plan.algorithm for name, plan in plans.items()} == {name: name for name in plans}
+    for c in library.candidates(w):
+        assert plans[c.algorithm].workspace_bytes == c.workspace_bytes
 
 
 def test_waits_until_the_threads_of_others_sleep(monkeypatch: pytest.MonkeyPatch) -> None:

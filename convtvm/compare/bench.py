@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convtvm.compare.peers import Peer, Run
-from convtvm.dispatch import KernelLibrary
+from convtvm.dispatch import KernelLibrary, Plan
 from convtvm.errors import ConvtvmError
 from convtvm.kernels.algorithms import ALGORITHMS
 from convtvm.measure.jobs import failure, wrong_answer
@@ -116,13 +116,12 @@ def bench(
     for w in library.workloads:
         data, weight, bias = random_inputs(w, seed=0, layout=library.layout)
         reference = conv2d_reference(w, data, weight, bias, library.layout)
-        runs: dict[str, Run] = {}
-        workspace: dict[str, int] = {}
-        for candidate in library.candidates(w):
-            plan = library.plan(w, weight, bias, algorithm=candidate.algorithm)
-            out = np.empty(w.out_shape(library.layout), np.float32)
-            runs[candidate.algorithm] = _bound(plan, data, out)
-            workspace[candidate.algorithm] = candidate.workspace_bytes
+        plans = plans_of(library, w, weight, bias)
+        runs = {
+            name: _bound(plan, data, np.empty(w.out_shape(library.layout), np.float32))
+            for name, plan in plans.items()
+        }
+        workspace = {c.algorithm: c.workspace_bytes for c in library.candidates(w)}
         errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
         absent: dict[str, str] = {}
         for peer_name, peer in peers.items():
@@ -145,6 +144,14 @@ def bench(
             peers={name: m for name, m in measured.items() if name not in workspace},
             absent=absent,
         )
+
+
+def plans_of(
+    library: KernelLibrary, w: ConvWorkload, weight: np.ndarray, bias: np.ndarray | None
+) -> dict[str, Plan]:
+    """Of every algorithm that `library` has for `w`, the plan of exactly this one: asked for by its
+    name, `direct` would stand for the fastest of its family."""
+    return {k.algorithm: library.plan_by(k, w, weight, bias) for k in library.kernels(w)}
 
 
 def _peer_error(run: Run, reference: np.ndarray) -> float:

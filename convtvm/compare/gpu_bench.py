@@ -102,9 +102,10 @@ def _chosen(
 ) -> str:
     """What `plan` takes within the limit; the first of the others where no error was measured yet,
     nothing without any."""
-    kernels = [k for k in library.manifest.kernels if k.workload == w.key]
     try:
-        name = selection.choose(w, kernels, selection.Wish(max_error=max_error)).kernel.algorithm
+        name = selection.choose(
+            w, library.kernels(w), selection.Wish(max_error=max_error)
+        ).kernel.algorithm
     except NoCandidate:
         name = ""
     ranked = [name, *(c.algorithm for c in library.candidates(w))]
@@ -122,8 +123,8 @@ def _ours(
     gpu, found = tvm.cuda(0), dict[str, tuple[Run, float]]()
     data, weight, bias = arrays
     there = tvm.runtime.tensor(data, gpu)
-    for kernel in library.manifest.kernels:
-        if kernel.workload != w.key or (kernel.is_opt_in and max_error is None):
+    for kernel in library.kernels(w):
+        if kernel.is_opt_in and max_error is None:
             continue
         out = tvm.runtime.empty(w.out_shape(library.layout), w.dtype, gpu)
         run = partial(library.plan_by(kernel, w, weight, bias), there, out=out)

@@ -134,7 +134,11 @@ class KernelLibrary(Shared):
 
     def candidates(self, workload: ConvWorkload | str) -> list[Candidate]:
         """All compiled ways to compute `workload`, best first. Raises UnknownWorkload."""
-        return [Candidate.of(k) for k in self._find(self._workload(workload))]
+        return [Candidate.of(k) for k in self.kernels(workload)]
+
+    def kernels(self, workload: ConvWorkload | str) -> list[Kernel]:
+        """All kernels of `workload`, for `plan_by`, best first. Raises UnknownWorkload."""
+        return self._find(self._workload(workload))
 
     def plan(
         self,

@@ -49,9 +49,9 @@ def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     for w in workloads:
         data, weight, bias = random_inputs(w, 0, "NCHW", "normal")
         reference = conv2d_reference(w, data, weight, bias)
-        for candidate in library.candidates(w):
-            plan = library.plan(w, weight, bias, algorithm=candidate.algorithm)
-            errors[candidate.algorithm].append(relative_error(plan(data), reference))
+        for kernel in library.kernels(w):
+            plan = library.plan_by(kernel, w, weight, bias)
+            errors[kernel.algorithm].append(relative_error(plan(data), reference))
     table = Table(title="Largest error relative to the largest output")
     table.add_column("algorithm")
     table.add_column("published, one convolution", justify="right")
