@@ -6,14 +6,17 @@ import gc
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import warm
 
 from convtvm.library.cache import VARIABLE
 
@@ -83,7 +86,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def helpers_of_all() -> Iterator[Helpers]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A function to the socket of a server with TVM, convtvm and no PyTorch, from which helpers and
+    commands of tests fork. It is started when it is first asked for; one for each LD_LIBRARY_PATH,
+    which only a process that has just started looks at."""
+    started: dict[str, str] = {}
+    lock = Lock()
+    with ExitStack() as stack:
+
+        def server() -> str:
+            from support import ROOT, without_torch
+
+            libraries = os.environ.get(warm.LIBRARIES, "")
+            with lock:
+                if libraries not in started:
+                    path = str(tmp_path_factory.mktemp("warm") / "socket")
+                    stack.enter_context(
+                        warm.serving(path, warm.HELPERS, environment=without_torch(ROOT))
+                    )
+                    started[libraries] = path
+                return started[libraries]
+
+        yield server
+
+
+@pytest.fixture(scope="session")
+def helpers_of_all(servers: Callable[[], str]) -> Iterator[Helpers]:
+    """Ended before the servers that they forked from."""
     from helpers import Helpers
 
     made = Helpers()
@@ -96,11 +125,31 @@ MAKERS = ("convtvm.library.build", "convtvm.models.compiling")
 MAKERS += ("models", "programs", "test_model_cli", "test_model_library")
 
 
+def fork_helpers(patch: pytest.MonkeyPatch, servers: Callable[[], str]) -> None:
+    from convtvm.measure.client import Zygote
+
+    patch.setattr(Zygote, "_spawn", lambda zygote: warm.helper(servers(), str(zygote.folder)))
+
+
+# The tests of how helper processes start, die, and are told from others.
+REAL_HELPERS = ("test_zygote", "test_tuner", "test_faults", "test_builders")
+
+
+@pytest.fixture
+def forked_helpers(monkeypatch: pytest.MonkeyPatch, servers: Callable[[], str]) -> None:
+    """For those tests of these modules in which nothing depends on that."""
+    fork_helpers(monkeypatch, servers)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def shared_helpers(helpers_of_all: Helpers) -> Iterator[None]:
+def shared_helpers(
+    helpers_of_all: Helpers, servers: Callable[[], str], request: pytest.FixtureRequest
+) -> Iterator[None]:
     """Starting one takes longer than building most libraries. And TorchDynamo does not time its own
     guards, which takes longer than compiling most graphs of tests."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ not in REAL_HELPERS:
+            fork_helpers(patch, servers)
         if guards := sys.modules.get("torch._dynamo.guards"):
             patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0, raising=False)
         for name in MAKERS:

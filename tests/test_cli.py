@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import LONG
+from warm import beginning
 
 from convtvm.cli import main
 from convtvm.cli.options import Bytes
@@ -50,11 +51,12 @@ def convtvm(
     return call
 
 
-def separate(folder: Path, *args: str | Path, code: str = "") -> Result:
-    """The same in a process of its own; `code` runs instead of the module."""
-    command = ["-c", code] if code else ["-m", "convtvm"]
+def separate(folder: Path, *args: str | Path, code: str = "", begin: Sequence[str] = ()) -> Result:
+    """The same in a process of its own; `code` runs instead of the module. By default a new one,
+    which has to import what it needs."""
+    command = begin or [sys.executable, *(["-c", code] if code else ["-m", "convtvm"])]
     done = subprocess.run(
-        [sys.executable, *command, *map(str, args)],
+        [*command, *map(str, args)],
         cwd=folder,
         env=dict(os.environ, PYTHONPATH=PATH),
         capture_output=True,
@@ -260,21 +262,23 @@ def test_interrupt_elsewhere(convtvm: Convtvm, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tmp_path_factory: pytest.TempPathFactory, servers: Callable[[], str]) -> Path:
     """A folder with x.jsonl and x.so (LINE, tuned) and two.so (LINE and another one, untuned)."""
-    folder = tmp_path_factory.mktemp("tuned")
+    folder, begin = tmp_path_factory.mktemp("tuned"), beginning(servers())
     options = ("--threads", "1", "--log", "x.jsonl")
     tune = (LINE, *options, "--trials", TRIALS, "--algorithms", "direct")
-    status, out, err = separate(folder, "tune", *map(str, tune))
+    status, out, err = separate(folder, "tune", *map(str, tune), begin=begin)
     assert status == 0, err
     assert "mb1ic8ih6oc8kh3ph1" in out and f"{TRIALS} trials measured, " in out
     assert ", 0 reused" in out
     assert f"[{TRIALS}/{TRIALS}] mb1ic8ih6oc8kh3ph1 direct {TRIALS}/{TRIALS}: best" in err
     best = ("--keep", "best")
-    status, out, err = separate(folder, "compile", LINE, "-o", "x.so", *options, *best)
+    made = ("compile", LINE, "-o", "x.so", *options, *best)
+    status, out, err = separate(folder, *made, begin=begin)
     assert status == 0 and "direct" in out and "untuned" not in out + err
     (folder / "two.txt").write_text(f'{LINE}n"first"\nmb1ic4ih5oc8kh1n"second"\n', "utf8")
-    status, out, err = separate(folder, "compile", "two.txt", "-o", "two.so", *best, "--json")
+    made = ("compile", "two.txt", "-o", "two.so", *best, "--json")
+    status, out, err = separate(folder, *made, begin=begin)
     assert status == 0 and "2 of 2 workloads untuned" in err and "--log FILE" in err
     assert len(json.loads(out)["workloads"]) == 2
     return folder

@@ -6,16 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from blocks import run_blocks
-from emulator import emulated, environment, problems
+from emulator import emulated, environment, problems, python
 from emulator.faults import FaultyCheck, Scaled
 from emulator.plain import PlainTask
-from support import LONG, without_torch
+from support import LONG
 
 from convtvm.dispatch import load
 from convtvm.dispatch.gpu import objection
@@ -203,18 +203,9 @@ def test_on_the_device(task: Task) -> None:
 
 
 @pytest.mark.emulated
-def test_deployment(tmp_path: Path) -> None:
+def test_deployment(tmp_path: Path, servers: Callable[[], str]) -> None:
     """compile, export, load, plan, call: arrays of the host, tensors on the GPU, epilogues."""
-    path = without_torch(Path(__file__).parent)["PYTHONPATH"]
-    done = subprocess.run(
-        [sys.executable, "-m", "emulator.deploy", str(tmp_path)],
-        env={**os.environ, **environment(), "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = done.stdout.splitlines()
+    first, second = python(servers, "import emulator.deploy", str(tmp_path)).splitlines()
     assert first == "out is on device cpu:0, expected a GPU, as the data"
     assert second == "out has shape (2, 8, 9, 8), expected (2, 8, 9, 9)"
 
@@ -270,7 +261,7 @@ assert [main(command) for command in json.loads(sys.argv[1])] == [0, 0, 0]
 
 @pytest.mark.emulated
 @pytest.mark.parametrize(("dtype", "word"), [("float16", "f16"), ("bfloat16", "bf16")])
-def test_tuning(dtype: str, word: str, tmp_path: Path) -> None:
+def test_tuning(dtype: str, word: str, tmp_path: Path, servers: Callable[[], str]) -> None:
     """convtvm tune, compile and run in 16 bits, in one process that has the emulated GPU."""
     log = tmp_path / "x.jsonl"
     workload = "mb1ic3ih5oc8oh5kh3ph1"
@@ -280,14 +271,7 @@ def test_tuning(dtype: str, word: str, tmp_path: Path) -> None:
         ["compile", workload, "-o", f"{tmp_path}/x.so", *options],
         ["run", f"{tmp_path}/x.so", "--check", "--outputs", f"{tmp_path}/out.npz"],
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        env={**os.environ, **environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    python(servers, COMMANDS, json.dumps(commands))
     made, problems = records.load([log])
     assert not problems and made and all(r.run_secs for r in made), made
     assert all(r.workload.endswith(f"_{word}") and r.max_error < ROUNDING[dtype] for r in made)

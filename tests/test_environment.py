@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from support import LONG
-from warm import serving
+from support import LONG, without_torch
+from warm import HELPERS, beginning, serving
 
 from convtvm.cli.events import Events
 from convtvm.errors import LogError
@@ -33,16 +33,12 @@ def convtvm(folder: Path, *args: str, begin: Sequence[str] = CONVTVM, **settings
 
 
 PROGRAM = "import sys; from convtvm.cli import main; sys.exit(main(sys.argv[1:]))"
-LOADED = ("tvm", "xgboost", "rich.table", "convtvm.library.build", "convtvm.tuning.tuner")
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def warm(servers: Callable[[], str]) -> list[str]:
     """What command lines begin with that need not load TVM first."""
-    place = str(tmp_path_factory.mktemp("warm") / "socket")
-    path = os.pathsep.join([str(ROOT / "tests" / "without_torch"), ENV["PYTHONPATH"]])
-    with serving(place, *LOADED, environment={**ENV, "PYTHONPATH": path}) as command:
-        yield [*command, "--code", PROGRAM]
+    return [*beginning(servers()), "--code", PROGRAM]
 
 
 def one_line(done: Done) -> str:
@@ -97,24 +93,21 @@ def may_mount() -> bool:
 needs_mounts = pytest.mark.skipif(not may_mount(), reason="unshare -rm is not permitted here")
 
 
-def mounted(mounts: str, *command: str, cwd: Path, **env: str) -> Done:
-    return subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command],
-        cwd=cwd,
-        env={**ENV, "CONVTVM_CACHE": "off", **env},
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
+def mounted(mounts: str) -> list[str]:
+    """What a command begins with that has these."""
+    return ["unshare", "-rm", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
 
 
 @needs_mounts
 @pytest.mark.parametrize("mounts", [DOCKER, SMALL], ids=["noexec", "1 MiB"])
 def test_where_shared_memory_is_not_fit(tmp_path: Path, mounts: str) -> None:
     """As in a container: commands end well, and what they record are times."""
-    for args in ([*TUNE, "--log", "x.jsonl"], COMPILE, ["run", "x.so", "--check"]):
-        done = mounted(mounts, *CONVTVM, *args, cwd=tmp_path)
-        assert done.returncode == 0, done
+    environment = {**without_torch(ROOT), "CONVTVM_CACHE": "off"}
+    place, begin = str(tmp_path / "socket"), mounted(mounts)
+    with serving(place, HELPERS, begin=begin, environment=environment) as command:
+        for args in ([*TUNE, "--log", "x.jsonl"], COMPILE, ["run", "x.so", "--check"]):
+            done = convtvm(tmp_path, *args, begin=command, env=environment)
+            assert done.returncode == 0, done
     found, problems = records.load([tmp_path / "x.jsonl"])
     assert found and not problems and all(r.run_secs for r in found)
 
@@ -128,9 +121,9 @@ def test_where_no_place_is_fit() -> None:
     """One line that says what is wrong with each; /tmp is hidden, so nothing of it is needed."""
     noexec = "mount -t tmpfs -o noexec a"
     mounts = f"{noexec} /tmp && {noexec} /var/tmp && mount -t tmpfs -o size=1m b /dev/shm"
-    env = {"TMPDIR": "/tmp", "XDG_CACHE_HOME": "/var/tmp"}
-    done = mounted(mounts, *CONVTVM, *TUNE, "--log", "/tmp/x.jsonl", cwd=Path("/"), **env)
-    said = one_line(done)
+    env = {**ENV, "CONVTVM_CACHE": "off", "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/var/tmp"}
+    begin = [*mounted(mounts), *CONVTVM]
+    said = one_line(convtvm(Path("/"), *TUNE, "--log", "/tmp/x.jsonl", begin=begin, env=env))
     for part in ("/dev/shm: 1 MiB of room", "/tmp: no code can run there", "set TMPDIR"):
         assert part in said, said
 
@@ -189,13 +182,12 @@ def test_output_into_a_closed_pipe(made: Path, warm: list[str], args: list[str])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_messages_that_cannot_be_written_end_nothing(tmp_path: Path) -> None:
+def test_messages_that_cannot_be_written_end_nothing(tmp_path: Path, warm: list[str]) -> None:
     with open("/dev/full", "wb") as full:
-        done = convtvm(
-            tmp_path, *TUNE, "--log", "x.jsonl", capture_output=False, stdout=-1, stderr=full
-        )
+        given = {"begin": warm, "capture_output": False, "stdout": -1, "stderr": full}
+        done = convtvm(tmp_path, *TUNE, "--log", "x.jsonl", **given)  # type: ignore[arg-type]
         assert done.returncode == 0 and "direct" in done.stdout
-        done = convtvm(tmp_path, "run", "no.so", capture_output=False, stdout=-1, stderr=full)
+        done = convtvm(tmp_path, "run", "no.so", **given)  # type: ignore[arg-type]
         assert done.returncode == 2 and done.stdout == ""
     events = Events(Path("/dev/full"))
     with pytest.raises(LogError, match="cannot write events to /dev/full: No space left"):

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from emulator import environment
+from emulator import environment, python
 
 from convtvm.cli import main
 from convtvm.compare import cudnn, peers
@@ -114,18 +115,14 @@ def test_all_contestants_on_one_stopwatch(layout: str, dtype: str, limits: list[
         assert "direct:tf32" not in layer["algorithms"] and layer["chosen"] == "direct"
 
 
+COMMAND = "import sys; from convtvm.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 @pytest.mark.emulated
-def test_the_command_without_peers() -> None:
+def test_the_command_without_peers(servers: Callable[[], str]) -> None:
     options = ["--target", "cuda", "--dtype", "float16", "--layout", "NHWC", "--repeat", "3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "convtvm", "bench", 'ic8ih3oc8oh3kh1n"point"', *options, "--json"],
-        env={**os.environ, **environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    said = python(servers, COMMAND, "bench", 'ic8ih3oc8oh3kh1n"point"', *options, "--json")
+    found = json.loads(said)
     (layer,) = found["layers"]
     assert (found["target"], found["layout"]) == ("cuda -arch=sm_90", "NHWC")
     assert found["device"] == "emulated GPU"

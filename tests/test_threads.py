@@ -11,11 +11,12 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import LONG
+from support import LONG, without_torch
+from warm import serving
 
 from convtvm.errors import TargetError
 from convtvm.kernels import codegen, launcher
@@ -70,17 +71,29 @@ w, data, weight, bias, expected = problem(libraries[0])
 """
 
 
-def run(program: str, paths: Sequence[Path], **environment: str) -> str:
-    """What `program` prints after PRELUDE, in a process that ends well and in time."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *map(str, paths)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT), **environment),
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.strip()
+Run = Callable[..., str]
+LOADED = ("numpy", "convtvm.dispatch", "convtvm.problem.reference")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """What a program prints after PRELUDE, in a process that ends well and in time. It has what
+    PRELUDE imports already, and one thread."""
+
+    def output(program: str, paths: Sequence[Path], **variables: str) -> str:
+        done = subprocess.run(
+            [*warm, "--code", PRELUDE + textwrap.dedent(program), *map(str, paths)],
+            env=dict(os.environ, PYTHONPATH=str(ROOT), **variables),
+            capture_output=True,
+            text=True,
+            timeout=LONG,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout.strip()
+
+    place = str(tmp_path_factory.mktemp("warm") / "socket")
+    with serving(place, *LOADED, environment=without_torch(ROOT)) as warm:
+        yield output
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +135,7 @@ FORKS = """
 
 
 @EVERY
-def test_children_compute(name: str, libraries: dict[str, Path]) -> None:
+def test_children_compute(name: str, libraries: dict[str, Path], run: Run) -> None:
     """Before and after a call, by the parent's plan and a fresh one, and a child's child."""
     assert run(FORKS, [libraries[name]]) == "[0, 0, 0] 0 [0, 0, 0] 0"
 
@@ -142,7 +155,7 @@ BUSY_FORKS = """
 """
 
 
-def test_children_of_a_busy_process_compute(libraries: dict[str, Path]) -> None:
+def test_children_of_a_busy_process_compute(libraries: dict[str, Path], run: Run) -> None:
     """Forked while other threads are in a parallel loop, whose lock the child must not inherit."""
     assert run(BUSY_FORKS, [libraries["2"]]) == "0 0"
 
@@ -200,7 +213,7 @@ CALLERS = """
     ("name", "workers"), [("1", 0), pytest.param("2", 1, marks=needs_two_cpus)]
 )
 def test_callers_that_end_leave_nothing(
-    name: str, workers: int, libraries: dict[str, Path]
+    name: str, workers: int, libraries: dict[str, Path], run: Run
 ) -> None:
     assert run(CALLERS, [libraries[name]]) == f"0 401 0 {workers}"
 
@@ -220,7 +233,7 @@ TOGETHER = """
 
 
 @needs_two_cpus
-def test_callers_at_once(libraries: dict[str, Path]) -> None:
+def test_callers_at_once(libraries: dict[str, Path], run: Run) -> None:
     """On one plan and on different plans of several libraries, which share their workers."""
     usable = min(64, len(os.sched_getaffinity(0)))
     paths = [libraries["2"], libraries["64"], libraries["1"]]
@@ -239,7 +252,7 @@ LIMITED = """
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's limit on processes")
 @pytest.mark.parametrize("name", ["1", "2", "64"])
 def test_without_a_thread_to_start_the_caller_computes(
-    name: str, libraries: dict[str, Path]
+    name: str, libraries: dict[str, Path], run: Run
 ) -> None:
     assert run(LIMITED, [libraries[name]]) == "0 0 0"
 
@@ -274,7 +287,7 @@ AFFINITY = """
 
 @needs_two_cpus
 @pytest.mark.parametrize("name", ["1", "2", "64", "old"])
-def test_the_callers_cpus_are_kept_to(name: str, libraries: dict[str, Path]) -> None:
+def test_the_callers_cpus_are_kept_to(name: str, libraries: dict[str, Path], run: Run) -> None:
     """By the caller and by the workers, also when the mask changes between calls."""
     program = AFFINITY
     if name == "old":  # TVM's pool cannot be told; the caller's own mask is all that is kept
@@ -301,7 +314,7 @@ NUMBERS = """
     ("name", "variable"),
     [("1", "auto"), ("2", "auto"), ("64", "1000000"), ("old", "auto"), ("old", "-3")],
 )
-def test_threads_asked_for(name: str, variable: str, libraries: dict[str, Path]) -> None:
+def test_threads_asked_for(name: str, variable: str, libraries: dict[str, Path], run: Run) -> None:
     """By the caller of `load`, and in TVM's variable, which counts for nothing."""
     text = run(NUMBERS, [libraries[name]], TVM_NUM_THREADS=variable)
     assert text == "0 0 0 0 0 True"
@@ -322,7 +335,7 @@ EXIT = """
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
-def test_exit_under_load(name: str, libraries: dict[str, Path]) -> None:
+def test_exit_under_load(name: str, libraries: dict[str, Path], run: Run) -> None:
     for _ in range(4):
         assert run(EXIT, [libraries[name]]) == "end"
 
@@ -338,7 +351,7 @@ UNLOADED = """
 """
 
 
-def test_libraries_come_and_go(libraries: dict[str, Path]) -> None:
+def test_libraries_come_and_go(libraries: dict[str, Path], run: Run) -> None:
     """The launcher outlives the library that brought it."""
     assert run(UNLOADED, [libraries["2"]]).split() == ["0"] * 13
 

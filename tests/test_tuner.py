@@ -113,6 +113,7 @@ def test_best_is_confirmed_in_the_library(
     assert built.candidates(WORKLOAD)[0].run_secs == winner.seconds
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_time_limit_stops_within_a_batch(tmp_path: Path) -> None:
     """With the trial that was begun."""
     log, told = tmp_path / "x.jsonl", list[float]()
@@ -129,6 +130,7 @@ def test_time_limit_stops_within_a_batch(tmp_path: Path) -> None:
     assert summary.measured + summary.confirmed == len(in_log(log))
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_budget_of_trials(tmp_path: Path) -> None:
     log = tmp_path / "x.jsonl"
     options = {"threads": 1, "total_trials": 5, "log": log, "confirm": False}
@@ -229,6 +231,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Tuning]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_helpers")
 def test_killed_and_resumed(start: Callable[[], Tuning]) -> None:
     for lines in (1, 4):
         tuning = start()
@@ -256,12 +259,14 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[[], Tuning], lines: int) 
     assert len(found) >= lines and "Traceback" not in err
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_ctrl_c_handler_is_restored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     tune([WORKLOAD], threads=1, trials=1, log=tmp_path / "x.jsonl", time_limit=0)
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.usefixtures("forked_helpers")
 @pytest.mark.parametrize("limit", [1e10, 1e300, 10**400], ids=["centuries", "1e300", "10**400"])
 def test_a_time_limit_beyond_all_clocks_is_none(tmp_path: Path, limit: float) -> None:
     log = tmp_path / "x.jsonl"

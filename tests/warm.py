@@ -3,6 +3,9 @@
 python tests/warm.py serve SOCKET [MODULE...]
                                       loads the modules, by default what `convtvm` needs; waits, and
                                       ends with its standard input
+python tests/warm.py serve SOCKET --helpers
+                                      loads what helper processes of convtvm do, as they do, and the
+                                      rest of it without PyTorch
 python tests/warm.py SOCKET ARGS...   runs `convtvm ARGS...` there, with this folder, environment
                                       and files, and ends with its status
 python tests/warm.py SOCKET --python PAGE
@@ -13,40 +16,116 @@ python tests/warm.py SOCKET --code CODE ARGS...
 """
 
 import array
+import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+
+HELPERS = "--helpers"
+# What the loader looks at once, when a process starts.
+LIBRARIES = "LD_LIBRARY_PATH"
 
 
 @contextmanager
-def serving(path: str, *modules: str, environment: Mapping[str, str]) -> Iterator[list[str]]:
-    """What a command begins with that runs in a process of that environment."""
+def serving(
+    path: str, *modules: str, environment: Mapping[str, str], begin: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """What a command begins with that runs in a process of that environment, whose server is
+    started by a command that begins with `begin`."""
     import subprocess
 
-    here = [sys.executable, "-S", "-E", __file__, path]
     with subprocess.Popen(
-        [sys.executable, __file__, "serve", path, *modules],
+        [*begin, sys.executable, __file__, "serve", path, *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment,
+        # Processes fork from it, so it must have no threads.
+        env={**environment, "OPENBLAS_NUM_THREADS": "1"},
     ) as server:
         assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-        yield here
-        server.communicate()
+        yield beginning(path)
+
+
+def beginning(path: str) -> list[str]:
+    """What a command begins with that the server at `path` forks."""
+    return [sys.executable, "-S", "-E", __file__, path]
+
+
+def ask(
+    path: str, args: list[str], environment: Mapping[str, str], files: Sequence[int] = (0, 1, 2)
+) -> tuple[socket.socket, int]:
+    """The process that the server forks for these arguments: a socket that brings its exit status
+    and whose end is its end, and its number."""
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(path)
+    one.sendmsg([b"!"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+    asked = json.dumps([args, os.getcwd(), dict(environment)]).encode()
+    one.sendall(len(asked).to_bytes(4, "big") + asked)
+    return one, int.from_bytes(one.recv(4, socket.MSG_WAITALL), "big")
 
 
 def call(path: str, args: list[str]) -> int:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.connect(path)
-        files = array.array("i", [0, 1, 2])
-        one.sendmsg([b"!"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-        asked = json.dumps([args, os.getcwd(), dict(os.environ)]).encode()
-        one.sendall(len(asked).to_bytes(4, "big") + asked)
-        return one.recv(1)[0]
+    one, _ = ask(path, args, os.environ)
+    with one:
+        return ending(one) & 0xFF
+
+
+def ending(one: socket.socket) -> int:
+    """The exit status, a signal's number less than zero; as if killed where the server is."""
+    said = one.recv(4, socket.MSG_WAITALL)
+    return int.from_bytes(said, "big", signed=True) if said else -signal.SIGKILL
+
+
+class Forked:
+    """A process of a server, with what its owner would have of `subprocess.Popen`."""
+
+    def __init__(self, path: str, args: list[str], environment: Mapping[str, str]) -> None:
+        (reads, writes), (gets, puts) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(writes, "wb", 0), os.fdopen(gets, "rb", 0)
+        self._socket, self.pid = ask(path, args, environment, (reads, puts, 2))
+        self.returncode: int | None = None
+        os.close(reads)
+        os.close(puts)
+
+    def wait(self, timeout: float | None = None) -> int:
+        import subprocess
+
+        if self.returncode is None:
+            if not select.select([self._socket], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+            self.returncode = ending(self._socket)
+            self._socket.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        import subprocess
+
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def helper(path: str, folder: str) -> Forked:
+    """A helper process of convtvm for `folder`, forked from the server at `path`: to start one
+    takes longer than most of what it does."""
+    from convtvm.measure import client
+
+    code = f"import os\nos.setsid()\n{client._SERVE}"
+    return Forked(path, ["--code", code, folder], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def load() -> None:
@@ -65,26 +144,58 @@ def load() -> None:
         import torch.onnx  # noqa: F401
 
 
+def load_helpers() -> None:
+    """As zygote.serve does, in that order."""
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from convtvm.machine import nvidia
+
+    nvidia.load("libcudart.so.13")
+    from convtvm.measure import building, trial, verify, zygote  # noqa: F401
+
+    zygote._warm_up()
+    load()
+
+
+def fork_helpers(path: str) -> None:
+    """Have helpers of this process and of those that fork from it forked too."""
+    from convtvm.measure.client import Zygote
+
+    start, libraries = Zygote._spawn, os.environ.get(LIBRARIES)
+
+    def spawn(zygote: Zygote) -> object:
+        fits = os.environ.get(LIBRARIES) == libraries
+        return helper(path, str(zygote.folder)) if fits else start(zygote)
+
+    Zygote._spawn = spawn  # type: ignore[assignment, method-assign]
+
+
 def serve(path: str, modules: list[str]) -> None:
     import importlib
-    import select
 
-    for name in modules:
-        importlib.import_module(name)
-    if not modules:
+    if modules == [HELPERS]:
+        load_helpers()
+    elif not modules:
         load()
+    else:
+        for name in modules:
+            importlib.import_module(name)
+    if "convtvm.measure.client" in sys.modules:
+        fork_helpers(path)
+    gc.collect()
+    gc.freeze()  # what is forked need not look at all this, and touch it
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
         print("ready", flush=True)
         while True:
             ready, _, _ = select.select([server, sys.stdin], [], [])
+            with suppress(ChildProcessError):  # who has answered; so its time counts as ours
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if sys.stdin in ready:
                 return
             one = server.accept()[0]
             if not os.fork():  # calls may run at the same time
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _answer(one)
                 os._exit(0)
             one.close()
@@ -98,14 +209,23 @@ def _answer(one: socket.socket) -> None:
         args, folder, environment = json.loads(one.recv(size, socket.MSG_WAITALL))
         child = os.fork()
         if not child:
+            one.close()
             _take(folder, environment, files)
             if args[:1] == ["--code"]:
                 return _run_code(args[1:])
             _run(args)
         for file in files:
             os.close(file)
+        with suppress(BrokenPipeError):
+            one.sendall(child.to_bytes(4, "big"))
+        ends = os.pidfd_open(child)
+        if ends not in select.select([one, ends], [], [])[0]:  # whoever asked is gone
+            os.kill(child, signal.SIGTERM)
+            if not select.select([ends], [], [], 5.0)[0]:
+                os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        one.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+        with suppress(BrokenPipeError):
+            one.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
 
 
 def _take(folder: str, environment: dict[str, str], files: array.array) -> None:
@@ -121,6 +241,8 @@ def _take(folder: str, environment: dict[str, str], files: array.array) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # it may have another one in its environment
 
 
 def _run(args: list[str]) -> None:
@@ -160,9 +282,8 @@ def _run_blocks(page: str) -> None:
 
 def _run_code(args: list[str]) -> None:
     """The program of `args`, and the end of the interpreter."""
-    signal.alarm(600)  # whoever waits for it has given up by then
     sys.argv = ["-c", *args[1:]]
-    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     exec(compile(args[0], "<string>", "exec"), vars(sys.modules["__main__"]))
     sys.exit()
 

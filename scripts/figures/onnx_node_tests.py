@@ -62,15 +62,21 @@ class Case:
         self.verdict, self.reason = verdict, lines[0] if lines else type(reason).__name__
 
 
-def tests() -> Iterator[tuple[str, onnx.ModelProto, list[Any], list[Any]]]:
-    """Name, model, inputs and outputs of every test: of single operators, and what PyTorch and
-    others made of layers."""
-    for test in collect_testcases(None):
+def tests(only: str) -> Iterator[tuple[str, onnx.ModelProto, list[Any], list[Any]]]:
+    """Name, model, inputs and outputs of every test that is asked for: of single operators, and
+    what PyTorch and others made of layers."""
+
+    def is_asked_for(name: str) -> bool:
         # Expanded ones are the same in terms of other operators.
-        if test.model is not None and test.data_sets and "_expanded" not in test.name:
+        return "_expanded" not in name and any(part in name for part in only.split(","))
+
+    for test in collect_testcases(None):
+        if test.model is not None and test.data_sets and is_asked_for(test.name):
             yield test.name, test.model, *test.data_sets[0]
     for kind in ("pytorch-converted", "pytorch-operator", "simple"):
         for test in load_model_tests(kind=kind):
+            if not is_asked_for(test.name):
+                continue
             folder = Path(test.model_dir)
             inputs, outputs = (
                 [_tensor(path) for path in _numbered(folder / "test_data_set_0", what)]
@@ -94,9 +100,7 @@ def _tensor(path: Path) -> onnx.TensorProto | None:
 
 def cases(only: str) -> Iterator[Case]:
     """Both forms of all tests with tensors of numbers."""
-    for name, model, inputs, outputs in tests():
-        if not any(part in name for part in only.split(",")):
-            continue
+    for name, model, inputs, outputs in tests(only):
         weights = {tensor.name for tensor in model.graph.initializer}
         names = [value.name for value in model.graph.input if value.name not in weights]
         arrays = [_array(value) for value in (*inputs, *outputs)]

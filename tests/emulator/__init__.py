@@ -16,11 +16,13 @@ import fcntl
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
+
+from warm import beginning
 
 from convtvm.measure.client import Zygote
 from convtvm.measure.gpu_verify import GpuCheck
@@ -89,6 +91,16 @@ def emulated(order: str = "random") -> Iterator[Zygote]:
         zygote = Zygote()
     with zygote:
         yield zygote
+
+
+def python(server: Callable[[], str], code: str, *arguments: str) -> str:
+    """What a program prints in a process of its own with the emulated GPU and without PyTorch,
+    forked from the server that the fixture `servers` gives; it has to end well."""
+    with patch.dict(os.environ, environment()):
+        command = [*beginning(server()), "--code", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def problems(checks: Sequence[GpuCheck], zygote: Zygote) -> list[str]:
