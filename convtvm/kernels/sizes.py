@@ -12,18 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convtvm.compute import im2col, mec, stages, winograd
+from convtvm.compute.cuda.direct import held_channels
 from convtvm.compute.phases import Phases
 from convtvm.problem.workload import ConvWorkload
 
 
 def columns(w: ConvWorkload) -> int:
     """Elements of im2col's column matrix."""
-    return im2col.column_bytes(w) // 4
+    return im2col.column_bytes(w) // 4 // w.ic * _held(w)
 
 
 def lowered(w: ConvWorkload) -> int:
     """Elements of MEC's L."""
-    return mec.lowered_bytes(w) // 4
+    return mec.lowered_bytes(w) // 4 // w.ic * _held(w)
+
+
+def _held(w: ConvWorkload) -> int:
+    """Channels, with the zeros that a GPU's products in 16 bits may have."""
+    return w.groups * held_channels(w)
 
 
 def padded(w: ConvWorkload) -> int:

@@ -37,12 +37,13 @@ class Size:
 class Step:
     """What a block does, in cycles of a processor: `busy` in a step, of the unit that it needs
     most; `alone` in a step that nothing hides; `store` for its sums. It fetches `words` of 4 bytes
-    for a step."""
+    for a step, so many steps `ahead`."""
 
     busy: float
     alone: float
     words: float
     store: float
+    ahead: int
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def cycles(
         if count == 0:
             continue
         multiply = max(at_once * step.busy, step.alone)
-        ahead = delays.fetch / (d["stages"] - 1) if d["stages"] > 1 else 0.0
-        alone = step.alone + (delays.fetch if d["stages"] == 1 else 0.0)
+        ahead = delays.fetch / step.ahead if step.ahead else 0.0
+        alone = step.alone + (0.0 if step.ahead else delays.fetch)
         times = at_once * step.busy, alone, ahead, at_once * step.words / gpu.l2_words
         compute += count * steps * multiply
         wait += count * steps * (together(times, delays.sharpness) - multiply)

@@ -134,6 +134,7 @@ class _Rules(Rules):
             alone=_ALONE * warp * ceil_div(warps, 4) + _STEP,
             words=(d["tile_p"] + d["tile_c"]) * d["tile_k"],
             store=_STORE * d["tile_p"] * d["tile_c"],
+            ahead=d["stages"] - 1,
         )
 
     def features(self, d: Decisions) -> dict[str, float]:

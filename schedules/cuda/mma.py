@@ -33,6 +33,7 @@ MULTIPLY_ADD = "convtvm.multiply_add"  # value: the operands
 WIDE = "convtvm.wide_store"  # of a loop over neighbours that are stored at once
 LOAD_MATRICES = "convtvm.load_matrices"  # value: 1 if the depth is the outer axis in memory
 SWIZZLED = "convtvm.swizzled"  # of a block that fills a tile; value: elements that stay together
+GATHERED = "convtvm.gathered"  # of the loops that fill a tile by vectors of elements that are apart
 
 SQUARE = 16  # pixels and channels of a fragment
 LANES = 32
@@ -97,7 +98,10 @@ def multiply(sch: Schedule, d: Decisions, store: SBlockRV, vectors: bool, wide: 
         inner = depth_inner and index == 0
         _fragment(sch, fragment, kind, index == 0, None if kind == "tf32" else int(not inner))
         vector = attribute(sch, "vector") if index == 0 else VECTOR[kind]
-        _fetch(sch, operand, warps(d), vector, inner)
+        if index == 0 and attribute(sch, "loads") > 1:
+            _gather(sch, operand, warps(d), vector, kind)
+        else:
+            _fetch(sch, operand, warps(d), vector, inner)
         _arrange(sch, operand, kind, inner)
 
     sch.set_scope(gemm, 0, "local")
@@ -146,7 +150,7 @@ def _store(sch: Schedule, store: SBlockRV, warp: LoopRV, vectors: bool, wide: bo
     """The sums leave the registers of the lanes that have them."""
     sch.reverse_compute_at(store, warp, preserve_unit_loops=True)
     *_, first, second = sch.get_loops(store)
-    p, c = (second, first) if _channels_first(sch, store) else (first, second)
+    p, c = (second, first) if _channels_first(sch) else (first, second)
     p_tile, ph, pg = sch.split(p, [None, 2, 8])
     halves = min(4, int(sch.get(c).extent) // 8) if wide else 2
     c_tile, ch, cq, cx = sch.split(c, [None, halves, 4, 2])
@@ -182,8 +186,8 @@ def _hold(sch: Schedule, gemm: SBlockRV, columns: int) -> None:
     sch.transform_layout(gemm, ("write", 0), place)
 
 
-def _channels_first(sch: Schedule, store: SBlockRV) -> bool:
-    """Whether the innermost loop of `store` runs over pixels."""
+def _channels_first(sch: Schedule) -> bool:
+    """Whether pixels are neighbours in data and output."""
     return str(sch.mod["main"].attrs["layout"]) == "NCHW"
 
 
@@ -194,11 +198,31 @@ def _fetch(sch: Schedule, block: SBlockRV, count: int, vector: int, depth_inner:
         sch.reorder(other, k)
     fused = sch.fuse(batch, *((other, k) if depth_inner else (k, other)))
     turns, y, x, lanes = sch.split(fused, [None, count, LANES, vector])
+    _in_turns(sch, turns, y, x)
+    if vector > 1:
+        sch.vectorize(lanes)
+
+
+def _gather(sch: Schedule, block: SBlockRV, count: int, vector: int, kind: str) -> None:
+    """The same of lhs, where elements of a vector along the depth are fetched one by one."""
+    batch, k, p = sch.get_loops(block)[-3:]
+    k, lanes = sch.split(k, [None, vector])
+    # Neighbouring threads fetch neighbouring pixels where these are neighbours in memory; narrow
+    # vectors would conflict as they are stored.
+    across = vector == VECTOR[kind] and _channels_first(sch)
+    outer, inner = (k, p) if across else (p, k)
+    sch.reorder(outer, inner, lanes)
+    turns, y, x = sch.split(sch.fuse(batch, outer, inner), [None, count, LANES])
+    _in_turns(sch, turns, y, x)
+    sch.vectorize(lanes)
+    sch.annotate(turns, GATHERED, 1)
+
+
+def _in_turns(sch: Schedule, turns: LoopRV, y: LoopRV, x: LoopRV) -> None:
+    """Warps and their lanes take part in every turn."""
     unroll(sch, turns)
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")
-    if vector > 1:
-        sch.vectorize(lanes)
 
 
 def _arrange(sch: Schedule, block: SBlockRV, kind: str, depth_inner: bool) -> None:

@@ -19,6 +19,7 @@ _RATE = 1.45  # of a multiply-add of squares, against what its data sheet says
 _FRAGMENT = 0.75  # of one from shared memory, 512 bytes
 _COPY = 6.4  # one vector of every lane of a warp to shared memory, its address included
 _GATHER = 10.0  # of one whose address is that of a pixel under a window
+_LOAD = 2.0  # of one more load from there, if elements are fetched one by one
 _WARP = 2.3  # of a warp in every step, barrier and loop
 _STEP = 270.0  # of a step that nothing hides,
 _ALONE = 1.5  # with its copies, which come one after the other
@@ -26,8 +27,8 @@ _STORE = 1.1 / 32  # of an element of the sums
 _DELAYS = Delays(fetch=430.0, launch=4000.0, sharpness=2.7)
 _STAGED = 32  # registers of a thread on their way to shared memory, if it fetches them itself
 _SPARE_REGISTERS = 16  # addresses and counters of a thread
-_ADDRESSES = 8  # registers of one turn's places in swizzled tiles,
-_TURNED = 224  # and how many may be in use with them
+_ADDRESSES = 8  # registers of one turn's places in swizzled tiles
+_SPARED = 31  # registers that nvcc needs beside those that are counted
 
 
 def registers(d: Decisions) -> int:
@@ -74,14 +75,15 @@ def resident(d: Decisions, gpu: GpuModel, shared: int) -> int:
 @dataclass(frozen=True)
 class _Rules(Rules):
     """`kind` is that of the operands, `depth_inner` says whether the sum's axis is innermost in
-    memory, `vector` how many elements one copy of the left factor takes, `gathered` whether they
-    may be in the padding."""
+    memory, `vector` how many elements one copy of the left factor takes and `loads` how many of
+    them are fetched one by one, if not 1, `gathered` whether they may be in the padding."""
 
     size: Size
     gpu: GpuModel
     kind: str
     depth_inner: bool
     vector: int
+    loads: int
     gathered: bool
 
     @property
@@ -124,23 +126,36 @@ class _Rules(Rules):
 
     def is_worthwhile(self, d: Decisions) -> bool:
         shared_out = blocks(self.size, d) <= 4 * self.gpu.processors and self.steps(d) >= 4
-        whole = d["split_k"] == 1 or (shared_out and self.turned(d) <= _TURNED)
-        return self.staged(d) <= _STAGED and whole
+        whole = d["split_k"] == 1 or shared_out
+        return self.staged(d) <= _STAGED and whole and self.needed(d) <= self.bound(d)
 
-    def turned(self, d: Decisions) -> int:
-        """Registers of a thread with the addresses of every turn of a step in swizzled tiles; where
-        it stores parts of sums as well, nvcc may lack some."""
+    def needed(self, d: Decisions) -> float:
+        """Registers of a thread whose number nvcc may lack: of parts of sums, with the addresses of
+        every turn of a step in swizzled tiles; and with elements that are gathered meanwhile."""
         swizzled = 0 if self.kind == "tf32" else d["tile_k"] // DEPTH[self.kind]
-        return registers(d) + _ADDRESSES * swizzled
+        parts, gathers = d["split_k"] > 1, self.loads > 1 and d["stages"] > 1
+        more = parts * _ADDRESSES * swizzled + gathers * self.staged(d)
+        return registers(d) + more + (_SPARED if parts or gathers else 0)
+
+    def bound(self, d: Decisions) -> int:
+        """Registers that a thread can have in a block of so many."""
+        each = self.gpu.registers // (LANES * warps(d))
+        return min(self.gpu.max_registers, each // 8 * 8)
 
     def staged(self, d: Decisions) -> float:
         """Registers of a thread on their way to shared memory, which nvcc may then lack: those of
         copies that are not asynchronous, of one step or of less than 4 bytes."""
         size = element_bytes(self.kind)
-        left = d["tile_p"] * d["tile_k"] / (1 if self.vector == 1 else 4 / size)
+        together = 1 if self.vector == 1 or self.loads > 1 else 4 / size  # in a register
+        left = d["tile_p"] * d["tile_k"] / together
         right = d["tile_c"] * d["tile_k"] / (4 / size)
-        waiting = left + right if d["stages"] == 1 else left * (self.vector * size < 4)
+        waiting = left + right if d["stages"] == 1 else left * self.by_registers
         return waiting / (LANES * warps(d))
+
+    @property
+    def by_registers(self) -> bool:
+        """Whether copies of the left factor are never asynchronous."""
+        return self.loads > 1 or self.vector * element_bytes(self.kind) < 4
 
     def cycles(self, d: Decisions) -> tuple[float, float, float]:
         """Of the busiest processor: to multiply, to wait for operands, and for the rest."""
@@ -151,7 +166,8 @@ class _Rules(Rules):
         count, turns = warps(d), d["tile_k"] // DEPTH[self.kind]
         left, right = d["warp_p"] // SQUARE, d["warp_c"] // SQUARE
         square = _RATE * SQUARE**3 / self.gpu.tensor * left * right * turns
-        copies = (_GATHER if self.gathered else _COPY) * d["tile_p"] / self.vector
+        copy = (_GATHER if self.gathered else _COPY) + _LOAD * (self.loads - 1)
+        copies = copy * d["tile_p"] / self.vector
         copies += _COPY * d["tile_c"] / VECTOR[self.kind]
         copies *= d["tile_k"] / LANES
         fragments = _FRAGMENT * count * (left + right) * turns
@@ -160,6 +176,7 @@ class _Rules(Rules):
             alone=_STEP + square * ceil_div(count, 4) + _ALONE * copies,
             words=(d["tile_p"] + d["tile_c"]) * d["tile_k"] * element_bytes(self.kind) / 4,
             store=_STORE * d["tile_p"] * d["tile_c"],
+            ahead=min(d["stages"] - 1, 1 if self.loads > 1 else d["stages"]),
         )
 
     def cost(self, d: Decisions) -> float:
@@ -182,5 +199,6 @@ class _Rules(Rules):
 def space(sch: Schedule, gpu: GpuModel) -> Space:
     """Knobs of `mma.multiply`, for the function whose tiles are single elements."""
     depth_inner = bool(attribute(sch, "depth_inner"))
-    operands, vector = mma.operands(sch), attribute(sch, "vector")
-    return Space(_Rules(Size.of(sch), gpu, operands, depth_inner, vector, is_gathered(sch)))
+    vector, loads = attribute(sch, "vector"), attribute(sch, "loads")
+    kind, size = mma.operands(sch), Size.of(sch)
+    return Space(_Rules(size, gpu, kind, depth_inner, vector, loads, is_gathered(sch)))

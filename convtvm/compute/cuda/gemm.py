@@ -15,7 +15,9 @@ neighbours in the output, the columns are channels in another order (`column`), 
 thread are neighbours there, up to 16 bytes; weights are packed in it. `parts` have it as well.
 
 `lhs` and `rhs` are the tiles that are fetched into shared memory. `depth_inner` says which of k and
-p are neighbours in memory; `vector` neighbours can be fetched at once.
+p are neighbours in a tile of `lhs`, stored by vectors of `vector` elements. Those are neighbours in
+memory as well, which exist together and are fetched at once; or, with `loads` > 1, elements of
+which so many have to be fetched one by one.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Problem:
     read: Callable[..., tuple[list[tirx.PrimExpr], tirx.PrimExpr]]
     depth_inner: bool
     vector: int
+    loads: int = 1
     stored: int = 0
     operands: str = "float32"
 
@@ -212,6 +215,7 @@ def with_attributes(func: tirx.PrimFunc, problem: Problem) -> tirx.PrimFunc:
         {
             "depth_inner": int(problem.depth_inner),
             "vector": problem.vector,
+            "loads": problem.loads,
             "operands": problem.operands,
         }
     )

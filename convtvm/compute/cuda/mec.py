@@ -5,8 +5,8 @@
 
 The products of all rows are one launch: Solution B numbers the pixels p as (n, y, x), Solution A as
 (y, n, x), so that the windows of one output row of all images are neighbours; its sums go through
-memory and are repacked. L is [kx, i, r, n, x] there, and [.., x, kx, i] for NHWC. The weight is
-packed as for `direct`.
+memory and are repacked. L is [kx, i, r, n, x] there, and [.., x, kx, i] for NHWC, with all channels
+that the product has (`direct.held_channels`). The weight is packed as for `direct`.
 """
 
 from __future__ import annotations
@@ -51,25 +51,27 @@ def conv2d_b(
 def _conv2d(w: ConvWorkload, layout: str, tiling: gemm.Tiling, rows_first: bool) -> tirx.PrimFunc:
     data, bias = stages.placeholders(w, layout)
     weight = te.placeholder(direct.packed_weight_shape(w), w.dtype, name="weight")
-    icg, nhwc = w.ic // w.groups, layout == "NHWC"
+    icg, held, nhwc = w.ic // w.groups, direct.held_channels(w), layout == "NHWC"
     lowered = _lower(w, data, layout, rows_first)
 
     def read(g, k, p):
-        tap, i = k // icg, g * icg + k % icg
+        tap, i = k // held, k % held
         outer, x = p // w.ow, p % w.ow
         n, y = (outer % w.n, outer // w.n) if rows_first else (outer // w.oh, outer % w.oh)
         row, kx = y * w.sh + tap // w.kw * w.dh, tap % w.kw
         images = (row, n) if rows_first else (n, row)
-        return [], lowered[(*images, x, kx, i) if nhwc else (kx, i, *images, x)]
+        if nhwc:
+            return [], lowered[(*images, x, kx, g * held + i)]
+        return direct.exists(w, i), lowered[(kx, g * icg + i, *images, x)]
 
     problem = gemm.Problem(
         batch=w.groups,
         pixels=w.n * w.oh * w.ow,
         channels=w.oc // w.groups,
-        depth=w.kh * w.kw * icg,
+        depth=direct.depth(w),
         read=read,
         depth_inner=nhwc,
-        vector=gemm.vector_of(icg if nhwc else w.ow, w.dtype),
+        vector=gemm.vector_of(held if nhwc else w.ow, w.dtype),
         operands=w.dtype,
     )
     pixel = (lambda n, y, x: (y * w.n + n) * w.ow + x) if rows_first else None
@@ -79,11 +81,14 @@ def _conv2d(w: ConvWorkload, layout: str, tiling: gemm.Tiling, rows_first: bool)
 def _lower(w: ConvWorkload, data: te.Tensor, layout: str, rows_first: bool) -> te.Tensor:
     """The block `mec_lower`, L in the order of the module's text."""
     rows, _ = stages.read_rows_cols(w)
-    order = stages.LAYOUTS[layout]
+    icg, held, order = w.ic // w.groups, direct.held_channels(w), stages.LAYOUTS[layout]
 
     def element(kx, i, n, r, x):
         row, col = r - w.ph, x * w.sw + kx * w.dw - w.pw
         conditions = direct.inside(w, row, col)
+        if layout == "NHWC" and held > icg:
+            conditions = [*direct.exists(w, i % held), *conditions]
+            i = i // held * icg + i % held
         value = data[order(n, i, row, col)]
         zero = tirx.const(0, w.dtype)
         return te.if_then_else(tirx.all(*conditions), value, zero) if conditions else value
@@ -95,6 +100,6 @@ def _lower(w: ConvWorkload, data: te.Tensor, layout: str, rows_first: bool) -> t
         return element(kx, i, n, r, x)
 
     if layout == "NHWC":
-        shape = (*images, w.ow, w.kw, w.ic)
+        shape = (*images, w.ow, w.kw, w.groups * held)
         return te.compute(shape, lambda a, b, x, kx, i: at(kx, i, a, b, x), name="mec_lower")
     return te.compute((w.kw, w.ic, *images, w.ow), at, name="mec_lower")

@@ -45,19 +45,20 @@ def _im2col_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions)
     return columns + _direct_workspace(w, layout, gpu, d)
 
 
-def _lowered_bytes(w: ConvWorkload) -> int:
-    return lowered_bytes(w) * w.element_bytes // 4  # as the CPU counts it, in float32
+def _lowered_bytes(w: ConvWorkload, layout: str) -> int:
+    own = lowered_bytes(w) * w.element_bytes // 4  # as the CPU counts it, in float32
+    return own * direct.held_channels(w) * w.groups // w.ic if layout == "NHWC" else own
 
 
 def _mec_a_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
     """L and the sums, in whole tiles."""
     sums = gemm.sums_bytes(w.groups, w.n * w.oh * w.ow, w.oc // w.groups, _tiling(d))
-    return _lowered_bytes(w) + sums
+    return _lowered_bytes(w, layout) + sums
 
 
 def _mec_b_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions) -> int:
     """L, and the partial sums."""
-    return _lowered_bytes(w) + _direct_workspace(w, layout, gpu, d)
+    return _lowered_bytes(w, layout) + _direct_workspace(w, layout, gpu, d)
 
 
 def _winograd_workspace(w: ConvWorkload, layout: str, gpu: GpuModel, d: Decisions, m: int) -> int:

@@ -48,7 +48,7 @@ def keep_vectors(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFu
         if loop.kind != ForKind.VECTORIZED or not isinstance(store, BufferStore):
             return loop
         value, lane = store.value, {loop.loop_var: const(0)}
-        if not _is_guarded(value) or not isinstance(value.args[1], TensorLoad):
+        if not is_guarded(value) or not isinstance(value.args[1], TensorLoad):
             return loop
         condition, load, zero = value.args
         index = put(load.indices[0], lane) + loop.loop_var
@@ -75,12 +75,14 @@ def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
 def _copied(store: BufferStore) -> Any:
     """The store as an instruction, if there is one for it."""
     value, condition = store.value, None
-    if _is_guarded(value):
+    if is_guarded(value):
         condition, value, otherwise = value.args
         if not _is_zero(otherwise):
             return store
     to, count = _start(store.indices[0])
     if not isinstance(value, TensorLoad) or not str(store.buffer.scope()).startswith("shared"):
+        return store
+    if str(value.source.scope()) != "global":
         return store
     start, lanes = _start(value.indices[0])
     bytes_copied = count * tvm.DataType(str(store.buffer.dtype)).bits // 8
@@ -95,7 +97,8 @@ def _copied(store: BufferStore) -> Any:
     )
 
 
-def _is_guarded(value: Any) -> bool:
+def is_guarded(value: Any) -> bool:
+    """Whether `value` is one of two, of which only the chosen one is read."""
     return isinstance(value, Call) and str(value.op.name).endswith(".if_then_else")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from convtvm.kernels.cuda import copies, pipelining, stores, swizzle
+from convtvm.kernels.cuda import copies, gathers, pipelining, stores, swizzle
 
 
 def lower(mod: tvm.IRModule) -> tvm.IRModule:
@@ -36,6 +36,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         s_tir.transform.InjectSoftwarePipeline(),
         s_tir.transform.LowerOpaqueBlock(),
         pipelining.fold,
+        gathers.insert,
         swizzle.apply,
         s_tir.transform.StmtSimplify(),
         # Loops become what their annotations say.
@@ -61,6 +62,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         s_tir.transform.ThreadSync("warp"),
         s_tir.transform.LowerThreadAllreduce(),
         copies.insert,
+        pipelining.store_behind,
         s_tir.transform.MergeSharedMemoryAllocations(),
         # Functions get their arguments as TVM passes them.
         tirx.transform.SplitHostDevice(),

@@ -11,7 +11,8 @@ a number tells which have arrived; and a step begins with its only barrier:
         if k < n - (s - 1): copy step k + s - 1          # where step k - 1 was
         compute step k
 
-Whoever passes the barrier has computed step k - 1, so that its place may be overwritten.
+Whoever passes the barrier has computed step k - 1, so that its place may be overwritten. Copies
+through registers (convtvm.kernels.cuda.gathers) fetch before step k is computed, and store after.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tvm import tirx
 from tvm.tirx import AttrStmt, BufferStore, For, ForKind, IfThenElse, IntImm, SeqStmt
 
 from convtvm.kernels.cuda.copies import COPY
+from convtvm.kernels.cuda.gathers import Gather
 from convtvm.kernels.lowering.loops import sequence_of
 
 # TVM's attributes: copies of one group, and what needs that groups have arrived.
@@ -31,6 +33,7 @@ _COMMIT = "async_commit_queue_scope"
 _WAIT = "async_wait_queue_scope"
 _IN_FLIGHT = "async_wait_inflight_count"
 _STAGE_WRITE = "double_buffer_write"  # to TVM: no thread reads this place before the next barrier
+_BEHIND = "convtvm.behind"  # ours: of what belongs behind the rest of a step
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.FoldPipeline")
@@ -49,6 +52,19 @@ def fold(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     return tvm_ffi.structural_map(func, [(SeqStmt, on_sequence)], order="post")
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="convtvm.StoreBehind")
+def store_behind(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
+    """`func`, where what a folded loop stores from registers comes last in a step. TVM would have
+    threads wait there for those that still read another stage, so this is done behind its back."""
+
+    def on_sequence(seq: SeqStmt) -> Any:
+        last = [stmt.body for stmt in seq.seq if _is(stmt, _BEHIND)]
+        first = [stmt for stmt in seq.seq if not _is(stmt, _BEHIND)]
+        return sequence_of([*first, *last]) if last else seq
+
+    return tvm_ffi.structural_map(func, [(SeqStmt, on_sequence)], order="post")
+
+
 @tirx.transform.prim_func_pass(opt_level=0, name="convtvm.MarkStages")
 def mark_stages(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     """`func`, where the copies of a folded loop say that they write where nobody reads."""
@@ -58,7 +74,8 @@ def mark_stages(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFun
             return attr
         stores: list[BufferStore] = []
         tvm_ffi.structural_walk(attr.body, (BufferStore, stores.append), order="pre")
-        return AttrStmt(stores[0].buffer, _STAGE_WRITE, tirx.const(1, "int32"), attr)
+        (tile, *_) = (s.buffer for s in stores if str(s.buffer.scope()).startswith("shared"))
+        return AttrStmt(tile, _STAGE_WRITE, tirx.const(1, "int32"), attr)
 
     def on_step(attr: AttrStmt) -> AttrStmt:
         if attr.attr_key != _WAIT:
@@ -81,13 +98,16 @@ def _folded(loop: Any, drain: Any) -> For | None:
     if not (_is(_unguarded(rest), _WAIT) and isinstance(loop.extent, IntImm)):
         return None
     copied = int(loop.extent)  # steps whose loop still copies
-    ahead = AttrStmt(
-        copies.node,
-        _COMMIT,
-        copies.value,
-        IfThenElse(loop.loop_var < copied, copies.body, None),
-    )
-    both = sequence_of([ahead, step.body.body])
+    started, gathers = _started(copies.body)
+
+    def ahead(stmt: Any) -> IfThenElse:
+        return IfThenElse(loop.loop_var < copied, stmt, None)
+
+    copying = AttrStmt(copies.node, _COMMIT, copies.value, ahead(started))
+    registers = [gather.registers for gather in gathers]
+    one = tirx.const(1, "int32")
+    stores = [AttrStmt(step.node, _BEHIND, one, ahead(gather.store)) for gather in gathers]
+    both = sequence_of([*registers, copying, *stores, step.body.body])
     in_flight = AttrStmt(step.body.node, _IN_FLIGHT, tirx.const(count - 1, "int32"), both)
     body = AttrStmt(step.node, _WAIT, step.value, in_flight)
     return For(
@@ -99,6 +119,20 @@ def _folded(loop: Any, drain: Any) -> For | None:
         loop.thread_binding,
         loop.annotations,
     )
+
+
+def _started(copies: Any) -> tuple[Any, list[Gather]]:
+    """Copies, of which those through registers only fetch, and the parts of these."""
+    gathers: list[Gather] = []
+
+    def on_copy(attr: AttrStmt) -> Any:
+        gather = Gather.within(attr) if attr.attr_key == COPY else None
+        if gather is None:
+            return attr
+        gathers.append(gather)
+        return gather.fetch.body
+
+    return tvm_ffi.structural_map(copies, [(AttrStmt, on_copy)], order="post"), gathers
 
 
 def _unguarded(stmt: Any) -> Any:
