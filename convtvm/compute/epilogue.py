@@ -36,22 +36,22 @@ from tvm import tirx
 from tvm.ir import Range, TensorLoad
 from tvm.s_tir.stmt import SBlock
 
+from convtvm.compute.larger import larger, smaller
 from convtvm.errors import WorkloadError
 from convtvm.problem import arguments
 from convtvm.problem.activations import expression
 
 EPILOGUES = ("none", "clip", "add")
 _BOUNDS, _RESIDUAL = ("low", "high"), "residual"
-# Bounds stand first: in this order NaN stays NaN, and the bound that LLVM may make a branch is the
-# one that hardly ever applies.
+# The bound that LLVM may make a branch is the one that hardly ever applies.
 _NAMED = {
     "none": "x",
     "clip": "min(high, max(low, x))",
     "add": "min(high, max(low, x + residual))",
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "min": tirx.min,
-    "max": tirx.max,
+    "min": lambda a, b: _bounded(tirx.min, smaller, a, b),
+    "max": lambda a, b: _bounded(tirx.max, larger, a, b),
     "exp": tirx.exp,
     "log": tirx.log,
     "sqrt": tirx.sqrt,
@@ -203,6 +203,11 @@ def is_named(epilogue: Any) -> bool:
 
 def _text(epilogue: str) -> str:
     return _NAMED.get(epilogue) or expression(epilogue) or epilogue
+
+
+def _bounded(plain: Any, careful: Any, a: Any, b: Any) -> Any:
+    """An extreme of two, NaN where one is; a bound of a call, which never is, comes first."""
+    return (plain if isinstance(a, tirx.Var) else careful)(a, b)
 
 
 def _is_comparison(node: ast.expr) -> TypeGuard[ast.Compare]:

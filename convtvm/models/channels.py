@@ -66,7 +66,8 @@ def like(values: np.ndarray, x: relax.Expr, axis: int) -> relax.Expr:
 
 
 def _scaled_weight(call: relax.Call, scale: np.ndarray) -> relax.Expr | None:
-    """The weight of a convolution or dense layer whose output channels are multiplied."""
+    """The weight of a convolution or dense layer whose output channels are multiplied; None where
+    it would no longer be of numbers."""
     weight, axis = array_of(call.args[1]), LAYERS[op_name(call)]
     if weight is None or weight.ndim < 2:
         return None
@@ -80,7 +81,11 @@ def _scaled_weight(call: relax.Call, scale: np.ndarray) -> relax.Expr | None:
         shape = [1] * weight.ndim
         shape[axis] = -1
         product = wide * scale.reshape(shape)
-    return constant(product.astype(weight.dtype))
+    with np.errstate(over="ignore"):
+        narrow = product.astype(weight.dtype)
+    if not np.array_equal(np.isfinite(narrow), np.isfinite(weight)):
+        return None
+    return constant(narrow)
 
 
 def _with_weight(call: relax.Call, weight: relax.Expr) -> relax.Call:

@@ -242,8 +242,12 @@ def _divide(scope: _Simplifier, call: relax.Call) -> relax.Expr | None:
     array = array_of(divisor)
     if array is None or array.dtype.kind != "f" or not array.all():
         return None
-    inverse = constant((1 / array.astype(np.float64)).astype(array.dtype))
-    product = scope.builder.normalize(relax.op.multiply(x, inverse))
+    with np.errstate(over="ignore", under="ignore"):
+        inverse = (1 / array.astype(np.float64)).astype(array.dtype)
+    size = np.abs(inverse)
+    if not np.isfinite(size).all() or (size < np.finfo(array.dtype).tiny).any():
+        return None  # a quotient may be an ordinary number where this inverse is none
+    product = scope.builder.normalize(relax.op.multiply(x, constant(inverse)))
     made = _multiply(scope, product)
     return product if made is None else made
 

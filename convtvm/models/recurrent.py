@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from convtvm.compute.larger import larger, smaller
 from convtvm.models.constants import constant
 
 LANES = 16
@@ -168,8 +169,8 @@ class _Loops:
 
     def _activated(self, index: int, value: Any) -> Any:
         if self.cell.bound is not None:
-            limit = tirx.const(self.cell.bound, "float32")
-            value = tirx.max(tirx.min(value, limit), -limit)
+            low, high = (tirx.const(s * self.cell.bound, "float32") for s in (-1, 1))
+            value = larger(low, smaller(high, value))
         return self.cell.functions[index](value)
 
     def _rounded(self, n: Any, last: Function) -> Function:

@@ -102,7 +102,7 @@ class Activation:
             np.clip(out, self.low, self.high, out=out)
             return
         name, _, slope = self.function.partition(":")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if name == LEAKY:
                 out[...] = np.where(out > 0, out, float(slope or _SLOPE) * out)
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from convtvm.kernels.cuda import copies, gathers, pipelining, stores, swizzle
+from convtvm.kernels.cuda import comparisons, copies, gathers, pipelining, stores, swizzle
 
 
 def lower(mod: tvm.IRModule) -> tvm.IRModule:
@@ -53,6 +53,7 @@ def _passes() -> list[tvm.ir.transform.Pass]:
         tirx.transform.StmtSimplify(),
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
+        comparisons.write_out,
         # Threads wait for each other, copies become asynchronous.
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),

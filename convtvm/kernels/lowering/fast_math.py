@@ -2,7 +2,8 @@
 
 LLVM calls the C library for each lane of `exp`, `tanh` and `erf`, some 20 ns each. Here they are
 polynomials that are right but for the last digit or two of a float32, a relative error below 1e-6.
-NaN stays NaN, what is too large becomes infinite, and exp below -87.3 the smallest normal number.
+NaN stays NaN, what is too large becomes infinite, and what is too small for a normal number is
+rounded to a denormal one, in the end to zero.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ Expr = Any
 _LOG2_E = 1 / math.log(2)
 # ln 2 in two parts, the first with so few digits that its multiples are exact.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440054690583e-4
-_LEAST, _MOST = -87.33, 88.8  # below the result would be denormal, above infinite
+_LEAST, _MOST = -104.0, 89.0  # below the result is zero, above infinite
 _MANTISSA, _BIAS = 23, 127  # of a float32: bits, and what is added to the exponent
+# A number plus this is rounded to whole numbers, and its last bits hold them and twice the bias.
+_ROUNDING = 1.5 * 2**_MANTISSA + 2 * _BIAS
 
 # Coefficients of growing powers, by least squares in Chebyshev nodes of the relative error.
-_EXP = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720)  # exp(r), |r| <= ln(2) / 2
+_EXP = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720)  # exp(r)
 # tanh(x) / x by x**2, |x| <= 0.65
 _TANH = (
     0.9999999936964781,
@@ -93,21 +96,34 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
 
 
 def _exp(x: Expr) -> Expr:
-    """2**n * exp(r) with r = x - n ln 2; the power of two is written into the exponent's bits."""
+    """2**n * exp(r) with r = x - n ln 2, |r| <= ln(2) / 2.
+
+    The power of two is written into the exponent's bits, in two factors: the largest results need
+    2**128 and the denormal ones 2**-150, which are no float32 by themselves.
+    """
     # In this order of operands NaN stays NaN.
     bounded = tirx.min(_like(x, _MOST), tirx.max(_like(x, _LEAST), x))
 
     def scaled(y: Expr) -> Expr:
-        return _bound(tirx.floor(y * _like(y, _LOG2_E) + _like(y, 0.5)), lambda n: power(y, n))
+        return _bound(y * _like(y, _LOG2_E) + _like(y, _ROUNDING), lambda n: power(y, n))
 
-    def power(y: Expr, n: Expr) -> Expr:
-        rest = y - n * _like(y, _LN2_HIGH) - n * _like(y, _LN2_LOW)
+    def power(y: Expr, rounded: Expr) -> Expr:
         whole = str(y.ty).replace("float", "int")
-        exponent = tirx.Cast(whole, n + _like(y, _BIAS))
-        bits = exponent * _whole(exponent, 1 << _MANTISSA)
-        return _bound(rest, lambda r: _polynomial(r, _EXP)) * tirx.reinterpret(str(y.ty), bits)
+        bits = tirx.reinterpret(whole, rounded)
+        first = tirx.shift_right(bits, _whole(bits, 1))
+        second = bits - first
+        number = rounded - _like(y, _ROUNDING)
+        rest = y - number * _like(y, _LN2_HIGH) - number * _like(y, _LN2_LOW)
+        root = _bound(rest, lambda r: _polynomial(r, _EXP))
+        return root * _power_of_two(first, y) * _power_of_two(second, y)
 
     return _bound(bounded, scaled)
+
+
+def _power_of_two(exponent: Expr, like: Expr) -> Expr:
+    """Of an exponent that has the bias in its last bits; the others are of no account."""
+    bits = tirx.shift_left(exponent, _whole(exponent, _MANTISSA))
+    return tirx.reinterpret(str(like.ty), bits)
 
 
 def _whole(value: Expr, number: int) -> Expr:

@@ -40,7 +40,8 @@ from schedules.cpu.registers import ALIAS_BYTES, TRANSPOSE_IN, TRANSPOSE_OUT
 _QUAD = 4  # pixels that are turned together
 # In what pieces so many pixels are stored: from where on, and how many.
 _PIECES = {1: ((0, 1),), 2: ((0, 2),), 3: ((0, 2), (2, 1)), 4: ((0, 4),)}
-_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.LT, tirx.GT)
+_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT)
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, *_COMPARISONS)
 _FUNCTIONS = {f"tirx.{f.__name__}": f for f in (tirx.exp, tirx.log, tirx.sqrt, tirx.tanh, tirx.erf)}
 # What the value of a store reads besides the tile.
 _OPERANDS = re.compile(r"bias|residual|[rc]\d+")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import relax
 
 from convtvm.models.constants import op_name
-from convtvm.models.legalize import extremes, hyperbolic, ordering, pooling
+from convtvm.models.legalize import bounds, extremes, hyperbolic, ordering, pooling
 
 
 def _default(call: relax.Call) -> Callable[..., relax.Expr]:
@@ -26,6 +26,7 @@ def _pool(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 LEGALIZE = {
     "relax.nn.max_pool2d": _pool,
     "relax.nn.avg_pool2d": _pool,
+    **bounds.LEGALIZE,
     **extremes.LEGALIZE,
     **hyperbolic.LEGALIZE,
     **ordering.LEGALIZE,

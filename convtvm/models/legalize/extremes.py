@@ -12,6 +12,8 @@ from typing import Any
 
 from tvm import relax, te, tirx, topi
 
+from convtvm.compute.larger import is_no_nan, larger, smaller
+
 
 def lowest(dtype: Any) -> Any:
     """What no number of `dtype` is below."""
@@ -27,8 +29,9 @@ def _is_float(dtype: Any) -> bool:
     return str(dtype).startswith("float")
 
 
-LARGEST = te.comm_reducer(lambda a, b: tirx.max(a, b), lowest, "largest")
-SMALLEST = te.comm_reducer(lambda a, b: tirx.min(a, b), highest, "smallest")
+# What comes anew stands first, where it is tested for NaN while the last step is still computed.
+LARGEST = te.comm_reducer(lambda found, new: larger(new, found), lowest, "largest")
+SMALLEST = te.comm_reducer(lambda found, new: smaller(new, found), highest, "smallest")
 
 
 def extreme(data: te.Tensor, axes: Sequence[int], keeps_axes: bool, is_largest: bool) -> te.Tensor:
@@ -60,6 +63,8 @@ def place_of_extreme(
 
     def better(a: Any, b: Any) -> tuple[Any, Any]:
         wins = b[1] > a[1] if is_largest else b[1] < a[1]
+        if _is_float(data.dtype):  # the first NaN beats everything
+            wins = tirx.Select(is_no_nan(b[1]), wins, is_no_nan(a[1]))
         return tirx.Select(wins, b[0], a[0]), tirx.Select(wins, b[1], a[1])
 
     def nothing(place_dtype: str, value_dtype: str) -> tuple[Any, Any]:

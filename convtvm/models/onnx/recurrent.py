@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from tvm import relax, tirx
 
+from convtvm.compute.larger import larger, smaller
 from convtvm.models.constants import constant
 from convtvm.models.onnx import quantized
 from convtvm.models.onnx.arithmetic import Converter
@@ -30,7 +31,7 @@ def _number(value: float) -> Any:
 
 def _hard_sigmoid(alpha: float, beta: float) -> Function:
     def function(x: Any) -> Any:
-        return tirx.max(tirx.min(x * _number(alpha) + _number(beta), _number(1)), _number(0))
+        return larger(smaller(x * _number(alpha) + _number(beta), _number(1)), _number(0))
 
     return function
 
@@ -43,7 +44,7 @@ _FUNCTIONS: dict[str, tuple[tuple[float, float], Callable[[float, float], Functi
     "affine": ((1, 0), lambda a, b: lambda x: x * _number(a) + _number(b)),
     "leakyrelu": (
         (0.01, 0),
-        lambda a, b: lambda x: tirx.max(x, _number(0)) + tirx.min(x, _number(0)) * _number(a),
+        lambda a, b: lambda x: larger(x, _number(0)) + smaller(x, _number(0)) * _number(a),
     ),
     "hardsigmoid": ((0.2, 0.5), _hard_sigmoid),
     "scaledtanh": ((1, 1), lambda a, b: lambda x: tirx.tanh(x * _number(b)) * _number(a)),
