@@ -22,6 +22,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 
+from convtvm.dispatch.copies import Shared
 from convtvm.errors import ConvtvmError
 from convtvm.torch import graph, layouts, lowering, products, rewriting
 from convtvm.torch.contest import Contest
@@ -82,8 +83,11 @@ class Site:
         return f"{self.name} {self.parts}: {text}"
 
 
-class Backend:
-    """Compiles the graphs that TorchDynamo captures; `sites` are their convolutions so far."""
+class Backend(Shared):
+    """Compiles the graphs that TorchDynamo captures; `sites` are their convolutions so far.
+
+    A copy, as in that of a compiled model, is the same one; a pickle begins without sites.
+    """
 
     def __init__(self, options: Options, kernels: Kernels, mode: str | None = None) -> None:
         self.options, self.kernels, self.mode = options, kernels, mode
@@ -93,6 +97,10 @@ class Backend:
         self.changes_layouts = options.rest != "eager"
         self.compares = True  # linear and transposed layers with PyTorch's own
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        switches = {"changes_layouts": self.changes_layouts, "compares": self.compares}
+        return Backend, (self.options, self.kernels, self.mode), switches
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from convtvm.dispatch import KernelLibrary, Plan, SlicedPlan
+from convtvm.dispatch.copies import Shared
 from convtvm.errors import ConvtvmError, NoCandidate, UnknownWorkload
 from convtvm.library.remembered import compile, log_digests, place, shipped_logs
 from convtvm.problem.activations import Activation
@@ -64,8 +65,12 @@ class Need:
         return Activation.of(self.activation).epilogue(self.adds)
 
 
-class Kernels:
-    """The libraries for one set of options; with a `library` given, that one and no other."""
+class Kernels(Shared):
+    """The libraries for one set of options; with a `library` given, that one and no other.
+
+    A copy is the same one; a pickle has the libraries, or for those that graphs of a process share
+    the options.
+    """
 
     def __init__(self, options: Options, library: KernelLibrary | None = None) -> None:
         self.options, self._closed = options, library is not None
@@ -74,6 +79,11 @@ class Kernels:
             self._add(library)
         self._epilogues: dict[tuple[KernelLibrary, ConvWorkload], set[str]] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if _shared.get(self.options) is self:
+            return shared, (self.options,)
+        return _unpickled, (self.options, self.libraries, self._epilogues, self._closed)
 
     def provide(self, needs: Iterable[Need]) -> None:
         """Compile what is missing. Raises ConvtvmError."""
@@ -273,3 +283,18 @@ def shared(options: Options) -> Kernels:
     """The process's kernels for these options: graphs of one process share what is compiled."""
     options = replace(options, threads=options.threads or torch.get_num_threads())
     return _shared.setdefault(options, Kernels(options))
+
+
+def _unpickled(
+    options: Options,
+    libraries: Sequence[KernelLibrary],
+    epilogues: Mapping[tuple[KernelLibrary, ConvWorkload], set[str]],
+    closed: bool,
+) -> Kernels:
+    """The same in another process. Raises LibraryError for libraries of other machines."""
+    made = Kernels(options)
+    for library in libraries:
+        made._add(library)
+    made._epilogues.update(epilogues)
+    made._closed = closed
+    return made

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from convtvm.dispatch import Plan, SlicedPlan
+from convtvm.dispatch.copies import Local
 from convtvm.dispatch.gpu import ALIGNMENT, GpuPlan, is_capturing
 from convtvm.errors import EnvironmentProblem
 from convtvm.problem.transposed import Phases
@@ -89,9 +90,10 @@ class Recipe:
         return found if self.phases is None else _in_phases(self.phases, *found)
 
 
-class Convolution:
+class Convolution(Local):
     """What a recipe does: plans for each set of weights that it is called with."""
 
+    _elsewhere = "the text of its site says what it is, and compiling the model there makes it anew"
     packings = 0  # of all convolutions so far
 
     def __init__(self, recipe: Recipe, kernels: Kernels) -> None:
