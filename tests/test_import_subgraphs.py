@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from convtvm import compile_model, load_model  # noqa: E402
 from convtvm.errors import ModelError  # noqa: E402
 from convtvm.models.importing import import_model  # noqa: E402
+from convtvm.models.onnx import subgraphs  # noqa: E402
 
 FLOAT, BOOL, INT = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 SHAPE = [3, 5]
@@ -82,6 +83,41 @@ COUNTING = loop(
         node("Mul", ["s", "x"], ["s_"]),
     ],
     ["n", "s"], [], one=np.float32(1), end=np.float32(4),
+)  # fmt: skip
+ALWAYS = loop(
+    [node("Add", ["s", "x"], ["s_"]), node("Identity", ["true"], ["goes"])],
+    ["s"], [], true=np.array(True),
+)  # fmt: skip
+IN_TURN = loop(
+    [GOES_ON, node("Loop", ["many", "", "s"], ["s_"], body=ALWAYS, name="n7")],
+    ["s"], [], many=np.array(9999),
+)  # fmt: skip
+EMPTY = graph(
+    [], [value("i", INT, []), value("go", BOOL, []), value("s")], [value("go", BOOL), value("s")]
+)
+OUTER = graph(
+    [node("Add", ["s", "x"], ["s_"])],
+    [value("i", INT, []), value("go", BOOL, []), value("s")], [value("yes", BOOL, []), value("s_")],
+)  # fmt: skip
+FEW = loop(
+    [GOES_ON, node("Loop", ["few", "", "s"], ["s_"], body=ALWAYS, name="n7")],
+    ["s"], [], few=np.array(5),
+)  # fmt: skip
+COUNTING_FEW = loop(
+    [
+        node("Add", ["n", "one"], ["n_"]),
+        node("Less", ["n_", "end"], ["goes"]),
+        node("Loop", ["few", "", "s"], ["s_"], body=ALWAYS),
+    ],
+    ["n", "s"], [], one=np.float32(1), end=np.float32(9), few=np.array(5),
+)  # fmt: skip
+COUNTING_FAR = loop(
+    [
+        node("Mul", ["s", "x"], ["s_"]),
+        node("Add", ["n", "one"], ["n_"]),
+        node("Less", ["n_", "end"], ["goes"]),
+    ],
+    ["n", "s"], [], one=np.array(1), end=np.array(10**12),
 )  # fmt: skip
 RUNNING = graph(
     [node("Add", ["s", "row"], ["s_"]), node("Mul", ["s_", "row"], ["made"])],
@@ -245,7 +281,37 @@ REFUSED = {
     "without an end": (
         whole([node("Loop", ["", "yes", "x"], ["y", "all"], body=GROWING, name="n7")],
               ["y"], yes=np.array(True)),
-        ["at most", "nodes"],
+        ["never ends", "no number of turns"],
+    ),
+    "a great many turns": (
+        whole([node("Loop", ["turns", "", "x"], ["y", "all"], body=GROWING, name="n7")],
+              ["y"], turns=np.array(10**12)),
+        ["body of 5 nodes and 1000000000000 turns", "at most 20000 nodes"],
+    ),
+    "a condition that is always true": (
+        whole([node("Loop", ["turns", "yes", "x"], ["y"], body=ALWAYS, name="n7")],
+              ["y"], turns=np.array(10**12), yes=np.array(True)),
+        ["body of 2 nodes and 1000000000000 turns"],
+    ),
+    "a condition around it that is always true": (
+        whole([node("Loop", ["turns", "yes", "x"], ["y"], body=OUTER, name="n7")],
+              ["y"], turns=np.array(10**12), yes=np.array(True)),
+        ["body of 1 nodes and 1000000000000 turns"],
+    ),
+    "turns of nothing": (
+        whole([node("Loop", ["turns", "", "x"], ["y"], body=EMPTY, name="n7")],
+              ["y"], turns=np.array(10**12)),
+        ["body of 0 nodes and 1000000000000 turns"],
+    ),
+    "a condition that ends it at last": (
+        whole([node("Loop", ["", "yes", "none", "x"], ["n", "y"], body=COUNTING_FAR, name="n7")],
+              ["y"], yes=np.array(True), none=np.array(0)),
+        ["body of 3 nodes and 6667 turns or more"],
+    ),
+    "turns within turns": (
+        whole([node("Loop", ["turns", "", "x"], ["y"], body=IN_TURN)],
+              ["y"], turns=np.array(9999)),
+        ["body of 2 nodes and 9999 turns or more in loops of 9999 turns"],
     ),
     "no turn": (
         whole([node("Loop", ["turns", "", "x"], ["y", "all"], body=GROWING, name="n7")],
@@ -271,8 +337,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_refused(tmp_path: Path, kind: str) -> None:
+def test_what_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: before more than a few turns are written out."""
     model, words = REFUSED[kind]
+    turns, written = [0], subgraphs._results
+
+    def counted(*args: Any) -> Any:
+        turns[0] += 1
+        assert turns[0] < 5
+        return written(*args)
+
+    monkeypatch.setattr(subgraphs, "_results", counted)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ModelError) as caught:
         import_model(tmp_path / "model.onnx")
@@ -280,3 +355,23 @@ def test_what_is_refused(tmp_path: Path, kind: str) -> None:
     assert len(message.splitlines()) == 1 and "node n7" in message
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize("turns", [5, 6])
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_all_turns_count(
+    turns: int, is_counted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of loops in loops, the outer one's known beforehand or not."""
+    monkeypatch.setattr("convtvm.models.onnx.subgraphs._MOST_NODES", 5 * 5 * 2 + 5 * is_counted * 3)
+    first = node("Loop", ["turns", "", "x"], ["y"], body=FEW)
+    if is_counted:
+        first = node("Loop", ["turns", "yes", "none", "x"], ["n", "y"], body=COUNTING_FEW)
+    two = [first, node("Loop", ["turns", "", "x"], ["z"], body=ALWAYS)]  # which is not in the first
+    model = whole(two, ["y", "z"], turns=np.array(turns), yes=np.array(True), none=np.float32(0))
+    onnx.save(model, tmp_path / "model.onnx")
+    if turns == 5:
+        assert len(import_model(tmp_path / "model.onnx").outputs) == 2
+    else:
+        with pytest.raises(ModelError, match=r"nodes and [56] turns or more"):
+            import_model(tmp_path / "model.onnx")

@@ -116,6 +116,7 @@ class _Importer:
         self.values: dict[str, relax.Expr] = {}
         self.origins: dict[str, str] = {}
         self.decided: dict[str, float] = {}
+        self.repeated, self.written = 1, 0  # nodes of loops, as of subgraphs.Walker
 
     def function(self, graph: onnx.GraphProto, inputs: Iterable[Port]) -> tvm.IRModule:
         """The module whose `main` computes the outputs of the graph from `inputs`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from convtvm.models.constants import array_of, constant, static_shape
 from convtvm.models.onnx import deciding
 from convtvm.models.onnx.checking import InvalidNode
 from convtvm.models.onnx.node import Node
+from convtvm.models.onnx.turns import turns_of
 
 _MOST_NODES = 20_000  # that a loop may be when it is written out
 _UNROLLED = "loops are written out when a model is compiled"
@@ -24,6 +27,8 @@ class Walker(Protocol):
 
     values: dict[str, relax.Expr]
     decided: dict[str, float]  # inputs of the model that choose a branch, at a number that does
+    repeated: int  # how often what is walked will be, by loops around it of known turns
+    written: int  # nodes of loops so far
 
     def weights(self, graph: onnx.GraphProto) -> None:
         """Add the graph's weights to the values."""
@@ -109,18 +114,34 @@ def _loop(walker: Walker, node: Node) -> list[relax.Expr]:
     carried = [node.input(index) for index in range(2, len(node.inputs))]
     names = [value.name for value in body.input]
     collected: list[list[relax.Expr]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
+    certain = _foreseen(walker, node, body, limit) if goes_on else 1
     turn = 0
-    while goes_on and (limit is None or turn < limit):
-        _bounded(node, body, turn + 1)
-        given = [constant(np.array(turn, "int64")), constant(np.array(True)), *carried]
-        walker.values.update(zip(names, given, strict=True))
-        after, *made = _results(walker, body)
-        goes_on = _known(node, after, "condition")
-        carried, pieces = made[: len(carried)], made[len(carried) :]
-        for pile, piece in zip(collected, pieces, strict=True):
-            pile.append(piece)
-        turn += 1
+    with _written_out(walker, node, body, certain) as begin:
+        while goes_on and (limit is None or turn < limit):
+            begin()
+            given = [constant(np.array(turn, "int64")), constant(np.array(True)), *carried]
+            walker.values.update(zip(names, given, strict=True))
+            after, *made = _results(walker, body)
+            goes_on = _known(node, after, "condition")
+            carried, pieces = made[: len(carried)], made[len(carried) :]
+            for pile, piece in zip(collected, pieces, strict=True):
+                pile.append(piece)
+            turn += 1
     return [*carried, *(_stacked(node, pile, 0) for pile in collected)]
+
+
+def _foreseen(walker: Walker, node: Node, body: onnx.GraphProto, limit: int | None) -> int:
+    """Turns of a loop that begins, 1 where nothing is known of them before they are written out."""
+    carried = zip((value.name for value in body.input[2:]), node.inputs[2:], strict=False)
+    around = {**walker.values, **dict(carried)}
+
+    def known(name: str) -> np.ndarray | None:
+        return array_of(around[name]) if name in around else None
+
+    found = turns_of(body, known, limit, node.opset, _MOST_NODES // _size(body))
+    if found == math.inf:
+        raise node.fails(f"never ends: it has no number of turns, and {_UNROLLED}")
+    return 1 if found is None else int(found)
 
 
 def _known(node: Node, expr: relax.Expr | None, what: str) -> int:
@@ -133,12 +154,43 @@ def _known(node: Node, expr: relax.Expr | None, what: str) -> int:
     return int(array.reshape(-1)[0])
 
 
-def _bounded(node: Node, body: onnx.GraphProto, turns: int) -> None:
-    if turns * len(body.node) > _MOST_NODES:
-        raise node.fails(
-            f"has a body of {len(body.node)} nodes and {turns} turns or more, and {_UNROLLED}, "
-            f"to at most {_MOST_NODES} nodes"
-        )
+def _size(body: onnx.GraphProto) -> int:
+    """Nodes of a turn; an empty one takes its time, too."""
+    return max(1, len(body.node))
+
+
+@contextmanager
+def _written_out(
+    walker: Walker, node: Node, body: onnx.GraphProto, certain: int
+) -> Iterator[Callable[[], None]]:
+    """A loop that makes `certain` turns at least; each begins with a call of what is given.
+
+    Raises ModelError as soon as the loop, with those around it and in it, is known to be more than
+    a model may have.
+    """
+    size, before, outer = _size(body), walker.written, walker.repeated
+    turns = 0
+
+    def check(nodes: int, many: int) -> None:
+        if nodes > _MOST_NODES:
+            around = f" in loops of {outer} turns" if outer > 1 else ""
+            raise node.fails(
+                f"has a body of {len(body.node)} nodes and {many} turns or more{around}, and "
+                f"{_UNROLLED}, to at most {_MOST_NODES} nodes"
+            )
+
+    def begin() -> None:
+        nonlocal turns
+        turns += 1
+        walker.written += size
+        check(max(walker.written - before, outer * turns * size), turns)
+
+    check(outer * certain * size, certain)
+    walker.repeated = outer * max(1, certain)
+    try:
+        yield begin
+    finally:
+        walker.repeated = outer
 
 
 def _stacked(node: Node, pieces: Sequence[relax.Expr], axis: int) -> relax.Expr:
@@ -161,21 +213,22 @@ def _scan(walker: Walker, node: Node) -> list[relax.Expr]:
     axes = node.get("scan_input_axes") or [0] * scanned
     places = [node.axis(a, len(node.shape(count + i))) for i, a in enumerate(axes)]
     turns = node.shape(count)[places[0]]
-    _bounded(node, body, turns)
     backwards = node.get("scan_input_directions") or [0] * scanned
     outputs = len(body.output) - count
     collected: list[list[relax.Expr]] = [[] for _ in range(outputs)]
     names = [value.name for value in body.input]
-    for turn in range(turns):
-        slices = [
-            _slice(node, count + i, axis, turns - 1 - turn if backwards[i] else turn)
-            for i, axis in enumerate(places)
-        ]
-        walker.values.update(zip(names, [*states, *slices], strict=True))
-        made = _results(walker, body)
-        states = made[:count]
-        for pile, piece in zip(collected, made[count:], strict=True):
-            pile.append(piece)
+    with _written_out(walker, node, body, turns) as begin:
+        for turn in range(turns):
+            begin()
+            slices = [
+                _slice(node, count + i, axis, turns - 1 - turn if backwards[i] else turn)
+                for i, axis in enumerate(places)
+            ]
+            walker.values.update(zip(names, [*states, *slices], strict=True))
+            made = _results(walker, body)
+            states = made[:count]
+            for pile, piece in zip(collected, made[count:], strict=True):
+                pile.append(piece)
     directions = node.get("scan_output_directions") or [0] * outputs
     into = node.get("scan_output_axes") or [0] * outputs
     return [
@@ -203,12 +256,13 @@ def _map(walker: Walker, node: Node) -> list[relax.Expr]:
         raise node.fails("has a tensor for its input 0, expected a sequence of tensors")
     names = [value.name for value in body.input]
     made: list[list[relax.Expr]] = [[] for _ in body.output]
-    for turn in range(len(first.fields)):
-        _bounded(node, body, turn + 1)
-        given = [e.fields[turn] if isinstance(e, relax.Tuple) else e for e in node.inputs]
-        walker.values.update(zip(names, given, strict=True))
-        for pile, piece in zip(made, _results(walker, body), strict=True):
-            pile.append(piece)
+    with _written_out(walker, node, body, len(first.fields)) as begin:
+        for turn in range(len(first.fields)):
+            begin()
+            given = [e.fields[turn] if isinstance(e, relax.Tuple) else e for e in node.inputs]
+            walker.values.update(zip(names, given, strict=True))
+            for pile, piece in zip(made, _results(walker, body), strict=True):
+                pile.append(piece)
     return [relax.Tuple(pile) for pile in made]
 
 
