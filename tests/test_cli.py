@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from support import LONG
 from warm import beginning
 
-from convtvm.cli import main
+from convtvm.cli import commands, main
 from convtvm.cli.options import Bytes
 from convtvm.cli.output import short, significant
 from convtvm.problem.sources import BUILTIN_NETWORKS, read_source
@@ -162,6 +163,40 @@ def test_source_is_refused(
 )
 def test_tune_is_refused(convtvm: Convtvm, args: list[str], parts: list[str]) -> None:
     refused(convtvm("tune", *args), *parts)
+
+
+def takers_of_text() -> list[tuple[tuple[str, ...], str]]:
+    """(command, option or argument) of all that take a text."""
+    found = []
+
+    def look(group: click.Group, before: tuple[str, ...]) -> None:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                look(command, (*before, name))
+                continue
+            for param in command.params:
+                if param.default != "" and not getattr(param, "is_flag", False):
+                    is_option = isinstance(param, click.Option)
+                    found.append(((*before, name), param.opts[0] if is_option else ""))
+
+    look(commands, ())
+    return found
+
+
+@pytest.mark.parametrize(("command", "option"), takers_of_text(), ids=str)
+def test_empty_text_is_refused(
+    convtvm: Convtvm, command: tuple[str, ...], option: str, tmp_path: Path
+) -> None:
+    """As a value of its own, or behind `=`; before anything is read or written."""
+    ways = [["x", option, ""], ["x", f"{option}="]] if option.startswith("--") else [[option, ""]]
+    for args in ways:
+        refused(convtvm(*command, *filter(None, args[:-1]), args[-1]), option, "it is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_peers_and_no_epilogues_are_empty(convtvm: Convtvm) -> None:
+    refused(convtvm("bench", "no", "--peers", ""), "'no'")
+    refused(convtvm("compile", "no", "--epilogues", "", "-o", "x.so"), "'no'")
 
 
 def test_tune_for_another_machine_is_refused(convtvm: Convtvm) -> None:

@@ -18,6 +18,7 @@ from convtvm.cli.deploying import deploy
 from convtvm.cli.environment import info
 from convtvm.cli.libraries import compile_
 from convtvm.cli.logs import log
+from convtvm.cli.options import Group
 from convtvm.cli.reporting import report
 from convtvm.cli.running import run
 from convtvm.cli.tuning import tune
@@ -44,6 +45,7 @@ def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> 
 
 
 @click.group(
+    cls=Group,
     context_settings=_SETTINGS,
     invoke_without_command=True,
     epilog=f"{_EPILOG}, or one workload such as mb1ic64ih56oc64oh56kh3ph1.",

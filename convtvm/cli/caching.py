@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from convtvm.cli.options import examples, json_option
+from convtvm.cli.options import Group, examples, json_option
 from convtvm.cli.output import print_json
 from convtvm.library.cache import VARIABLE, open_cache
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Compiled kernels, kept for later processes. `convtvm info` shows where and how many.
 

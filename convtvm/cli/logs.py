@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convtvm.cli.options import examples, json_option
+from convtvm.cli.options import Group, examples, json_option
 from convtvm.cli.output import (
     check_writable,
     ms,
@@ -68,7 +68,7 @@ def read_lines(paths: Iterable[Path]) -> Iterator[Line]:
                 yield Line(path, number, text, None, str(error))
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def log(ctx: click.Context) -> None:
     """Look into tuning logs; merge and check them."""

@@ -34,6 +34,29 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2]])
 
 
+class Group(click.Group):
+    """Commands that take no empty text, which is what a script's unset variable leaves: it would
+    name the current folder, or a workload without a name. Only of an option that has none anyway
+    does it mean none."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not isinstance(command, click.Group):
+            _refuse_empty(click.Context(command, parent=ctx, info_name=name), rest)
+        return name, command, rest
+
+
+def _refuse_empty(ctx: click.Context, args: Sequence[str]) -> None:
+    values, _, given = ctx.command.make_parser(ctx).parse_args(list(args))
+    for param in given:
+        value = values.get(param.name or "")
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if "" in texts and param.default != "":
+            raise click.BadParameter("it is empty, expected a value", ctx, param)
+
+
 def examples(*lines: str) -> str:
     """An epilogue of a command's help: what one may type, as it is."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
