@@ -173,6 +173,11 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "transposed, overlapping": lambda: nn.ConvTranspose2d(16, 16, 4, 2, 1),
     "transposed, odd": lambda: nn.ConvTranspose2d(16, 16, (3, 5), (2, 3), (1, 2), (1, 0)),
     "transposed, groups": lambda: nn.ConvTranspose2d(16, 16, 3, 2, 1, groups=2),
+    "transposed, dilated": lambda: nn.ConvTranspose2d(16, 16, 3, 1, 2, dilation=2),
+    "transposed, dilated, stride": lambda: nn.ConvTranspose2d(
+        16, 16, (3, 2), (2, 3), (3, 1), 1, dilation=(2, 3), groups=2
+    ),
+    "transposed, cut": lambda: nn.ConvTranspose2d(16, 16, 2, 1, 3),
     "transposed, relu": lambda: nn.Sequential(nn.ConvTranspose2d(16, 16, 3, 3), nn.ReLU()),
     "tall and wide": lambda: nn.Conv2d(16, 16, (1, 7), padding=(0, 3)),
     "dilated": lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2),

@@ -127,11 +127,8 @@ def _problem(call: relax.Call) -> _Problem | None:
         strides, dilation, padding = [1, *strides], [1, *dilation], [0, padding[0], 0, padding[1]]
         data, out, weight = (*data[:2], 1, data[2]), (*out[:2], 1, out[2]), weight[:, :, None]
     if name in _TRANSPOSED:
-        reach = zip(padding, weight.shape[2:] * 2, strict=True)
-        if dilation != [1, 1] or any(width >= kernel for width, kernel in reach):
-            return None
         kernel, groups = weight.shape[2:], int(attrs.groups)
-        phases = as_phases(data, kernel, out, strides, padding[:2], groups=groups)
+        phases = as_phases(data, kernel, out, strides, padding[:2], dilation, groups)
         return phases.workload, phases.weight(weight), phases
     n, ic, ih, iw = data
     workload = ConvWorkload.make(

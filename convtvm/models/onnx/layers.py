@@ -122,10 +122,11 @@ def _conv_transpose(node: Node) -> relax.Expr:
     kept = [0 if cut else max(0, p) for p in (*before, *after)]
     convolved = deconvolve(
         node.input(),
-        _dilated(node, dilations),
+        node.input(1),
         strides,
         kept,
         output_padding=extra,
+        dilation=dilations,
         groups=node.get("group", 1),
         data_layout=f"NC{spatial}",
         kernel_layout=f"IO{spatial}",
@@ -164,19 +165,6 @@ def _transposed_padding(
         before.append(less if mode == "SAME_UPPER" else more)
         after.append(more if mode == "SAME_UPPER" else less)
     return before, after
-
-
-def _dilated(node: Node, dilations: Sequence[int]) -> relax.Expr:
-    """The weight with zeros between its elements, as dilation means it."""
-    if all(dilation == 1 for dilation in dilations):
-        return node.input(1)
-    weight = node.array(1, "weight")
-    assert weight is not None
-    pairs = list(zip(weight.shape[2:], dilations, strict=True))
-    shape = [(k - 1) * dilation + 1 for k, dilation in pairs]
-    wide = np.zeros((*weight.shape[:2], *shape), weight.dtype)
-    wide[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = weight
-    return constant(wide)
 
 
 # --- pooling -----------------------------------------------------------------------------------
