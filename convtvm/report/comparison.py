@@ -108,56 +108,33 @@ def _library_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
-    # Vega piles up the ticks beyond a clamped scale at its end.
-    low = 0.96 * min(0.9, *(row["ratio"] for row in rows))
-    high = min(1.05 * max(1.0, *(row["ratio"] for row in rows)), _MOST)
-    ticks = [value for value in _TICKS if low <= value <= high]
-    if len(ticks) < _FEW:
-        ticks = [value for value in _FINE if low <= value <= high]
-    y = in_order("layer", axis={"grid": True, "labelLimit": 180})
-    x: Spec = {
-        "field": "ratio",
-        "type": "quantitative",
-        "title": "× convtvm's time",
-        "scale": {"type": "log", "domain": [low, high], "nice": False, "clamp": True},
-        "axis": {"values": ticks, "format": "~g", "grid": False},
-    }
-    colours, shapes = _library_scales(names)
+    places: Spec = {"y": in_order("layer", axis={"grid": True, "labelLimit": 180})}
+    places["x"] = _ratio_axis([row["ratio"] for row in rows])
+    side = {"test": "datum.ratio >= 1", "value": variable("accent")}
     gain = {
         "transform": [{"filter": "datum.best"}],
         "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5, "strokeCap": "butt"},
         "encoding": {
-            "y": y,
-            "x": x,
+            **places,
             "x2": {"field": "one"},
-            "color": {
-                "condition": {"test": "datum.ratio >= 1", "value": variable("accent")},
-                "value": variable("torch"),
-            },
+            "color": {"condition": side, "value": variable("torch")},
         },
     }
+    colours, shapes = _library_scales(names)
     dots = {
         "mark": {"type": "point", "filled": True, "size": 70},
         "encoding": {
-            "y": y,
-            "x": x,
+            **places,
             "color": {"field": "library", "type": "nominal", "scale": colours},
             "shape": {"field": "library", "type": "nominal", "scale": shapes},
             "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.45},
-            "tooltip": [
-                {"field": "layer"},
-                {"field": "library"},
-                {"field": "ms", "title": "its ms", "format": ".4~g"},
-                {"field": "ours", "title": "convtvm's ms", "format": ".4~g"},
-                {"field": "by", "title": "by"},
-                {"field": "ratio", "title": "ratio", "format": ".2f"},
-            ],
+            "tooltip": _TOOLTIP,
         },
     }
     line = {
         "data": inline([{"ratio": 1}]),
         "mark": {"type": "rule", "strokeWidth": 1.5, "color": variable("ink")},
-        "encoding": {"x": x},
+        "encoding": {"x": places["x"]},
     }
     return chart(
         "Time of other libraries over convtvm's",
@@ -165,6 +142,31 @@ def _ratios(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
         data=inline(rows),
         layer=[gain, line, dots],
     )
+
+
+_TOOLTIP: list[Spec] = [
+    {"field": "layer"},
+    {"field": "library"},
+    {"field": "ms", "title": "its ms", "format": ".4~g"},
+    {"field": "ours", "title": "convtvm's ms", "format": ".4~g"},
+    {"field": "by", "title": "by"},
+    {"field": "ratio", "title": "ratio", "format": ".2f"},
+]
+
+
+def _ratio_axis(ratios: Sequence[float]) -> Spec:
+    """As far as the ratios reach; Vega piles up the ticks beyond a clamped scale at its end."""
+    low, high = 0.96 * min(0.9, *ratios), min(1.05 * max(1.0, *ratios), _MOST)
+    ticks = [value for value in _TICKS if low <= value <= high]
+    if len(ticks) < _FEW:
+        ticks = [value for value in _FINE if low <= value <= high]
+    return {
+        "field": "ratio",
+        "type": "quantitative",
+        "title": "× convtvm's time",
+        "scale": {"type": "log", "domain": [low, high], "nice": False, "clamp": True},
+        "axis": {"values": ticks, "format": "~g", "grid": False},
+    }
 
 
 def _alone(bench: Bench) -> list[Figure]:

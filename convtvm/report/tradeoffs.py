@@ -107,41 +107,25 @@ def _dot(layer: Layer, record: TuningRecord, times: float) -> dict[str, Any]:
 
 
 def _fronts(dots: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> Spec:
-    top = max(int(d["bytes"]) for d in dots)
-    x: Spec = {
-        "field": "bytes",
-        "type": "quantitative",
-        "title": "workspace",
-        "scale": {"type": "symlog", "constant": 4096, "domain": [0, max(top, 65536)]},
-        "axis": {"values": [t for t in _TICKS if t <= top], "labelExpr": _BYTES, "grid": False}
-        | {"labelOverlap": True},
+    """All candidates as faint dots, and the kept ones of each layer on its line."""
+    names = [str(d["algorithm"]) for d in dots]
+    places = _front_axes(max(int(d["bytes"]) for d in dots))
+    marks: Spec = {
+        **places,
+        "color": {"field": "family", "type": "nominal", "scale": family_scale(names)},
+        "shape": {"field": "family", "type": "nominal", "scale": shape_scale(names)},
+        "tooltip": _TOOLTIP,
     }
-    y: Spec = {
-        "field": "times",
-        "type": "quantitative",
-        "title": "× the fastest",
-        "scale": {"domain": [0.96, _SLOWEST], "clamp": True, "nice": False},
-        "axis": {"tickCount": 5},
-    }
-    near = {"param": "hover", "empty": False}
-    scales = {"scale": family_scale(str(d["algorithm"]) for d in dots)}
-    fields = (("layer", "layer"), ("algorithm", "by"), ("workspace", "workspace"))
-    tooltip: list[Spec] = [{"field": f, "title": title} for f, title in fields]
-    tooltip += [{"field": "ms", "format": ".4~g"}]
-    tooltip += [{"field": "times", "title": "× the fastest", "format": ".3~f"}]
-    colour: Spec = {"field": "family", "type": "nominal", **scales}
-    shape: Spec = {"field": "family", "type": "nominal"}
-    shape |= {"scale": shape_scale(str(d["algorithm"]) for d in dots)}
     every = {
         "mark": {"type": "point", "filled": True, "size": 14, "opacity": 0.28},
-        "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
+        "encoding": marks,
     }
+    near = {"param": "hover", "empty": False}
     line = {
         "data": inline(steps),
         "mark": {"type": "line", "interpolate": "step-after"},
         "encoding": {
-            "x": x,
-            "y": y,
+            **places,
             "detail": {"field": "layer"},
             "order": {"field": "bytes"},
             "color": {"condition": {**near, "value": variable("ink")}, "value": variable("muted")},
@@ -153,7 +137,7 @@ def _fronts(dots: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         "data": inline(steps),
         "params": hover("layer"),
         "mark": {"type": "point", "filled": True, "size": 60},
-        "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
+        "encoding": marks,
     }
     return chart(
         "Workspace against time, with Pareto sets",
@@ -161,6 +145,39 @@ def _fronts(dots: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         data=inline(dots),
         layer=[every, line, kept],
     )
+
+
+_TOOLTIP: list[Spec] = [
+    {"field": "layer", "title": "layer"},
+    {"field": "algorithm", "title": "by"},
+    {"field": "workspace", "title": "workspace"},
+    {"field": "ms", "format": ".4~g"},
+    {"field": "times", "title": "× the fastest", "format": ".3~f"},
+]
+
+
+def _front_axes(most_bytes: int) -> Spec:
+    return {
+        "x": {
+            "field": "bytes",
+            "type": "quantitative",
+            "title": "workspace",
+            "scale": {"type": "symlog", "constant": 4096, "domain": [0, max(most_bytes, 65536)]},
+            "axis": {
+                "values": [t for t in _TICKS if t <= most_bytes],
+                "labelExpr": _BYTES,
+                "grid": False,
+                "labelOverlap": True,
+            },
+        },
+        "y": {
+            "field": "times",
+            "type": "quantitative",
+            "title": "× the fastest",
+            "scale": {"domain": [0.96, _SLOWEST], "clamp": True, "nice": False},
+            "axis": {"tickCount": 5},
+        },
+    }
 
 
 def errors(run: Run) -> list[Figure]:
@@ -225,7 +242,6 @@ def _errors(rows: Sequence[dict[str, Any]], limits: dict[str, float], tiles: lis
     y["axis"] = {"values": [10.0**d for d in range(decades[0], decades[1] + 1)], "format": ".0e"}
     names = [str(r["algorithm"]) for r in rows]
     dots = {
-        "transform": [{"calculate": "(datum.spread % 7) * 5 - 15", "as": "shift"}],
         "mark": {"type": "point", "filled": True, "size": 46, "opacity": 0.75},
         "encoding": {
             "x": x,
@@ -237,7 +253,6 @@ def _errors(rows: Sequence[dict[str, Any]], limits: dict[str, float], tiles: lis
             + [{"field": "error", "format": ".1e"}],
         },
     }
-    dots.pop("transform")
     rule = {
         "data": inline({"tile": t, "error": limit} for t, limit in limits.items()),
         "mark": {"type": "tick", "thickness": 2, "color": variable("muted"), "size": 46},
