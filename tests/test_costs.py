@@ -139,6 +139,23 @@ def test_dilated_winograd(m: int, sizes: tuple[tuple[int, int], tuple[int, int],
     check_counts(m, make(16, 8, *extents, *kernel, stride=stride, dilation=dilation))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "outputs"), [((2, 2), (2, 2)), ((1, 2), (1, 2)), ((2, 9), (2, 9))]
+)
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_winograd_of_few_pixels(
+    pixels: tuple[int, int], outputs: tuple[int, int], dilation: int
+) -> None:
+    """Three taps meet one or two pixels: F(2) takes three products of two, two of one, not four."""
+    w = make(16, 8, *(dilation * p for p in pixels), 3, dilation=dilation, padding=dilation)
+    assert (w.oh, w.ow) == tuple(dilation * o for o in outputs)
+    tiles, per_axis = dilation**2 * -(-pixels[1] // 2), {1: 2, 2: 3, 9: 4}
+    products = math.prod(per_axis[p] for p in pixels)
+    assert ALGORITHMS["winograd:2"].multiplications(w) == tiles * products * 16 * 8
+    if pixels == (2, 2):
+        check_counts(2, w)
+
+
 def assert_counted(m: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
     high, wide = ((2 * m - 1) * s + k for s, k in zip(stride, kernel, strict=True))
     check_counts(m, make(16, 8, high, wide, *kernel, n=2, stride=stride))

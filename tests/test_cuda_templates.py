@@ -95,6 +95,7 @@ def test_pipelines_and_split_sums(layout: str, emulated_gpu: Zygote) -> None:
 
 
 # The phases of a dilation: of unequal sizes, along one axis, met by a stride, as many as pixels.
+# Images and phases of fewer pixels than the kernel.
 DILATED = {
     "dilation 2": make(6, 5, 7, kh=3, dilation=2, padding=2),
     "dilations differ, batch 2": make(3, 6, 9, 8, 3, n=2, dilation=(3, 2), padding=(1, 3, 2, 0)),
@@ -102,6 +103,8 @@ DILATED = {
     "1-D": make(5, 9, 1, 17, 1, 3, dilation=(7, 4), padding=(0, 4)),
     "dilation 6, stride 3": make(4, 6, 15, kh=3, stride=3, dilation=6, padding=6),
     "dilation as large as the image": make(4, 8, 5, kh=3, dilation=5, padding=5),
+    "two pixels, batch 3": make(5, 6, 2, kh=3, n=3, padding=1),
+    "one row, two pixels of dilation 4": make(3, 8, 1, 8, 3, dilation=(1, 4), padding=(1, 4)),
 }
 
 
@@ -122,8 +125,9 @@ def test_dilations_by_phases(name: str, shape: str) -> None:
 
 @pytest.mark.emulated
 def test_emulated_dilations(emulated_gpu: Zygote) -> None:
-    """Where phases differ in size: on the GPU all of them are tiles of one product."""
-    chosen = [DILATED["dilation 2"], DILATED["dilations differ, batch 2"]]
+    """Where phases differ in size, on the GPU all of them are tiles of one product, and where tiles
+    have fewer pixels than products."""
+    chosen = [DILATED["dilations differ, batch 2"], DILATED["one row, two pixels of dilation 4"]]
     tasks = [Task(w, "winograd:4", TARGET, at) for w, at in zip(chosen, LAYOUTS, strict=True)]
     assert problems([GpuCheck(task) for task in tasks], emulated_gpu) == ["", ""]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tvm_ffi
-from support import compiled, pack_weight
+from support import compiled, pack_weight, run_task
 
+from convtvm.compute.winograd import Tiling
 from convtvm.compute.winograd_matrices import (
     MAX_ALPHA,
     POINTS,
@@ -23,12 +25,13 @@ from convtvm.compute.winograd_matrices import (
     matrices,
     multiplications_1d,
     multiplications_2d,
+    of_few_inputs,
     transpose,
 )
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
-from convtvm.problem.reference import conv2d_reference, relative_error
-from convtvm.problem.workload import ConvWorkload
+from convtvm.problem.reference import conv2d_reference, random_inputs, relative_error
+from convtvm.problem.workload import LAYOUTS, ConvWorkload
 
 TARGET = resolve("native", 1)
 Matrix = Sequence[Sequence[Fraction]]
@@ -73,6 +76,31 @@ def test_exact_identity_of_strides(m, r, stride):
     assert mats.alpha == (m - 1) * stride + r == len(mats.B_T) == len(mats.G) == len(mats.B_T[0])
     saved = sum((m - 1) * (len(range(phase, r, stride)) - 1) for phase in range(stride))
     assert mats.alpha == m * r - saved
+
+
+FEW = [(m, r, n) for m, r in SIZES for n in range(1, r)]
+
+
+@pytest.mark.parametrize(("m", "r", "count"), FEW)
+def test_exact_identity_of_few_inputs(m, r, count):
+    """Wherever they lie in the tile, and in fewer multiplications than F(m, r) needs."""
+    for first in range(m + r - count):
+        mats = of_few_inputs(m, r, first, count)
+        assert (mats.m, mats.r, mats.first, mats.side) == (m, r, first, count)
+        assert mats.alpha == m + count - 1 == len(mats.B_T) == len(mats.G) < m + r - 1
+        for i, j, k in itertools.product(range(m), range(count), range(r)):
+            terms = zip(mats.A_T[i], mats.G, mats.B_T, strict=True)
+            assert sum(a * g[k] * b[j] for a, g, b in terms) == (first + j == i + k)
+        constants = [c for row in (*mats.A_T, *mats.B_T) for c in row]
+        assert all(c.denominator & (c.denominator - 1) == 0 for c in constants), "not dyadic"
+
+
+def test_two_pixels_and_three_taps():
+    """An image of two pixels with one of padding on each side: three products for four."""
+    mats = of_few_inputs(2, 3, 1, 2)
+    assert mats.B_T == ((0, 1), (1, 1), (1, 0))
+    assert mats.G == ((0, -1, 1), (0, 1, 0), (1, -1, 0))
+    assert mats.A_T == ((1, 1, 0), (0, 1, 1))
 
 
 def test_f23_of_stride_2():
@@ -266,6 +294,33 @@ def test_even_odd_pairs_of_f43():
 def test_equal_and_opposite_rows_are_no_pair():
     row = (Fraction(1), Fraction(2))
     assert even_odd_pairs([row, row, tuple(-x for x in row)]) == ((), (0, 1, 2))
+
+
+# ---- few pixels ----------------------------------------------------------------------------------
+
+make = ConvWorkload.make
+SMALL = {
+    "2x2": make(5, 9, 2, kh=3, padding=1),
+    "one row, batch 3": make(8, 8, 1, 2, 3, n=3, padding=1),
+    "2x9": make(3, 8, 2, 9, 3, padding=1),
+    "padding of its own on each side": make(4, 8, 2, 2, 3, padding=(0, 1, 2, 1)),
+    "2x2 taps on one pixel": make(4, 8, 1, kh=2, padding=1),
+    "dilation 18 of 33": make(3, 5, 33, kh=3, dilation=18, padding=18),
+    "dilation 4 of 7x20": make(9, 8, 7, 20, 3, n=2, dilation=4, padding=4),
+    "dilation 6, stride 2": make(4, 8, 11, kh=3, dilation=6, padding=6, stride=2),
+    "1-D": make(4, 8, 1, 2, 1, 5, padding=(0, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("w", SMALL.values(), ids=SMALL)
+def test_images_smaller_than_their_kernel(w: ConvWorkload, layout: str) -> None:
+    task = Task(w, "winograd:2", TARGET, layout)
+    sides = {(axis.side, axis.r) for axis in (Tiling.of(w, 2).rows, Tiling.of(w, 2).cols)}
+    assert any(side < r for side, r in sides), "no axis has fewer pixels than taps"
+    data, weight, bias = random_inputs(w, 3, layout, "integer")
+    out = run_task(task, task.space.default, data, weight, bias, opt_level=0)
+    np.testing.assert_array_equal(out, conv2d_reference(w, data, weight, bias, layout))
 
 
 # ---- range ---------------------------------------------------------------------------------------

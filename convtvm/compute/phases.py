@@ -72,6 +72,15 @@ class Phases:
         row, column = n // self.wide % self.high, n % self.wide
         return row * self.w.sh + y * self.step_h, column * self.w.sw + x * self.step_w
 
+    def inside(self) -> tuple[range, range]:
+        """Rows and columns that the part's images read, without those that are padding in all of
+        them."""
+        w, part = self.w, self.part
+        return (
+            _inside((part.oh - 1) * part.sh + w.kh, self.high, self.step_h, w.sh, w.ph, w.ih),
+            _inside((part.ow - 1) * part.sw + w.kw, self.wide, self.step_w, w.sw, w.pw, w.iw),
+        )
+
     def interleave(self, func: tirx.PrimFunc, layout: str) -> tirx.PrimFunc:
         """`func` of the part (data, packed weight, bias, out, ..) in `layout`, not yet scheduled,
         with the output of `w`: the block `out` stores where pixels belong, as far as they exist."""
@@ -110,3 +119,10 @@ class Phases:
         body = tvm_ffi.structural_map(func.body, [(SBlock, on_block)], order="post")
         params = [out if p.same_as(inner) else p for p in func.params]
         return tirx.PrimFunc(params, body, func.ret_type, func.attrs)
+
+
+def _inside(read: int, phases: int, step: int, stride: int, padding: int, pixels: int) -> range:
+    """Of `read` positions along an axis, `step` apart, those from the first to the last that lies
+    within the `pixels` behind the padding, for phases that begin `stride` apart."""
+    first = -(-(padding - (phases - 1) * stride) // step)
+    return range(max(0, first), min(read, (padding + pixels - 1) // step + 1))

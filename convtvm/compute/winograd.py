@@ -1,12 +1,13 @@
 """Winograd convolution F(m x m, r x r): Lavin & Gray, arXiv 1509.09308, blocked by panels of tiles.
 
-    V[e, f, i, p] = (B^T d_p B)[e, f]                    input tiles, alpha = m + r - 1 squared
+    V[e, f, i, p] = (B^T d_p B)[e, f]                    input tiles, of alpha x alpha elements
     M[e, f, c, p] = sum_i U[e, f, c, i] * V[e, f, i, p]  alpha * alpha independent GEMMs
     Y[c, p]       = A^T M[:, :, c, p] A                  output tiles, m x m
 
 U = G g G^T is computed when the weight is packed, in float64. Kernels need not be square: each axis
 has its own matrices, and an axis of extent one the trivial F(1, 1), which makes 1 x r and r x 1 the
-one-dimensional F(m, r). With a dilation, the images are its phases (`convtvm.compute.phases`).
+one-dimensional F(m, r). With a dilation, the images are its phases (`convtvm.compute.phases`). Of
+an image, or phase, with fewer pixels than the kernel along an axis, a tile has these pixels alone.
 Tiles that hang over the edge read zeros and their surplus outputs are cropped. A panel is `panel_h`
 x `panel_w` neighbouring tiles; the number of tiles is rounded up to whole panels, so that every
 panel does the same work.
@@ -23,7 +24,12 @@ from tvm import te, tirx
 
 from convtvm.compute import stages
 from convtvm.compute.phases import Phases
-from convtvm.compute.winograd_matrices import WinogradMatrices, even_odd_pairs, matrices
+from convtvm.compute.winograd_matrices import (
+    WinogradMatrices,
+    even_odd_pairs,
+    matrices,
+    of_few_inputs,
+)
 from convtvm.problem.workload import ConvWorkload
 
 MAX_TILE = 9  # pixels of the side of a tile, all of which is unrolled
@@ -40,10 +46,11 @@ class Tiling:
 
     @classmethod
     def of(cls, w: ConvWorkload, m: int) -> Tiling:
-        part = Phases.of(w).part
+        phases = Phases.of(w)
+        part, (rows, cols) = phases.part, phases.inside()
         return cls(
-            matrices(m if w.kh > 1 else 1, w.kh, part.sh),
-            matrices(m if w.kw > 1 else 1, w.kw, part.sw),
+            _matrices_of_axis(m, w.kh, part.sh, part.oh, rows),
+            _matrices_of_axis(m, w.kw, part.sw, part.ow, cols),
         )
 
     def grid(self, w: ConvWorkload, panel_h: int = 1, panel_w: int = 1) -> tuple[int, int]:
@@ -62,17 +69,25 @@ class Tiling:
 
     def padded(self, grid_h: int, grid_w: int) -> tuple[int, int]:
         """Rows and columns of the padded input that a grid of tiles reads."""
-        rows, cols = self.rows, self.cols
-        return (
-            (grid_h * rows.m - 1) * rows.stride + rows.r,
-            (grid_w * cols.m - 1) * cols.stride + cols.r,
-        )
+        axes = ((grid_h, self.rows), (grid_w, self.cols))
+        high, wide = ((grid - 1) * axis.m * axis.stride + axis.side for grid, axis in axes)
+        return high, wide
 
     def transform_additions(self) -> tuple[int, int]:
         """Additions and subtractions of the transforms of one tile of one channel: data, output."""
         rows, cols = self.rows, self.cols
-        data = cols.alpha * _additions(rows.B_T) + rows.alpha * _additions(cols.B_T)
+        data = cols.side * _additions(rows.B_T) + rows.alpha * _additions(cols.B_T)
         return data, cols.alpha * _additions(rows.A_T) + rows.m * _additions(cols.A_T)
+
+
+def _matrices_of_axis(m: int, r: int, stride: int, outputs: int, inside: range) -> WinogradMatrices:
+    """F(m, r) along one axis, or F(1, 1); for a single tile the one of the inputs `inside` that are
+    no padding, if they are fewer than the taps."""
+    if r == 1:
+        return matrices(1, 1, stride)
+    if stride == 1 and outputs <= m and 0 < len(inside) < r:
+        return of_few_inputs(m, r, inside.start, len(inside))
+    return matrices(m, r, stride)
 
 
 def _additions(matrix: Sequence[Row]) -> int:
@@ -160,15 +175,20 @@ def pack_weight(w: ConvWorkload, m: int, lanes: int) -> tirx.PrimFunc:
 
 
 def _packed_input(
-    phases: Phases, data: te.Tensor, layout: str, rows: int, cols: int, block: int
+    phases: Phases,
+    tiling: Tiling,
+    data: te.Tensor,
+    layout: str,
+    grid: tuple[int, int],
+    block: int,
 ) -> te.Tensor:
-    """`data_pad` [images of the part, ic_chunk, rows, cols, block]: zero-padded, channels blocked
-    by vectors."""
+    """`data_pad` [images of the part, ic_chunk, rows, cols, block]: zero-padded, as far as a `grid`
+    of tiles reads it, channels blocked by vectors."""
     order, w = stages.LAYOUTS[layout], phases.w
 
     def element(n, io, i, j, ii):
         c = io * block + ii
-        y, x = phases.source(n, i, j)
+        y, x = phases.source(n, i + tiling.rows.first, j + tiling.cols.first)
         inside = tirx.all(
             y >= w.ph,
             y < w.ih + w.ph,
@@ -179,7 +199,7 @@ def _packed_input(
         value = data[order(phases.image(n), c, y - w.ph, x - w.pw)]
         return te.if_then_else(inside, value, tirx.const(0, w.dtype))
 
-    shape = (phases.part.n, stages.ceil_div(w.ic, block), rows, cols, block)
+    shape = (phases.part.n, stages.ceil_div(w.ic, block), *tiling.padded(*grid), block)
     return te.compute(shape, element, name="data_pad")
 
 
@@ -202,14 +222,15 @@ def conv2d(
     shape = packed_weight_shape(w, m, lanes)
     alpha_h, alpha_w, oc_chunks, ic_chunks, block, _ = shape
     weight = te.placeholder(shape, dtype, name="weight")
-    pad = _packed_input(phases, data, layout, *tiling.padded(grid_h, grid_w), block)
+    pad = _packed_input(phases, tiling, data, layout, (grid_h, grid_w), block)
 
     def input_rows(io, p, e, x, ii):
         image, ty, tx = p // (grid_h * grid_w), p // grid_w % grid_h, p % grid_w
         pixel = lambda y: pad[image, io, ty * step_h + y, tx * step_w + x, ii]  # noqa: E731
         return transform(tiling.rows.B_T, e, pixel, dtype)
 
-    rows = te.compute((ic_chunks, tiles, alpha_h, alpha_w, block), input_rows, name="input_rows")
+    shape_of_rows = (ic_chunks, tiles, alpha_h, tiling.cols.side, block)
+    rows = te.compute(shape_of_rows, input_rows, name="input_rows")
 
     def input_tile(e, f, io, p, ii):
         return transform(tiling.cols.B_T, f, lambda x: rows[io, p, e, x, ii], dtype)

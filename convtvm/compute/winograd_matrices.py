@@ -21,6 +21,10 @@ stay where they are. The row of point 0 takes the sign that makes G[0] positive,
 With a stride, inputs and taps at the same position modulo the stride meet only each other. Each
 such phase is a correlation of stride 1 with the taps it has, and y the sum of all phases: their
 matrices stand side by side. A phase saves (m - 1) * (taps - 1) multiplications.
+
+Where fewer inputs than taps are not zero by padding, n of them from input `first` on, as in an
+image smaller than its kernel, inputs and taps change places: y[i] = sum_j d[first + j] g[first + j
+- i] is a correlation with the n inputs as taps, reversed, and m + n - 1 multiplications compute it.
 """
 
 from __future__ import annotations
@@ -53,9 +57,10 @@ POINTS: dict[int, tuple[Fraction | int, ...]] = {
 
 @dataclass(frozen=True)
 class WinogradMatrices:
-    """F(m, r): A_T [m][alpha], G [alpha][r], B_T [alpha][alpha]; `points` without infinity.
+    """F(m, r): A_T [m][alpha], G [alpha][r], B_T [alpha][side]; `points` without infinity.
 
-    With a stride above one `points` has those of all phases, one phase after another.
+    With a stride above one `points` has those of all phases, one phase after another. `first` is
+    the input of B_T's first column, of `side` that may differ from zero.
     """
 
     m: int
@@ -66,6 +71,12 @@ class WinogradMatrices:
     A_T: Matrix
     G: Matrix
     B_T: Matrix
+    first: int = 0
+
+    @property
+    def side(self) -> int:
+        """Inputs of a tile, alpha of them unless the others are zero."""
+        return len(self.B_T[0])
 
 
 class EvenOddPair(NamedTuple):
@@ -111,6 +122,27 @@ def _phases(m: int, r: int, stride: int) -> WinogradMatrices:
         A_T=tuple(tuple(x for _, part in phases for x in part.A_T[j]) for j in range(m)),
         G=tuple(_spread(row, q, stride, r) for q, part in phases for row in part.G),
         B_T=tuple(_spread(row, q, stride, alpha) for q, part in phases for row in part.B_T),
+    )
+
+
+@cache
+def of_few_inputs(m: int, r: int, first: int, count: int) -> WinogradMatrices:
+    """F(m, r) of stride 1 where all inputs are zero but `count` < r, the first of them at
+    `first`: m + count - 1 multiplications.
+
+    Each row of B^T is scaled to begin with one, and G, off line, makes up for it.
+    """
+    swapped = matrices(m, count)
+    places = [first + count - 1 - k for k in range(r)]  # of the taps, among the swapped's inputs
+    G, B_T = [], []
+    for inputs, taps in zip(swapped.G, swapped.B_T, strict=True):
+        row = inputs[::-1]
+        scale = abs(next(c for c in row if c))
+        known = {i: scale * c for i, c in enumerate(taps)}
+        G.append(tuple(known.get(place, Fraction(0)) for place in places))
+        B_T.append(tuple(c / scale for c in row))
+    return WinogradMatrices(
+        m, r, 1, swapped.alpha, swapped.points, swapped.A_T, tuple(G), tuple(B_T), first
     )
 
 

@@ -103,22 +103,23 @@ def _input_tiles(
     w = phases.w
     tiling, dtype, order = Tiling.of(w, m), w.dtype, stages.LAYOUTS[layout]
     grid_h, grid_w = tiling.grid(w)
-    alpha_h, alpha_w = tiling.rows.alpha, tiling.cols.alpha
+    high, wide, alpha_w = tiling.rows.side, tiling.cols.side, tiling.cols.alpha
     nhwc, shape, tiles = layout == "NHWC", input_shape(w, m, layout), tiling.count(w)
     stored = shape[2 if nhwc else 3]
 
     def pixel(i, p, y, x):
         tile = tirx.min(p, tiles - 1) if stored > tiles else p
         image, ty, tx = tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w
+        y, x = y + tiling.rows.first, x + tiling.cols.first
         row, col = phases.source(image, ty * tiling.rows.m + y, tx * tiling.cols.m + x)
         row, col = row - w.ph, col - w.pw
         inside = tirx.all(row >= 0, row < w.ih, col >= 0, col < w.iw)
         value = data[order(phases.image(image), i, row, col)]
         return te.if_then_else(inside, value, tirx.const(0, dtype))
 
-    patch = te.compute((w.ic, stored, alpha_h, alpha_w), pixel, name="patch")
+    patch = te.compute((w.ic, stored, high, wide), pixel, name="patch")
     rows = te.compute(
-        (w.ic, stored, alpha_h, alpha_w),
+        (w.ic, stored, tiling.rows.alpha, wide),
         lambda i, p, e, x: transform(tiling.rows.B_T, e, lambda y: patch[i, p, y, x], dtype),
         name="input_rows",
     )
