@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,23 @@ def test_it_is_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
     assert kept == [keys[0], *keys[-2:]]
     small.put(keys[0], bytes(2000))  # more than the whole cache may hold
     assert small.get(keys[0]) == bytes(200)
+
+
+def test_not_all_is_looked_at_after_every_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that has done so before: only after a 64th of what the cache may hold."""
+    looks, entries_of = [0], Cache._entries
+
+    def look(cache: Cache) -> Any:
+        looks[0] += 1
+        return entries_of(cache)
+
+    monkeypatch.setattr(Cache, "_entries", look)
+    for number in range(21):
+        Cache(tmp_path, limit=64_000).put(key_of(number=number), bytes(300))
+        Cache(tmp_path, limit=64_000).sweep()
+    assert looks == [6]
 
 
 def test_threads_share_it(tmp_path: Path) -> None:
