@@ -476,3 +476,21 @@ def test_answers_that_come_too_late_are_nobodys(tmp_path: Path) -> None:
         for _ in range(2):
             late = dict(helper.call("run", [partial(pow, 5, n) for n in range(3)], limits))
             assert [late[i].kind for i in range(3)] == [STOPPED] * 3
+
+
+# ---- PyTorch -------------------------------------------------------------------------------------
+
+
+def torch_in_a_child() -> tuple[bool, str]:
+    """Whether something stands for it where loaded modules do, and what an import of it says."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        return "torch" in sys.modules, str(error)
+    return True, "it was loaded"
+
+
+def test_helpers_have_no_torch_and_nothing_in_its_place(zygote: Zygote) -> None:
+    """scipy asks what it finds there for its Tensor."""
+    ((_, outcome),) = zygote.call("run", [torch_in_a_child], Limits(timeout=LONG))
+    assert outcome.value == (False, "torch is hidden"), outcome

@@ -18,6 +18,7 @@ import click
 
 from convtvm import files
 from convtvm.errors import ConvtvmError, WorkloadError, printable
+from convtvm.machine import interpreter
 from convtvm.problem.workload import ConvWorkload
 
 _UNCUT = 100_000  # columns
@@ -31,27 +32,15 @@ def without_torch() -> Iterator[None]:
     tvm_ffi imports PyTorch first where it is installed, against a clash of symbols on Windows. That
     takes 2 s, longer than all the rest of `convtvm run`.
     """
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
-    try:
+    with interpreter.hidden("torch"):
         yield
-    finally:
-        if absent and sys.modules.get("torch", True) is None:
-            del sys.modules["torch"]
 
 
 @contextlib.contextmanager
 def torch_allowed() -> Iterator[None]:
     """Let imports find PyTorch again within `without_torch`."""
-    hidden = sys.modules.get("torch", False) is None
-    if hidden:
-        del sys.modules["torch"]
-    try:
+    with interpreter.shown("torch"):
         yield
-    finally:
-        if hidden:
-            sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

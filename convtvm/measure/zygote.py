@@ -13,14 +13,13 @@ import os
 import select
 import shutil
 import signal
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
-from convtvm.machine import nvidia
+from convtvm.machine import interpreter, nvidia
 from convtvm.measure.child import Child, Report, crashed, die_with_parent, limit_memory
 from convtvm.measure.gpu_runner import GpuRunner
 from convtvm.measure.jobs import (
@@ -57,10 +56,14 @@ def serve(folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: _leave(folder))
     die_with_parent(signal.SIGTERM)
-    # tvm_ffi imports torch wherever it is installed: two seconds, and threads before forking.
-    sys.modules["torch"] = None  # type: ignore[assignment]
     # TVM's CUDA run time opens only in a process that has this, where there is one.
     nvidia.load("libcudart.so.13")
+    # tvm_ffi imports torch wherever it is installed: two seconds, and threads before forking.
+    with interpreter.hidden("torch"):
+        _serve(folder, requests, answers)
+
+
+def _serve(folder: str, requests: BinaryIO, answers: BinaryIO) -> None:
     try:
         _warm_up()
         send(answers, "ready")
