@@ -19,7 +19,9 @@ from support import LIMITS_IN_TURN, LONG, eventually, record_of
 from convtvm import tune
 from convtvm.kernels.task import Task
 from convtvm.logs import records
+from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import resolve
+from convtvm.measure import client
 from convtvm.measure.client import Zygote
 from convtvm.measure.jobs import BuildJob, Limits, Outcome, RunJob
 from convtvm.measure.problems import write_problem
@@ -215,41 +217,53 @@ def test_tuning_builds_ahead_and_ends_with_a_race(tmp_path: Path) -> None:
     assert raced and all(len(r.run_secs) == 9 and r.max_error < 1e-5 for r in raced)
 
 
-class _Four(Rules):
+@dataclass(frozen=True)
+class _Channels(Rules):
+    values: tuple[int, ...]
+
     @property
     def knobs(self) -> dict[str, tuple[int, ...]]:
-        return {"tile_p": (64,), "tile_oc": (1, 2, 4, 8)}
+        return {"tile_p": (64,), "tile_oc": self.values}
 
     def cost(self, d: Decisions) -> float:
         return 1 / d["tile_oc"]
 
 
-# Channels of a thread -> what such a candidate does.
-HARM = {1: "dies", 2: "beyond", 4: "data", 8: "nothing"}
-
-
+@dataclass(frozen=True)
 class Minefield(PlainTask):
-    """A task most of whose decisions do harm, each in its own way."""
+    """A task whose decisions do harm, each in a way of its own; `harms` are by channels of a
+    thread."""
+
+    harms: tuple[tuple[int, str], ...] = ()
 
     @property
     def space(self) -> Space:
-        return Space(_Four())
+        return Space(_Channels(tuple(dict(self.harms))))
 
     def instantiate(self, decisions: Decisions) -> tvm.IRModule:
-        pattern, replacement = FAULTS[HARM[decisions["tile_oc"]]]
+        pattern, replacement = FAULTS[dict(self.harms)[decisions["tile_oc"]]]
         return Faulty(
             self.workload, "direct", self.target, pattern=pattern, replacement=replacement
         ).instantiate(decisions)
 
 
-def test_a_run_goes_on_whatever_its_candidates_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, log = Minefield(W, "direct", TARGET), tmp_path / "x.jsonl"
+def mined(
+    harms: dict[int, str], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, TuningRecord]:
+    """What a run that tries each of them once leaves in its log, by what they do."""
+    task = Minefield(W, "direct", TARGET, harms=tuple(harms.items()))
     monkeypatch.setattr(tuner, "tasks_of", lambda *_: [task])
     with patch.dict(os.environ, environment()):
         summary = tune(W, TARGET, trials=8, log=log, confirm=False)
-    found = {HARM[r.decisions["tile_oc"]]: r for r in records.load([log])[0]}
+    assert summary.measured == len(harms) and not summary.stopped
+    return {harms[r.decisions["tile_oc"]]: r for r in records.load([log])[0]}
+
+
+def test_a_run_goes_on_whatever_its_candidates_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harms = {1: "dies", 2: "beyond", 4: "data", 8: "nothing"}
+    found = mined(harms, tmp_path / "x.jsonl", monkeypatch)
     assert {what: r.error.get("kind", "") for what, r in found.items()} == {
         "nothing": "",
         "dies": "crash",
@@ -258,7 +272,21 @@ def test_a_run_goes_on_whatever_its_candidates_do(
     }
     assert "the kernel writes beyond out" in found["beyond"].error["message"]
     assert "the kernel writes into data" in found["data"].error["message"]
-    assert found["nothing"].max_error < 1e-5 and summary.measured == 4 and not summary.stopped
+    assert found["nothing"].max_error < 1e-5
+
+
+def test_a_run_goes_on_after_one_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is tried first."""
+    for seconds in LIMITS_IN_TURN:
+        monkeypatch.setattr(client, "RUN_SECONDS", seconds)
+        found = mined({4: "nothing", 8: "hangs"}, tmp_path / f"{seconds}.jsonl", monkeypatch)
+        hung = {"kind": "run_timeout", "message": f"no result after {seconds:g} s"}
+        assert found["hangs"].error == hung
+        if not found["nothing"].error:
+            break
+    assert found["nothing"].max_error < 1e-5
 
 
 def test_a_race_is_broken_by_who_writes_where_it_must_not(zygote: Zygote) -> None:

@@ -98,6 +98,8 @@ def test_emulated(name: str, dtype: str, layout: str, emulated_gpu: Zygote) -> N
         (Task(tails, name, TARGET, layout), None),
         (Task(single, name, TARGET, layout), None),
     ]
+    if dtype in HALVES:
+        cases.append((Task(tails, "mec:b", TARGET, layout), None))
     assert all(d is None or task.space.is_valid(d) for task, d in cases)
     found = problems([GpuCheck(task, decisions) for task, decisions in cases], emulated_gpu)
     assert found == [""] * len(cases)
