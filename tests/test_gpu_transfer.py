@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from convtvm.kernels.task import Task
+from convtvm.kernels.task import Task, tasks_of
+from convtvm.library.choices import choose, keep_some
 from convtvm.logs import prediction, records
 from convtvm.logs.records import TuningRecord
 from convtvm.machine.targets import is_near, resolve
+from convtvm.problem.sources import read_source
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning.transfer import Neighbours
 
@@ -101,3 +103,13 @@ def test_the_shipped_log_predicts_for_its_gpu() -> None:
     others = [r for r in SHIPPED if r.workload != held.workload]
     w = ConvWorkload.parse(held.workload)
     assert held.seconds / 2 < expected(others, w, "NCHW") < held.seconds * 2
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_depthwise_layers_are_for_their_own_kernel(layout: str) -> None:
+    """Which no log has: tiles of products would be empty but for one channel of sixteen."""
+    layers = [w for w in read_source("mobilenet_v2") if w.groups > 1]
+    tasks = tasks_of(layers, resolve("cuda:sm_90"), layout)
+    kept = keep_some(choose(tasks, SHIPPED), "best")
+    assert [c.task.workload for c in kept] == layers
+    assert {c.task.algorithm_name for c in kept} == {"direct:depthwise"}

@@ -26,6 +26,7 @@ from convtvm.problem.similarity import distance
 from convtvm.problem.workload import ConvWorkload
 
 MIN_TASKS = 24  # a model of fewer tasks would be a guess
+_TILE = 16  # channels that the smallest tile of a product on a GPU has
 _WAITING = 8  # operations in the time that an element of a weight takes from memory
 _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel and a little more
 
@@ -181,33 +182,37 @@ class TimeModel:
 
 
 def operations(w: ConvWorkload, algorithm: Algorithm, target: CompileTarget, layout: str) -> float:
-    """Lanes that vectors of `target` compute, useful or not: a product for each weight and output,
-    and the additions of transforms, which run along the input channels."""
-    lanes = target.lanes if target.kind == "cpu" else 1
+    """What `target` computes, useful or not: a product for each weight and output, and additions
+    of transforms. A CPU computes whole vectors, transforms along the input channels; tiles of
+    products on a GPU have several channels of a group."""
+    lanes = target.lanes if target.kind == "cpu" else _TILE
 
     def waste(extent: int) -> float:
         """Lanes of whole vectors over an extent, for each useful one."""
         return -(-extent // lanes) * lanes / extent
 
     products = algorithm.multiplications(w)
+    transforms = algorithm.additions(w) - products
+    depthwise = algorithm.name.startswith("direct:depthwise")
+    if target.kind != "cpu":
+        return products * (1 if depthwise else waste(w.oc // w.groups)) + transforms
     extent = w.oc // w.groups
-    if algorithm.name.startswith("direct:depthwise"):
+    if depthwise:
         extent = w.ow if layout == "NCHW" else w.oc
     elif algorithm.name == "direct:pointwise":
         extent = w.oh * w.ow
-    transforms = algorithm.additions(w) - products
     return products * waste(extent) + transforms * waste(w.ic)
 
 
 def untuned_cost(task: Task) -> float:
     """Something to rank the algorithms of a workload by, of which nothing was measured anywhere.
 
-    On a CPU its operations, one for each output whose vector has to be turned before it can be
-    stored, and those for which the packed weight is waited for, which is read but once.
+    Its operations; on a CPU, one more for each output whose vector has to be turned before it can
+    be stored, and those for which the packed weight is waited for, which is read but once.
     """
     w, algorithm = task.workload, task.algorithm
     if task.target.kind != "cpu":
-        return algorithm.multiplications(w)
+        return operations(w, algorithm, task.target, task.layout)
     along_rows = algorithm.name == "direct:pointwise"
     along_rows |= algorithm.name.startswith("direct:depthwise") and task.layout == "NCHW"
     turned = w.n * w.oc * w.oh * w.ow if along_rows != (task.layout == "NCHW") else 0
