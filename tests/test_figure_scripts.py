@@ -84,6 +84,16 @@ def log(folder: Path) -> Path:
     return log_of(folder / "log.jsonl", *made)
 
 
+def trials(folder: Path, target: str = "native") -> str:
+    """Six candidates of a layer and six of another, the first ones the fastest."""
+    found = []
+    for w in (W, replace(W, oc=16)):
+        task = Task(w, "direct", resolve(target, 1))
+        for number, decisions in enumerate(task.space.points[:6], start=1):
+            found.append(record_of(task, 1e-4 * number, decisions=decisions))
+    return str(log_of(folder / "trials.jsonl", *found))
+
+
 def budgets(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
     patch.setattr(script, "interleave", same_time)
     path = str(log(folder))
@@ -156,6 +166,21 @@ def accesses(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
     zygote = SimpleNamespace(call=lambda *_: [(0, SimpleNamespace(value=counted))])
     patch.setattr(script, "emulated", lambda: _Entered(zygote))
     return [LINE, "--dtypes", "tf32"]
+
+
+def gpu_builds(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
+    row = {**dict.fromkeys(script.COLUMNS, 0.1), "whole": 0.5}
+    builder = SimpleNamespace(build=lambda many: [row] * len(many), close=lambda: None)
+    patch.setattr(script, "Builder", lambda checkout: builder)
+    patch.setattr(script.nvrtc, "is_available", lambda: True)
+    return ["--candidates", "4", "--rounds", "2", "--beside", str(folder)]
+
+
+def gpu_runner(script: ModuleType, patch: Patch, folder: Path) -> list[str]:
+    patch.setattr(script, "emulated", lambda: _Entered(None))
+    patch.setattr(script, "built", lambda zygote: None)
+    patch.setattr(script, "batches", lambda *_: (1e-3, 2e-3))
+    return ["--rounds", "2"]
 
 
 class _Entered:
@@ -236,8 +261,17 @@ CASES = [
     Case("count_accesses", accesses),
     Case("evaluate_costs", lambda _script, _patch, folder: [str(log(folder))]),
     Case("evaluate_prediction", lambda _script, _patch, folder: [str(log(folder))]),
+    Case("evaluate_transfer", lambda _script, _patch, folder: [trials(folder)]),
+    Case("fit_gpu_costs", lambda *a: [trials(a[2], "cuda:sm_90"), "--sweeps=1", "--folds=2"]),
     Case("leave_one_machine_out", lambda _script, _patch, folder: [str(log(folder))]),
     Case("leave_one_machine_out", other_machines, timed=True, of_peak=True),
+    Case("measure_gpu_builds", gpu_builds, timed=True),
+    Case("measure_gpu_runner", gpu_runner, timed=True),
+    Case(
+        "measure_gpu_tuner",
+        lambda *_: [LINE, "--trials", "3", "--rounds", "2"],
+        timed=True,
+    ),
     Case("measure_overhead", overhead, timed=True),
     Case("measure_startup", startup, timed=True),
     Case("onnx_node_tests", node_tests),
