@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What a candidate for a GPU costs until it can be measured, part by part. Needs NVRTC and no GPU.
 
-    python scripts/figures/measure_gpu_builds.py [LOG]... [--candidates 12] [--rounds 5]
+    python scripts/figures/measure_gpu_builds.py [LOG]... [--candidates 24] [--rounds 3]
         [--beside CHECKOUT]
 
-Candidates are drawn from the logs' records, evenly from each algorithm and dtype. Seconds are CPU
-time of one core, the mean of the candidates, without the start of the process that builds:
+Candidates are drawn from the logs' trials; without a log from those of an H200, which come along.
+Seconds are CPU time of one core, the mean of the candidates, without the start of the process that
+builds:
 
   schedule   the template
   lowering   TVM's passes, the CUDA source, the host's code
@@ -30,18 +31,17 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sheet import Sheet, main, parser_of
+from trials import H200, load
 
 from convtvm.errors import ConvtvmError, EnvironmentProblem
 from convtvm.kernels.cuda import nvrtc
-from convtvm.logs import records
 from convtvm.logs.records import TuningRecord
 from convtvm.measure.timing import Timing
-from convtvm.problem.workload import ConvWorkload
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -86,21 +86,12 @@ class Builder:
         self._process.communicate()
 
 
-def drawn(history: Iterable[TuningRecord], count: int) -> list[Candidate]:
-    """Candidates that ran, each algorithm and dtype in turn."""
-    draw, groups = random.Random(0), defaultdict[tuple[str, str], list[TuningRecord]](list)
-    for r in history:
-        if r.target.startswith("cuda") and r.run_secs:
-            groups[r.algorithm, ConvWorkload.parse(r.workload).dtype].append(r)
-    found: list[Candidate] = []
-    while len(found) < count and any(groups.values()):
-        for name in sorted(groups):
-            made = groups[name]
-            if made and len(found) < count:
-                r = made.pop(draw.randrange(len(made)))
-                fields = ("workload", "algorithm", "target", "layout", "decisions")
-                found.append({field: getattr(r, field) for field in fields})
-    return found
+def drawn(history: Sequence[TuningRecord], count: int) -> list[Candidate]:
+    """Candidates that ran on a GPU."""
+    ran = [r for r in history if r.target.startswith("cuda") and r.run_secs]
+    fields = ("workload", "algorithm", "target", "layout", "decisions")
+    some = random.Random(0).sample(ran, min(count, len(ran)))
+    return [{field: getattr(r, field) for field in fields} for r in some]
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -134,9 +125,9 @@ def measure(
 
 def arguments() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
-    parser.add_argument("logs", nargs="*", type=Path, metavar="LOG")
-    parser.add_argument("--candidates", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("logs", nargs="*", type=Path, default=[H200], metavar="LOG")
+    parser.add_argument("--candidates", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
     return parser
 
@@ -144,10 +135,7 @@ def arguments() -> argparse.ArgumentParser:
 def figures(options: argparse.Namespace, sheet: Sheet) -> None:
     if not nvrtc.is_available():
         raise EnvironmentProblem("NVRTC is not here: pip install 'convtvm[cuda]'")
-    history, problems = records.load(options.logs or records.shipped_logs())
-    for problem in problems:
-        print(problem)
-    candidates = drawn(history, options.candidates)
+    candidates = drawn(load(options.logs), options.candidates)
     if not candidates:
         raise ConvtvmError("the logs hold no candidate for a GPU that ran")
     checkouts = {"here": ROOT, **({"beside": options.beside} if options.beside else {})}
