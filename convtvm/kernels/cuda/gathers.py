@@ -1,10 +1,11 @@
 """Vectors of a tile that no single instruction fetches: through registers, element by element.
 
 Templates say GATHERED of the outermost loop of such a copy to shared memory: the elements of a
-vector are apart in memory, or not all there (3 of 4 channels). They promise that those exist
-together which exist at all by their place in the vector. Here these are fetched under one
-condition, and vectors are stored as a whole. Between the steps of a pipeline, elements are fetched
-before a step is computed and stored behind it, so that nobody waits for memory.
+vector are apart in memory, or not all there (3 of 4 channels). They promise that elements exist
+together, but for those that never do by their place in the vector, and that these lie at distances
+that depend on nothing else. Here they are fetched under one condition, from one address and
+constants on, and vectors are stored as a whole. Between the steps of a pipeline, elements are
+fetched before a step is computed and stored behind it, so that nobody waits for memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tvm.tirx import BufferLoad, BufferStore, For, IfThenElse
 from tvm.tirx.stmt import AllocBuffer
 
 from convtvm.kernels.cuda.copies import is_guarded
-from convtvm.kernels.lowering.loops import Nest, const, put, sequence_of, terms_of
+from convtvm.kernels.lowering.loops import Nest, const, put, sequence_of, terms_of, variables
 from schedules.cuda.mma import GATHERED
 
 
@@ -46,14 +47,13 @@ class Gather:
         first = const(0)
         for each in turns:
             first = first * each.extent + each.loop_var * width
-        values = [put(store.value, {lanes.loop_var: const(i)}) for i in range(width)]
         # No two loops may share a variable.
         fresh = {each.loop_var: tirx.Var(each.loop_var.name, "int32") for each in nest.loops}
         vector = BufferLoad(registers, [first + lanes.loop_var])
         stored = BufferStore(store.buffer, vector, store.indices)
         return cls(
             AllocBuffer(registers),
-            _nested(turns, [each.loop_var for each in turns], _fetched(registers, first, values)),
+            _nested(turns, [o.loop_var for o in turns], _fetched(registers, first, store, lanes)),
             _nested(nest.loops, list(fresh.values()), put(stored, fresh, simplify=False)),
         )
 
@@ -87,15 +87,17 @@ def insert(func: tirx.PrimFunc, _mod: object, _ctx: object) -> tirx.PrimFunc:
     return tvm_ffi.structural_map(func, [(For, on_loop)], order="post")
 
 
-def _fetched(registers: Any, first: Any, values: Sequence[Any]) -> Any:
+def _fetched(registers: Any, first: Any, store: BufferStore, lanes: For) -> Any:
     """Elements of one vector into the registers from `first` on."""
+    values = [put(store.value, {lanes.loop_var: const(i)}) for i in range(int(lanes.extent))]
     guard = values[0].args[0] if is_guarded(values[0]) else None
+    load = store.value.args[1] if is_guarded(store.value) else store.value
     loads, zeros = [], []
     for at, value in enumerate(values):
-        load = value.args[1] if is_guarded(value) else value
-        exists = isinstance(load, TensorLoad)
+        exists = is_guarded(value) or isinstance(value, TensorLoad)
         if exists:
-            loads.append(BufferStore(registers, load, [first + at]))
+            element = BufferLoad(load.source, _in_lane(load.indices, lanes.loop_var, at))
+            loads.append(BufferStore(registers, element, [first + at]))
         if guard is not None or not exists:
             zero = tirx.const(0, str(registers.dtype))
             zeros.append(BufferStore(registers, zero, [first + at]))
@@ -105,6 +107,17 @@ def _fetched(registers: Any, first: Any, values: Sequence[Any]) -> Any:
     # All terms, and one branch: nvcc would make one of each term.
     condition = reduce(tirx.bitwise_and, terms_of(guard))
     return sequence_of([*zeros, IfThenElse(condition, there, None)])
+
+
+def _in_lane(indices: Sequence[Any], var: Var, lane: int) -> list[Any]:
+    """Indices of an element: those of the vector's first one, and how far it is from there."""
+
+    def alone(index: Any, value: int) -> int:
+        """The index where all else is 0."""
+        others = {v: const(0) for v in variables(index) if not v.same_as(var)}
+        return int(put(index, {**others, var: const(value)}))
+
+    return [put(i, {var: const(0)}) + (alone(i, lane) - alone(i, 0)) for i in indices]
 
 
 def _instead(stmt: Any, of_copy: Any) -> Any:
