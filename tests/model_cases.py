@@ -469,6 +469,7 @@ CASES = [
     case("crop to a size", "Crop", IMAGE, border=[2, 1, 0, 0], scale=[4, 5], opset=7),
     # Others.
     case("identity", "Identity", IMAGE),
+    case("dropout of none, in training", "Dropout", IMAGE, floats(0)[0], np.array(True)),
     case("dropout", "Dropout", IMAGE, floats(0.3)[0]),
     case("dropout with its mask", "Dropout", IMAGE, outputs=2),
     case("grid sample", "GridSample", IMAGE, (normal(1, 5, 4, 2) / 2), opset=16, bound=1e-5),

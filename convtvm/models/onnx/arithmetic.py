@@ -26,7 +26,8 @@ def _identity(node: Node) -> relax.Expr:
 def _dropout(node: Node) -> list[relax.Expr]:
     """The data, and the mask of what is kept: all."""
     training = node.array(2, "training mode")
-    if training is not None and training.any():
+    ratio = array_of(node.input(1)) if node.has(1) else np.float32(0.5)
+    if training is not None and training.any() and (ratio is None or ratio.any()):
         raise node.fails("is in training mode; export the model for inference")
     if len(node.proto.output) < 2:
         return [node.input()]
