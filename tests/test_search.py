@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from stubs import (
     LARGE,
@@ -30,6 +31,7 @@ from convtvm.errors import ConvtvmError, LogError, WorkloadError
 from convtvm.kernels.task import Task, annotate_knobs, carrier_module, decisions_of
 from convtvm.logs import records
 from convtvm.logs.records import LogWriter, TuningRecord
+from convtvm.machine.targets import resolve
 from convtvm.measure.workbench import Trial
 from convtvm.problem.workload import ConvWorkload
 from convtvm.tuning import budget, search
@@ -137,6 +139,20 @@ def test_model_learns_from_another_shape() -> None:
     task, other = large(), Task(ConvWorkload.parse("mb1ic64ih28oc64oh28kh3ph1"), "direct", TARGET)
     best = min(rank(task, p) for p in top(taught(other, 100), task, 16))
     assert best < 0.1 * len(task.space.points)
+
+
+def test_model_learns_that_estimates_are_right() -> None:
+    """For layers of any size, whose estimates lie elsewhere: relative to the task's least."""
+    small_ones = [ConvWorkload.make(ic, oc, 14, kh=1) for ic, oc in ((32, 64), (64, 32), (64, 64))]
+    model, target = SpeedModel(), resolve("cuda:sm_90")
+    for w in small_ones:
+        task = Task(w, "direct", target)
+        some = sorted(task.space.points, key=task.space.estimate)[::20]
+        model.learn(task, [(p, task.space.estimate(p)) for p in some])
+    new = Task(ConvWorkload.make(512, 512, 28, kh=3, padding=1, n=8), "direct", target)
+    points = sorted(new.space.points, key=new.space.estimate)[::20]
+    places = np.argsort(np.argsort(-model.score(new, points)))
+    assert np.corrcoef(places, np.arange(len(points)))[0, 1] > 0.9
 
 
 def test_model_learns_what_fails() -> None:

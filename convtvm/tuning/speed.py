@@ -29,6 +29,7 @@ def _matrix(rows: np.ndarray, label: np.ndarray | None = None) -> Any:
     return xgboost.DMatrix(rows, label=label, nthread=1)
 
 
+_RELATIVE = "relative estimate"  # the last column
 _SHAPE = ("n", "ic", "oc", "oh", "ow", "kh", "kw", "sh", "sw", "groups", "flops")
 
 
@@ -51,6 +52,7 @@ class SpeedModel:
         self._seconds: list[float] = []  # infinite for a failure
         self._tasks: list[tuple[Any, ...]] = []
         self._known: dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]] = {}
+        self._least: dict[tuple[Any, ...], float] = {}  # by task, of its points' estimates
         self._names: set[tuple[str, ...]] = set()  # of the columns behind the shape's
         self._booster: Any = None
         self._is_fitted = True
@@ -93,7 +95,7 @@ class SpeedModel:
             "nthread": 1,
             "seed": self.seed,
         }
-        rows = np.array([self._rows[i] for i in telling], dtype=np.float32)
+        rows = self._columns([self._tasks[i] for i in telling], [self._rows[i] for i in telling])
         matrix = _matrix(rows, speed)
         self._booster = xgboost.train(settings, matrix, num_boost_round=self.rounds)
 
@@ -108,7 +110,8 @@ class SpeedModel:
         known."""
         if not self.is_warm:
             return np.array([1 / (1 + task.space.estimate(d)) for d in points])
-        rows = np.array(self._features(task, points), dtype=np.float32)
+        features = self._features(task, points)
+        rows = self._columns([task.key] * len(features), features)
         predicted: np.ndarray = self._booster.predict(_matrix(rows))
         return predicted.astype("float64")
 
@@ -120,10 +123,18 @@ class SpeedModel:
         if not self.is_warm or len(self._names) != 1:
             return {}
         (names,) = self._names
-        rows = _matrix(np.array(self._rows, dtype=np.float32))
+        rows = _matrix(self._columns(self._tasks, self._rows))
         shares = np.abs(self._booster.predict(rows, pred_contribs=True)).mean(axis=0)
         found = dict(zip(names, map(float, shares[1 + len(_SHAPE) :]), strict=False))
         return {name: share for name, share in found.items() if share > 0}
+
+    def _columns(self, tasks: Sequence[tuple[Any, ...]], rows: Sequence[list[float]]) -> np.ndarray:
+        """Rows as the booster takes them: behind each the least estimate of its task over its own,
+        since estimates grow with the layer and do not compare across tasks."""
+        made = np.array(rows, dtype=np.float32)
+        least = np.array([self._least[task] for task in tasks], dtype=np.float32)
+        whole = np.where(made[:, -1] > 0, made[:, -1], 1.0)
+        return np.column_stack([made, least / whole])
 
     def _features(self, task: Task, points: Sequence[Mapping[str, int]]) -> list[list[float]]:
         """The rows of these points, each computed once: a run asks for the same ones after every
@@ -140,8 +151,9 @@ class SpeedModel:
                 quantities = space.features(decisions)
                 derived = [*quantities.values(), space.idling(decisions)]
                 row = [*shape, *map(float, point), *derived, space.estimate(decisions)]
-                self._names.add((*space.knobs, *quantities, "idling", "estimate"))
+                self._names.add((*space.knobs, *quantities, "idling", "estimate", _RELATIVE))
                 known[point] = row
+                self._least[task.key] = min(row[-1], self._least.get(task.key, math.inf))
             found.append(row)
         return found
 
