@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch_models as models  # noqa: E402
 from torch import nn  # noqa: E402
+from torch_backend import PlainKernels  # noqa: E402
 
 import convtvm  # noqa: E402
 import convtvm.torch  # noqa: E402
@@ -551,7 +552,7 @@ FAMILIES = {
 def test_families_of_networks() -> None:
     """Small ones of each; `scripts/figures/compare_torch_models.py` has those of full size."""
     options = Options.of(EAGER)
-    kernels, x = Kernels(options), torch.randn(1, 3, 32, 32)
+    kernels, x = PlainKernels(options), torch.randn(1, 3, 32, 32)
     for name, make in FAMILIES.items():
         torch._dynamo.reset()
         net, backend = models.with_statistics(make), Backend(options, kernels)

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
+from torch_backend import PlainKernels  # noqa: E402
 
 import convtvm.torch  # noqa: E402
 from convtvm.torch.backend import Backend  # noqa: E402
@@ -57,7 +58,7 @@ def parameter(*shape: int, seed: int = 1) -> nn.Parameter:
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    return Kernels(Options.of(OPTIONS))
+    return PlainKernels(Options.of(OPTIONS))
 
 
 @pytest.fixture(autouse=True)

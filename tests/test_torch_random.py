@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch_backend import PlainKernels  # noqa: E402
 
 from convtvm.problem.workload import ConvWorkload  # noqa: E402
 from convtvm.torch.backend import Backend  # noqa: E402
@@ -156,10 +157,10 @@ def written(a: Any, b: Any) -> Any:
     return a
 
 
-def inputs(seed: int) -> list[Any]:
+def inputs(seed: int, channels_last: bool) -> list[Any]:
     made = torch.Generator().manual_seed(seed)
     pair = [torch.randn(1, CHANNELS, *SIZE, generator=made) for _ in range(2)]
-    if seed % 5 == 0:
+    if channels_last:
         pair[0] = pair[0].to(memory_format=torch.channels_last)
     return pair
 
@@ -167,7 +168,7 @@ def inputs(seed: int) -> list[Any]:
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     """Those that the modules need, compiled at once."""
-    made = Kernels(Options.of({"threads": 1, "logs": [], "rest": "eager"}))
+    made = PlainKernels(Options.of({"threads": 1, "logs": [], "rest": "eager"}))
     made.provide(
         Need(ConvWorkload.parse(text), layout, activation=activation, adds=adds)
         for text in WORKLOADS
@@ -211,7 +212,10 @@ def wrong_ones(
 
     with torch.no_grad():
         for call in range(2):  # the second meets what the first left in buffers
-            given, kept = ([inputs(seed + call) for seed in seeds] for _ in range(2))
+            # For one graph of four in memory of another order, for which it is compiled again.
+            turn = call if seeds[0] % 16 == 0 else 0
+            drawn = [(seed + call, (seed + turn) % 5 == 0) for seed in seeds]
+            given, kept = ([inputs(*each) for each in drawn] for _ in range(2))
             found, expected = compiled(given), twin(kept)
             planned = planned or sum(site.plan is not None for site in backend.sites)
             for i, seed in enumerate(seeds):
@@ -230,5 +234,6 @@ def test_random_modules(kernels: Kernels) -> None:
     assert wrong == {} and planned > 250
 
 
-def test_random_modules_with_inductor(kernels: Kernels) -> None:
+def test_random_modules_with_inductor() -> None:
+    kernels = Kernels(Options.of({"threads": 1, "logs": []}))
     assert wrong_ones((3, 20, 35), kernels, "inductor")[0] == {}

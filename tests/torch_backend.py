@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from support import Unoptimised
 from torch import nn
 
 from convtvm.torch.backend import Backend
@@ -15,6 +16,14 @@ from convtvm.torch.options import Options
 
 OPTIONS = {"threads": 1, "logs": []}
 LIMIT = 1e-5  # of a difference, relative to the largest number
+
+
+class PlainKernels(Kernels):
+    """Compiled without LLVM's optimisations: for tests of what graphs ask of kernels, which take no
+    time of them."""
+
+    def target(self, device: str) -> tuple[Any, int | None]:
+        return Unoptimised.native(self.threads), None
 
 
 def compiled(net: nn.Module, kernels: Kernels, rest: str = "eager", compares: bool = False) -> Any:
