@@ -33,6 +33,8 @@ ARCHES = ("sm_80", "sm_90")
 KERNELS = (  # a layer of a network for each template, on plain and on tensor cores
     ("direct", "NCHW", "mb1ic64ih56oc64oh56kh3ph1"),
     ("direct", "NHWC", "mb16ic64ih56oc64oh56kh3ph1f16"),
+    ("direct", "NHWC", "mb16ic3ih224oc64oh112kh7sh2ph3f16"),
+    ("direct", "NCHW", "mb16ic64ih56oc64oh56kh3ph1f16"),
     ("direct:depthwise", "NCHW", "g144mb1ic144ih56oc144oh56kh3ph1"),
     ("mec:b", "NCHW", "mb1ic64ih28oc128oh28kh3ph1"),
     ("winograd:4", "NCHW", "mb1ic64ih56oc64oh56kh3ph1"),

@@ -57,9 +57,10 @@ def kind_of(task: Task) -> tuple[object, ...]:
     w = task.workload
     window = (w.kh, w.kw, w.sh, w.sw, w.dh, w.dw, w.ph, w.pw, w.ph_r, w.pw_r, w.groups > 1)
     sch = Schedule(task.compute())
-    vector = gemm.attribute(sch, "vector") if "vector" in sch.mod["main"].attrs else 0
+    attrs = sch.mod["main"].attrs
+    copies = tuple(gemm.attribute(sch, name) for name in ("vector", "loads") if name in attrs)
     decisions = tuple(sorted(task.space.default.items()))
-    return task.target.name, task.algorithm_name, w.dtype, task.layout, window, vector, decisions
+    return task.target.name, task.algorithm_name, w.dtype, task.layout, window, copies, decisions
 
 
 def distinct(tasks: Sequence[Task]) -> list[Task]:
