@@ -12,7 +12,7 @@ import pytest
 from support import opt_level, pack_weight, run_kernel
 
 from convtvm.compute.im2col import has_columns
-from convtvm.kernels import algorithms, codegen, lowering
+from convtvm.kernels import codegen, lowering, workspace
 from convtvm.kernels.algorithms import ALGORITHMS, applicable
 from convtvm.kernels.task import Task
 from convtvm.machine.targets import resolve
@@ -167,5 +167,5 @@ def test_workspace_formulas(w: ConvWorkload) -> None:
 
 
 def test_what_fits_the_stack_is_no_workspace() -> None:
-    limit = algorithms.STACK_BYTES
-    assert algorithms.allocated_bytes(limit, limit + 4) == limit + 4
+    limit = workspace.STACK_BYTES
+    assert workspace.allocated_bytes(limit, limit + 4) == limit + 4

@@ -15,8 +15,9 @@ import tvm_ffi
 from support import Array, Unoptimised, kernel_of, pack_weight, record_of
 
 from convtvm.kernels import codegen, lowering
-from convtvm.kernels.algorithms import ALGORITHMS, STACK_BYTES, applicable
+from convtvm.kernels.algorithms import ALGORITHMS, applicable
 from convtvm.kernels.task import Task, tasks_of
+from convtvm.kernels.workspace import STACK_BYTES
 from convtvm.library.build import compile
 from convtvm.library.choices import choose, keep_some
 from convtvm.machine.targets import resolve

@@ -320,17 +320,23 @@ def _error(
 
 def _overflow(result: _Result) -> str:
     """What is worth saying of a wrong answer that is not finite, where data alone can be why."""
-    family, _, tile = result.algorithm.partition(":")
-    if result.error is None or math.isfinite(result.error) or family != "winograd":
+    family, _, variant = result.algorithm.partition(":")
+    if result.error is None or math.isfinite(result.error):
         return ""
-    from convtvm.compute.winograd_matrices import largest_data
+    if family == "winograd":
+        from convtvm.compute.winograd_matrices import largest_data
 
-    w = result.workload
-    limit = largest_data(int(tile), (w.kh, w.kw), (w.sh, w.sw))
+        w, spread = result.workload, "Winograd's tiles, and its transforms"
+        limit = largest_data(int(variant), (w.kh, w.kw), (w.sh, w.sw))
+    elif family == "strassen":
+        from convtvm.compute.strassen import largest_data_of
+
+        spread, limit = "Strassen's quarters, and its sums", largest_data_of(int(variant))
+    else:
+        return ""
     return (
-        f", not finite where it should be: NaN and infinite inputs spread over Winograd's tiles, "
-        f"and its transforms may overflow on data above {limit:.1e}; `--algorithm direct` has "
-        "neither limit"
+        f", not finite where it should be: NaN and infinite inputs spread over {spread} may "
+        f"overflow on data above {limit:.1e}; `--algorithm direct` has neither limit"
     )
 
 

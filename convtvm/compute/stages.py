@@ -175,10 +175,15 @@ def _is_wide(tensors: Iterable[te.Tensor]) -> bool:
     )
 
 
+def plain_prim_func(args: list[te.Tensor]) -> tirx.PrimFunc:
+    """The function over `args`, its indices as wide as these need them."""
+    return te.create_prim_func(args, "int64" if _is_wide(args) else None)
+
+
 def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
     """The function over `args` (data, packed weight, bias, out), with its layout as an
     attribute."""
-    func = te.create_prim_func(args, "int64" if _is_wide(args) else None)
+    func = plain_prim_func(args)
     block = channel_block(layout)
     if not block:
         return func.with_attr("layout", layout)

@@ -102,7 +102,7 @@ def _additions(matrix: Sequence[Row]) -> int:
     return 2 * halves + sum(of_row(matrix[i]) for i in rest)
 
 
-def _linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx.PrimExpr:
+def linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx.PrimExpr:
     """sum_k row[k] * value(k) without the zero terms and without multiplications by one."""
     total: tirx.PrimExpr | None = None
     for k, coefficient in enumerate(row):
@@ -118,7 +118,7 @@ def _linear(row: Row, value: Callable[[int], tirx.PrimExpr], dtype: str) -> tirx
     return tirx.const(0, dtype) if total is None else total
 
 
-def _select(index: tirx.PrimExpr, choices: Sequence[tirx.PrimExpr]) -> tirx.PrimExpr:
+def select(index: tirx.PrimExpr, choices: Sequence[tirx.PrimExpr]) -> tirx.PrimExpr:
     """choices[index]; folds away once the loop over `index` is unrolled."""
     result = choices[-1]
     for k in range(len(choices) - 2, -1, -1):
@@ -134,11 +134,11 @@ def transform(
     Rows that belong to points p and -p are e + o and e - o: written so, the compiler computes the
     even part e and the odd part o once for both.
     """
-    results = [_linear(row, value, dtype) for row in rows]
+    results = [linear(row, value, dtype) for row in rows]
     for i, j, even, odd in even_odd_pairs(rows)[0]:
-        e, o = _linear(even, value, dtype), _linear(odd, value, dtype)
+        e, o = linear(even, value, dtype), linear(odd, value, dtype)
         results[i], results[j] = e + o, e - o
-    return _select(index, results)
+    return select(index, results)
 
 
 def input_block(w: ConvWorkload, lanes: int) -> int:

@@ -6,7 +6,6 @@ A name is `family` or `family:variant`, as in `direct`, `mec:b` for MEC by Solut
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,24 +14,23 @@ from typing import Any
 
 from tvm import tirx
 
-from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, winograd
+from convtvm.compute import depthwise, direct, im2col, mec, pointwise, stages, strassen, winograd
 from convtvm.compute.phases import Phases
 from convtvm.compute.winograd_matrices import MAX_ALPHA
 from convtvm.errors import WorkloadError
-from convtvm.kernels import sizes
+from convtvm.kernels import sizes, workspace
 from convtvm.kernels.sizes import Applicability
-from convtvm.problem.workload import ConvWorkload, channel_block
+from convtvm.kernels.workspace import STACK_BYTES
+from convtvm.problem.workload import ConvWorkload
 from schedules.cpu import depthwise as cpu_depthwise
 from schedules.cpu import direct as cpu_direct
 from schedules.cpu import im2col as cpu_im2col
 from schedules.cpu import mec as cpu_mec
 from schedules.cpu import pointwise as cpu_pointwise
+from schedules.cpu import strassen as cpu_strassen
 from schedules.cpu import winograd as cpu_winograd
-from schedules.cpu.registers import CpuModel
 from schedules.knobs import Decisions
 
-# A buffer of up to this many bytes lives on the stack of its thread and is no workspace.
-STACK_BYTES = cpu_depthwise.STACK_BYTES
 _MOST_LANES = 16  # of float32 in a vector of any CPU
 
 
@@ -100,21 +98,6 @@ class Algorithm:
         return self.name.partition(":")[0]
 
 
-def allocated_bytes(*sizes: int) -> int:
-    """Bytes of those buffers that are workspace: the ones too large for the stack."""
-    return sum(size for size in sizes if size > STACK_BYTES)
-
-
-def _padded_copy(w: ConvWorkload) -> int:
-    """Workspace of a padded copy of the data, as far as windows reach."""
-    rows, cols = stages.read_rows_cols(w)
-    return allocated_bytes(4 * w.n * w.ic * rows * cols)
-
-
-def _direct_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    return _padded_copy(w) if stages.is_padded(w) else 0
-
-
 def _inplace_multiplications(w: ConvWorkload) -> int:
     """Those of pixels inside the image."""
 
@@ -133,33 +116,14 @@ def _inplace_additions(w: ConvWorkload) -> int:
     return _inplace_multiplications(w) + w.n * w.oc * w.oh * w.ow
 
 
-def _no_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    return 0
-
-
 def _inplace_inapplicable(w: ConvWorkload) -> str | None:
     if _depthwise_inplace_inapplicable(w) is None:
         return "direct:depthwise:inplace is for depthwise convolution"
     if not stages.is_padded(w):
         return "no window reaches into padding, so that direct copies nothing"
-    if not _padded_copy(w):
+    if not workspace.padded_copy(w):
         return f"direct has its padded copy, up to {STACK_BYTES} bytes, on the stack"
     return None
-
-
-def _depthwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The padded copy: of a few channels for each thread (NCHW), of some rows of a block of
-    channels (in blocks), or of all images (NHWC)."""
-    if depthwise.are_blocks(w, layout):
-        copied = depthwise.copied_block_bytes(w, layout, d["rows"] * d["tile_h"])
-        alone = w.n * w.oc == channel_block(layout)
-        return (1 if alone else cpu.threads) * allocated_bytes(copied)
-    shape = depthwise.padded_shape(w, layout, cpu.lanes)
-    if layout != "NCHW":
-        return allocated_bytes(4 * math.prod(shape))
-    alone = w.n * w.oc == d["channels"]  # a parallel loop of one turn is no loop
-    copied = max(1, d["channels"] * w.ic // w.oc)
-    return (1 if alone else cpu.threads) * allocated_bytes(4 * copied * math.prod(shape[2:]))
 
 
 def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
@@ -171,7 +135,7 @@ def _depthwise_inapplicable(w: ConvWorkload) -> str | None:
 def _depthwise_inplace_inapplicable(w: ConvWorkload) -> str | None:
     if not w.is_depthwise:
         return _depthwise_inapplicable(w)
-    if not _padded_copy(w):
+    if not workspace.padded_copy(w):
         return f"direct:depthwise has its padded copy, up to {STACK_BYTES} bytes, on the stack"
     least = depthwise.least_copied(w, _MOST_LANES)
     if least > STACK_BYTES:
@@ -189,21 +153,6 @@ def _pointwise_inapplicable(w: ConvWorkload) -> str | None:
     if w.groups > 1:
         return f"groups is {w.groups}, pointwise needs 1"
     return None
-
-
-def _pointwise_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The copy by tiles, if there is one."""
-    return allocated_bytes(pointwise.copied_bytes(w, cpu.lanes, d["tile_p"])) if d["pack"] else 0
-
-
-def _im2col_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """The column matrix, kh*kw*ic x oh*ow for each image, in whole panels."""
-    return allocated_bytes(im2col.column_bytes(w, d["tile_ow"], d["panel"], d["pack"]))
-
-
-def _mec_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions) -> int:
-    """L, and nothing else."""
-    return allocated_bytes(mec.lowered_bytes(w))
 
 
 def _mec_a_inapplicable(w: ConvWorkload) -> str | None:
@@ -254,32 +203,6 @@ def _winograd_additions(w: ConvWorkload, m: int) -> int:
     return _winograd_multiplications(w, m) + transforms + w.n * w.oc * w.oh * w.ow
 
 
-def _winograd_workspace(w: ConvWorkload, layout: str, cpu: CpuModel, d: Decisions, m: int) -> int:
-    """The padded copy in whole vectors, and V and M of one panel for each thread."""
-    tiling = winograd.Tiling.of(w, m)
-    grid_h, grid_w = tiling.grid(w, d["panel_h"], d["panel_w"])
-    alpha_h, alpha_w, oc_chunks, ic_chunks, *blocks = winograd.packed_weight_shape(w, m, cpu.lanes)
-    ic_vector, oc_vector = (4 * block for block in blocks)
-    rows, cols = tiling.padded(grid_h, grid_w)
-    images = Phases.of(w).part.n
-    tiles, panel = images * grid_h * grid_w, d["images"] * d["panel_h"] * d["panel_w"]
-
-    elements = alpha_h * alpha_w
-    pad = images * ic_chunks * rows * cols * ic_vector
-    v = elements * ic_chunks * ic_vector * (tiles if d["input_first"] else panel)
-    gemm = elements * oc_vector * (d["tile_oc"] if d["gemm_at_oc"] else oc_chunks) * panel
-
-    turns = tiles // panel * (oc_chunks // d["tile_oc"] if d["input_first"] else 1)
-    if turns > 1:
-        shared, own = ([pad, v], [gemm]) if d["input_first"] else ([pad], [v, gemm])
-        return allocated_bytes(*shared) + cpu.threads * allocated_bytes(*own)
-    # A parallel loop of one turn is no loop. Then M takes the memory of the copy, which V has made
-    # useless, unless TVM finds their sizes too different.
-    if max(pad, gemm) <= 16 * min(pad, gemm):
-        return allocated_bytes(v, max(pad, gemm))
-    return allocated_bytes(pad, v, gemm)
-
-
 def _winograd(m: int, tolerance: float) -> Algorithm:
     return Algorithm(
         name=f"winograd:{m}",
@@ -290,9 +213,60 @@ def _winograd(m: int, tolerance: float) -> Algorithm:
         multiplications=partial(_winograd_multiplications, m=m),
         additions=partial(_winograd_additions, m=m),
         weight_elements=partial(_winograd_weight_elements, m=m),
-        workspace_bytes=partial(_winograd_workspace, m=m),
+        workspace_bytes=partial(workspace.of_winograd, m=m),
         tolerance=tolerance,
         buffer=partial(sizes.padded_to_tiles, m=m),
+    )
+
+
+def _strassen_inapplicable(w: ConvWorkload, levels: int) -> str | None:
+    if w.groups != 1:
+        return f"groups is {w.groups}, Strassen needs 1"
+    if _winograd_inapplicable(w, 2) is None:
+        return f"kernel is {w.kh}x{w.kw}, of which Winograd saves more than Strassen"
+    parts = 2**levels
+    sizes = (w.ic * w.kh * w.kw // parts, w.oc // parts, w.oh * w.ow // parts)
+    least = strassen.LEAST_TERMS, strassen.LEAST_CHANNELS, strassen.LEAST_PIXELS
+    if any(size < wanted for size, wanted in zip(sizes, least, strict=True)):
+        found, wanted = (", ".join(map(str, numbers)) for numbers in (sizes, least))
+        return (
+            f"parts have {found} terms, output channels and pixels, of fewer than {wanted} "
+            "Strassen's sums cost more than they save"
+        )
+    return None
+
+
+def _strassen_multiplications(w: ConvWorkload, levels: int) -> int:
+    return w.n * strassen.part_pixels(w, levels) * _strassen_weight_elements(w, levels)
+
+
+def _strassen_weight_elements(w: ConvWorkload, levels: int) -> int:
+    parts = 2**levels
+    channels = stages.ceil_div(w.ic, parts) * stages.ceil_div(w.oc, parts)
+    return strassen.PRODUCTS**levels * channels * w.kh * w.kw
+
+
+def _strassen_additions(w: ConvWorkload, levels: int) -> int:
+    """Those of the products, of the sums before and after, and one for each bias."""
+    parts, part = 2**levels, w.n * strassen.part_pixels(w, levels)
+    data, out = strassen.additions(levels)
+    columns = stages.ceil_div(w.ic, parts) * w.kh * w.kw * part
+    sums = data * columns + out * stages.ceil_div(w.oc, parts) * part
+    return _strassen_multiplications(w, levels) + sums + w.n * w.oc * w.oh * w.ow
+
+
+def _strassen(levels: int) -> Algorithm:
+    return Algorithm(
+        name=f"strassen:{levels}",
+        template=cpu_strassen,
+        inapplicable=partial(_strassen_inapplicable, levels=levels),
+        compute=partial(strassen.conv2d, levels=levels),
+        pack=lambda w, lanes, layout: strassen.pack_weight(w, levels, lanes),
+        multiplications=partial(_strassen_multiplications, levels=levels),
+        additions=partial(_strassen_additions, levels=levels),
+        weight_elements=partial(_strassen_weight_elements, levels=levels),
+        workspace_bytes=partial(workspace.of_strassen, levels=levels),
+        tolerance=3e-5,
     )
 
 
@@ -301,7 +275,7 @@ _TABLE = (
         name="direct",
         template=cpu_direct,
         compute=direct.conv2d,
-        workspace_bytes=_direct_workspace,
+        workspace_bytes=workspace.of_direct,
     ),
     Algorithm(
         name="direct:inplace",
@@ -310,7 +284,7 @@ _TABLE = (
         compute=partial(direct.conv2d, inplace=True),
         multiplications=_inplace_multiplications,
         additions=_inplace_additions,
-        workspace_bytes=_no_workspace,
+        workspace_bytes=workspace.none,
     ),
     Algorithm(
         name="direct:depthwise",
@@ -318,7 +292,7 @@ _TABLE = (
         inapplicable=_depthwise_inapplicable,
         compute=depthwise.conv2d,
         pack=depthwise.pack_weight,
-        workspace_bytes=_depthwise_workspace,
+        workspace_bytes=workspace.of_depthwise,
         buffer=sizes.padded,
     ),
     Algorithm(
@@ -327,7 +301,7 @@ _TABLE = (
         inapplicable=_depthwise_inplace_inapplicable,
         compute=partial(depthwise.conv2d, inplace=True),
         pack=depthwise.pack_weight,
-        workspace_bytes=_no_workspace,
+        workspace_bytes=workspace.none,
     ),
     Algorithm(
         name="direct:pointwise",
@@ -335,13 +309,13 @@ _TABLE = (
         inapplicable=_pointwise_inapplicable,
         compute=pointwise.conv2d,
         pack=lambda w, lanes, layout: pointwise.pack_weight(w),
-        workspace_bytes=_pointwise_workspace,
+        workspace_bytes=workspace.of_pointwise,
     ),
     Algorithm(
         name="im2col",
         template=cpu_im2col,
         compute=im2col.conv2d,
-        workspace_bytes=_im2col_workspace,
+        workspace_bytes=workspace.of_im2col,
         buffer=sizes.columns,
     ),
     Algorithm(
@@ -349,16 +323,18 @@ _TABLE = (
         template=cpu_mec,
         inapplicable=_mec_a_inapplicable,
         compute=mec.conv2d_a,
-        workspace_bytes=_mec_workspace,
+        workspace_bytes=workspace.of_mec,
         buffer=sizes.lowered,
     ),
     Algorithm(
         name="mec:b",
         template=cpu_mec,
         compute=mec.conv2d_b,
-        workspace_bytes=_mec_workspace,
+        workspace_bytes=workspace.of_mec,
         buffer=sizes.lowered,
     ),
+    _strassen(1),
+    _strassen(2),
     # Errors grow with the tile: each bound is about ten times what large layers show.
     _winograd(2, 1e-5),
     _winograd(3, 1e-4),

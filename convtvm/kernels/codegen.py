@@ -26,9 +26,9 @@ from tvm.tirx.stmt import AllocBuffer
 
 from convtvm.errors import BuildError, blames_environment
 from convtvm.kernels import launcher
-from convtvm.kernels.algorithms import STACK_BYTES
 from convtvm.kernels.cuda import device_code
 from convtvm.kernels.lowering import lower
+from convtvm.kernels.workspace import STACK_BYTES
 from convtvm.machine.targets import CompileTarget
 
 

@@ -26,6 +26,7 @@ from convtvm.problem.similarity import distance
 from convtvm.problem.workload import ConvWorkload
 
 MIN_TASKS = 24  # a model of fewer tasks would be a guess
+_SUMMING = 6  # operations in the time of an addition of Strassen's, which goes through memory
 _TILE = 16  # channels that the smallest tile of a product on a GPU has
 _WAITING = 8  # operations in the time that an element of a weight takes from memory
 _MAX_DISTANCE = 6.0  # sizes that differ by 2**6 altogether, or another kernel and a little more
@@ -208,7 +209,8 @@ def untuned_cost(task: Task) -> float:
     """Something to rank the algorithms of a workload by, of which nothing was measured anywhere.
 
     Its operations; on a CPU, one more for each output whose vector has to be turned before it can
-    be stored, and those for which the packed weight is waited for, which is read but once.
+    be stored, those for which the packed weight is waited for, which is read but once, and those
+    that Strassen's sums take.
     """
     w, algorithm = task.workload, task.algorithm
     if task.target.kind != "cpu":
@@ -217,7 +219,11 @@ def untuned_cost(task: Task) -> float:
     along_rows |= algorithm.name.startswith("direct:depthwise") and task.layout == "NCHW"
     turned = w.n * w.oc * w.oh * w.ow if along_rows != (task.layout == "NCHW") else 0
     waiting = _WAITING * algorithm.weight_elements(w)
-    return operations(w, algorithm, task.target, task.layout) + turned + waiting
+    summing = 0
+    if algorithm.family == "strassen":
+        sums = algorithm.additions(w) - algorithm.multiplications(w) - w.n * w.oc * w.oh * w.ow
+        summing = _SUMMING * sums
+    return operations(w, algorithm, task.target, task.layout) + turned + waiting + summing
 
 
 def _position(w: ConvWorkload) -> list[float]:

@@ -29,8 +29,9 @@ from convtvm.measure.jobs import Limits
 from convtvm.problem.reference import Array, conv2d_reference, random_inputs, relative_error
 from convtvm.problem.workload import ConvWorkload
 
-# Algorithms that only multiply and add the inputs: on small integers they must be exact.
-EXACT_FAMILIES = ("direct", "im2col", "mec")
+# Algorithms that only multiply and add the inputs, or sums of them: on small integers they must be
+# exact.
+EXACT_FAMILIES = ("direct", "im2col", "mec", "strassen")
 CHECK_SECONDS = 120.0  # one kernel built and run, on a machine that has other work too
 
 

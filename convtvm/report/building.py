@@ -33,7 +33,8 @@ from convtvm.version import with_commit
 _BARS = (
     "A bar for each way to compute a layer, the chosen one in full colour with a check mark; ticks "
     "are the same algorithm untuned, ≈ is a prediction, and an arrow means that the bar is cut "
-    "off. Blue is direct, orange im2col, green MEC, pink Winograd, grey another library."
+    "off. Blue is direct, orange im2col, green MEC, violet Strassen, pink Winograd, grey another "
+    "library."
 )
 _KNOBS = "A card for each schedule template that the log has enough trials of."
 

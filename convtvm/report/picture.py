@@ -15,8 +15,14 @@ MOST_ROWS = 400  # of one table
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, and names of CSS
 # variables: a page has one set for light and one for dark.
-FAMILIES = ("direct", "im2col", "mec", "winograd")
-SHAPES = {"direct": "circle", "im2col": "square", "mec": "triangle-up", "winograd": "diamond"}
+FAMILIES = ("direct", "im2col", "mec", "strassen", "winograd")
+SHAPES = {
+    "direct": "circle",
+    "im2col": "square",
+    "mec": "triangle-up",
+    "strassen": "cross",
+    "winograd": "diamond",
+}
 LIBRARIES = ("torch", "onnxruntime", "openvino", "ncnn", "mnn")
 LIBRARY_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 LIGHT = {
@@ -27,6 +33,7 @@ LIGHT = {
     "direct": "#0072b2",
     "im2col": "#d98c00",
     "mec": "#00875f",
+    "strassen": "#6b5bb5",
     "winograd": "#b8478a",
     "peer": "#8b95a1",
     "torch": "#c1440e",
@@ -44,6 +51,7 @@ DARK = {
     "direct": "#56b4e9",
     "im2col": "#f0a92e",
     "mec": "#2dc39a",
+    "strassen": "#b3a7ee",
     "winograd": "#e58fc0",
     "peer": "#8b95a1",
     "torch": "#ff8a5c",

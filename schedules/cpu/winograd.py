@@ -6,15 +6,13 @@ weight streams from further away; workspace does not grow with the image.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
 
 from schedules.cpu import epilogue
+from schedules.cpu.products import multiply
 from schedules.cpu.registers import (
-    PREFETCH,
     TRANSPOSE_IN,
     CpuModel,
     extents,
@@ -22,7 +20,6 @@ from schedules.cpu.registers import (
     image_counts,
     layout,
     tile_cost,
-    tile_order,
     vectorize_innermost,
     waste,
 )
@@ -178,7 +175,7 @@ def schedule(sch: Schedule, cpu: CpuModel, d: Decisions) -> None:
 
     _transform_input(sch, bool(d["input_first"]))
     vectorize_innermost(sch, sch.get_sblock("inverse_rows"), unroll=2)
-    _multiply(sch, d)
+    multiply(sch, gemm, d, bool(d["gemm_at_oc"]))
     _store(sch, lanes, partial)
     _copy_packed_input(sch)
 
@@ -216,29 +213,6 @@ def _transform_input(sch: Schedule, at_root: bool) -> None:
     sch.unroll(e)
     sch.unroll(f)
     vectorize_innermost(sch, sch.get_sblock("input_rows"), unroll=2)
-
-
-def _multiply(sch: Schedule, d: Decisions) -> None:
-    """alpha^2 GEMMs with a register tile of tile_p tiles by tile_oc channel vectors."""
-    gemm = sch.get_sblock("bgemm")
-    e, f, co, p, cb, io, ii = sch.get_loops(gemm)[-7:]
-    po, pi = sch.split(p, [None, d["tile_p"]])
-    co, ci = sch.split(co, [None, d["tile_oc"]])
-    tile: list[LoopRV] = tile_order(d["tile_p"], d["tile_oc"], [pi], [ci])
-    sch.reorder(e, f, co, po, io, ii, *tile, cb)
-    write = sch.cache_write(gemm, 0, "global")
-    sch.reverse_compute_at(write, po, preserve_unit_loops=True)
-    if d["prefetch"]:
-        _, _, chunks, *chunk = sch.mod["main"].params[1].shape
-        block = d["tile_oc"] * math.prod(map(int, chunk))
-        # Next come the same channels of another product, or other channels of the same one.
-        distance = block // d["tile_oc"] * int(chunks) if d["gemm_at_oc"] else block
-        sch.annotate(po, PREFETCH, [block, distance, int(sch.get(po).extent)])
-    sch.vectorize(cb)
-    for loop in tile:
-        sch.unroll(loop)
-    vectorize_innermost(sch, write, unroll=2)
-    vectorize_innermost(sch, sch.decompose_reduction(gemm, io), unroll=2)
 
 
 def _store(sch: Schedule, lanes: int, partial: int) -> None:
