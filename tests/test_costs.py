@@ -156,6 +156,14 @@ def test_winograd_of_few_pixels(
         check_counts(2, w)
 
 
+@pytest.mark.parametrize(("m", "stride", "dilation"), [(4, 1, 1), (4, 1, 2), (2, 2, 1), (3, 2, 3)])
+def test_winograd_of_one_tile(m: int, stride: int, dilation: int) -> None:
+    """A tile that covers its image reads and transforms no padding."""
+    size = m * stride * (dilation if stride == 1 else 1)
+    w = make(16, 8, size, kh=3, stride=stride, dilation=dilation, padding=dilation)
+    check_counts(m, w)
+
+
 def assert_counted(m: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
     high, wide = ((2 * m - 1) * s + k for s, k in zip(stride, kernel, strict=True))
     check_counts(m, make(16, 8, high, wide, *kernel, n=2, stride=stride))

@@ -20,6 +20,7 @@ from convtvm.compute.winograd_matrices import (
     EvenOddPair,
     WinogradMatrices,
     cook_toom,
+    cropped,
     even_odd_pairs,
     largest_data,
     matrices,
@@ -93,6 +94,21 @@ def test_exact_identity_of_few_inputs(m, r, count):
             assert sum(a * g[k] * b[j] for a, g, b in terms) == (first + j == i + k)
         constants = [c for row in (*mats.A_T, *mats.B_T) for c in row]
         assert all(c.denominator & (c.denominator - 1) == 0 for c in constants), "not dyadic"
+
+
+@pytest.mark.parametrize(("m", "r", "stride"), [(4, 3, 1), (3, 5, 1), *STRIDED])
+def test_exact_identity_of_a_part_of_the_inputs(m, r, stride):
+    whole = matrices(m, r, stride)
+    for first, count in itertools.product(range(whole.side), range(1, whole.side + 1)):
+        if first + count > whole.side:
+            continue
+        mats = cropped(whole, first, count)
+        assert (mats.first, mats.side) == (first, count)
+        assert mats.alpha == len(mats.B_T) == len(mats.G) <= whole.alpha
+        assert all(any(row) for row in mats.B_T)
+        for i, j, k in itertools.product(range(m), range(count), range(r)):
+            terms = zip(mats.A_T[i], mats.G, mats.B_T, strict=True)
+            assert sum(a * g[k] * b[j] for a, g, b in terms) == (first + j == stride * i + k)
 
 
 def test_two_pixels_and_three_taps():
@@ -309,6 +325,7 @@ SMALL = {
     "dilation 4 of 7x20": make(9, 8, 7, 20, 3, n=2, dilation=4, padding=4),
     "dilation 6, stride 2": make(4, 8, 11, kh=3, dilation=6, padding=6, stride=2),
     "1-D": make(4, 8, 1, 2, 1, 5, padding=(0, 2)),
+    "2x3, stride 2": make(4, 8, 2, 3, 3, padding=1, stride=2),
 }
 
 
@@ -316,8 +333,8 @@ SMALL = {
 @pytest.mark.parametrize("w", SMALL.values(), ids=SMALL)
 def test_images_smaller_than_their_kernel(w: ConvWorkload, layout: str) -> None:
     task = Task(w, "winograd:2", TARGET, layout)
-    sides = {(axis.side, axis.r) for axis in (Tiling.of(w, 2).rows, Tiling.of(w, 2).cols)}
-    assert any(side < r for side, r in sides), "no axis has fewer pixels than taps"
+    axes = (Tiling.of(w, 2).rows, Tiling.of(w, 2).cols)
+    assert any(axis.side < matrices(2, axis.r, axis.stride).side for axis in axes)
     data, weight, bias = random_inputs(w, 3, layout, "integer")
     out = run_task(task, task.space.default, data, weight, bias, opt_level=0)
     np.testing.assert_array_equal(out, conv2d_reference(w, data, weight, bias, layout))

@@ -6,8 +6,8 @@
 
 U = G g G^T is computed when the weight is packed, in float64. Kernels need not be square: each axis
 has its own matrices, and an axis of extent one the trivial F(1, 1), which makes 1 x r and r x 1 the
-one-dimensional F(m, r). With a dilation, the images are its phases (`convtvm.compute.phases`). Of
-an image, or phase, with fewer pixels than the kernel along an axis, a tile has these pixels alone.
+one-dimensional F(m, r). With a dilation, the images are its phases (`convtvm.compute.phases`). A
+tile that covers an image, or phase, has its pixels alone and no padding.
 Tiles that hang over the edge read zeros and their surplus outputs are cropped. A panel is `panel_h`
 x `panel_w` neighbouring tiles; the number of tiles is rounded up to whole panels, so that every
 panel does the same work.
@@ -26,6 +26,7 @@ from convtvm.compute import stages
 from convtvm.compute.phases import Phases
 from convtvm.compute.winograd_matrices import (
     WinogradMatrices,
+    cropped,
     even_odd_pairs,
     matrices,
     of_few_inputs,
@@ -81,13 +82,16 @@ class Tiling:
 
 
 def _matrices_of_axis(m: int, r: int, stride: int, outputs: int, inside: range) -> WinogradMatrices:
-    """F(m, r) along one axis, or F(1, 1); for a single tile the one of the inputs `inside` that are
-    no padding, if they are fewer than the taps."""
+    """F(m, r) along one axis, or F(1, 1). A single tile reads those inputs alone that lie `inside`
+    the image."""
     if r == 1:
         return matrices(1, 1, stride)
-    if stride == 1 and outputs <= m and 0 < len(inside) < r:
+    whole = matrices(m, r, stride)
+    if outputs > m or not 0 < len(inside) < whole.side:
+        return whole
+    if stride == 1 and len(inside) < r:
         return of_few_inputs(m, r, inside.start, len(inside))
-    return matrices(m, r, stride)
+    return cropped(whole, inside.start, len(inside))
 
 
 def _additions(matrix: Sequence[Row]) -> int:

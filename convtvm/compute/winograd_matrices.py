@@ -30,7 +30,7 @@ image smaller than its kernel, inputs and taps change places: y[i] = sum_j d[fir
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class WinogradMatrices:
 
     @property
     def side(self) -> int:
-        """Inputs of a tile, alpha of them unless the others are zero."""
+        """Inputs of a tile: (m - 1) * stride + r, or those that are not always zero."""
         return len(self.B_T[0])
 
 
@@ -122,6 +122,21 @@ def _phases(m: int, r: int, stride: int) -> WinogradMatrices:
         A_T=tuple(tuple(x for _, part in phases for x in part.A_T[j]) for j in range(m)),
         G=tuple(_spread(row, q, stride, r) for q, part in phases for row in part.G),
         B_T=tuple(_spread(row, q, stride, alpha) for q, part in phases for row in part.B_T),
+    )
+
+
+def cropped(mats: WinogradMatrices, first: int, count: int) -> WinogradMatrices:
+    """The same where all inputs are zero but `count` from `first` on: no other is read, and
+    products of none of them are left out."""
+    B_T = tuple(row[first : first + count] for row in mats.B_T)
+    kept = [t for t, inputs in enumerate(B_T) if any(inputs)]
+    return replace(
+        mats,
+        alpha=len(kept),
+        A_T=tuple(tuple(row[t] for t in kept) for row in mats.A_T),
+        G=tuple(mats.G[t] for t in kept),
+        B_T=tuple(B_T[t] for t in kept),
+        first=first,
     )
 
 
