@@ -74,9 +74,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 # Files that take longest, or have few tests for their time: begun last, one would keep a core busy
 # while the others have nothing left.
-LONGEST = ("torch_random", "torch", "templates", "documents", "torch_inductor", "cuda", "shapes")
-LONGEST += ("model_operators", "torch_threads", "tensor_cores", "environment", "gpu_runner")
-LONGEST += ("deployment", "model_graph", "model_cli", "import_quantized", "zygote", "inplace")
+LONGEST = ("cuda", "torch", "templates", "torch_random", "documents", "torch_inductor", "shapes")
+LONGEST += ("model_operators", "tuner", "accesses", "environment", "torch_ordinary", "gpu_bench")
+LONGEST += ("torch_threads", "tensor_cores", "gpu_runner", "deployment", "model_graph", "model_cli")
+LONGEST += ("import_quantized", "zygote", "inplace", "faults", "threads", "cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
