@@ -18,6 +18,7 @@ from models import small_resnet  # noqa: E402
 import convtvm  # noqa: E402
 from convtvm.cli import main  # noqa: E402
 from convtvm.dispatch import Model  # noqa: E402
+from convtvm.kernels.algorithms import ALGORITHMS  # noqa: E402
 from convtvm.kernels.task import Task  # noqa: E402
 from convtvm.logs import records  # noqa: E402
 from convtvm.machine.targets import resolve  # noqa: E402
@@ -355,6 +356,22 @@ def test_tune_measures_the_layers_of_a_model(
     kernels = [about for about in abouts if not about.startswith("packs")]
     said = {f"{workload} by {algorithm}, {layout}" for layout, workload, algorithm in best}
     assert kernels and set(kernels) <= said
+
+
+def test_tune_with_algorithms_that_some_layouts_have_no_use_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported = import_model(folder / "open.onnx", shapes={"image": (1, 3, 33, 31)})
+    groups = to_tune(imported, resolve("native", 1), [])
+    fits = {
+        name: {layout for layout, ws in groups.items() if any(not a.inapplicable(w) for w in ws)}
+        for name, a in ALGORITHMS.items()
+    }
+    name = next(name for name, layouts in fits.items() if 0 < len(layouts) < len(groups))
+    command = ["tune", folder / "open.onnx", "--shape", "image=1x3x33x31", "--threads", 1]
+    command += ["--log", tmp_path / "log.jsonl", "--total-trials", 1, "--no-confirm", "--quiet"]
+    found = document(capsys, *command, "--algorithms", name)
+    assert {part["layout"] for part in found["layouts"]} == fits[name]
 
 
 def test_bench_beside_a_peer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

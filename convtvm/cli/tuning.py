@@ -164,10 +164,7 @@ def tune(
         if whole
         else {layout: layers}
     )
-    groups = {
-        name: _computable(found, search["algorithms"], resolved.kind)
-        for name, found in groups.items()
-    }
+    groups = _computable(groups, search["algorithms"], resolved.kind)
     documents, stopped = [], ""
     for one, workloads, budget in shared_budget(
         groups, search["time_limit"], search["total_trials"]
@@ -232,22 +229,22 @@ def _check_runs_here(target: CompileTarget) -> None:
 
 
 def _computable(
-    workloads: Sequence[ConvWorkload], algorithms: Sequence[str] | None, kind: str
-) -> list[ConvWorkload]:
-    """The workloads that some of the algorithms can compute on this kind of device; the others
-    are named."""
+    groups: Mapping[str, Sequence[ConvWorkload]], algorithms: Sequence[str] | None, kind: str
+) -> dict[str, list[ConvWorkload]]:
+    """The workloads of each layout that some of the algorithms can compute on this kind of device,
+    layouts with none left out; the others are named."""
     from convtvm.kernels.algorithms import applicable, select
     from convtvm.kernels.task import TABLES
 
     chosen = select(algorithms, TABLES[kind])
-    found = [w for w in workloads if applicable(w, algorithms, TABLES[kind])]
-    label = labels(workloads)
+    every = list(dict.fromkeys(w for workloads in groups.values() for w in workloads))
+    left_out = [w for w in every if not applicable(w, algorithms, TABLES[kind])]
+    label = labels(every)
     reasons = [
         f"{label[w]}: " + "; ".join(dict.fromkeys(str(a.inapplicable(w)) for a in chosen))
-        for w in workloads
-        if w not in found
+        for w in left_out
     ]
-    if not found:
+    if len(left_out) == len(every):
         raise WorkloadError(
             f"none of {', '.join(a.name for a in chosen)} can compute any workload; {reasons[0]}"
             if reasons
@@ -255,7 +252,8 @@ def _computable(
         )
     for reason in reasons:
         warn(f"not tuned: {reason}")
-    return found
+    found = {name: [w for w in group if w not in left_out] for name, group in groups.items()}
+    return {name: group for name, group in found.items() if group}
 
 
 # ---- results -------------------------------------------------------------------------------------
