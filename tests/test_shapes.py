@@ -49,6 +49,10 @@ def assert_right(checks: list[Check], helpers: list[Zygote]) -> None:
     assert Counter(v.check for v in verdicts) == Counter(checks)
 
 
+# Strassen takes larger parts than random workloads have: tests/test_strassen.py.
+FOR_SMALL = {name: row for name, row in ALGORITHMS.items() if row.family != "strassen"}
+
+
 def test_random_workloads(helpers: list[Zygote]) -> None:
     """Twenty workloads, each algorithm in one layout and the other in turn; a run of the script
     takes more, with LLVM's optimiser."""
@@ -61,7 +65,7 @@ def test_random_workloads(helpers: list[Zygote]) -> None:
         placed = [replace(t, layout=LAYOUTS[turns[t.algorithm_name] % 2]) for t in alike]
         tasks += sorted(placed, key=lambda t: t.layout)  # each layout has a reference of its own
     checks = [Check(t, opt_level=3 if i % 8 == 0 else 0) for i, t in enumerate(tasks)]
-    assert {(t.algorithm_name, t.layout) for t in tasks} == {*product(ALGORITHMS, LAYOUTS)}
+    assert {(t.algorithm_name, t.layout) for t in tasks} == {*product(FOR_SMALL, LAYOUTS)}
     assert_right(checks, helpers)
 
 
@@ -134,7 +138,7 @@ def test_random_workloads_cover_what_they_should() -> None:
     assert {w.sh for w in many} == {1, 2, 3, 4}
     assert {w.dw for w in many} == {1, 2, 3}
     assert any((w.ph, w.pw) != (w.ph_r, w.pw_r) for w in many)
-    for algorithm in ALGORITHMS.values():
+    for algorithm in FOR_SMALL.values():
         assert any(algorithm.inapplicable(w) is None for w in many), algorithm.name
 
 

@@ -43,6 +43,8 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing:  # a shell completes the line, which is not whole yet
+            return name, command, rest
         if command is not None and not isinstance(command, click.Group):
             _refuse_empty(click.Context(command, parent=ctx, info_name=name), rest)
         return name, command, rest
