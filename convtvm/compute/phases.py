@@ -11,10 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import tvm_ffi
 from tvm import tirx
-from tvm.ir import Range
-from tvm.s_tir.stmt import SBlock
 
 from convtvm.compute import stages
 from convtvm.problem.workload import ConvWorkload
@@ -86,15 +83,10 @@ class Phases:
         with the output of `w`: the block `out` stores where pixels belong, as far as they exist."""
         if self.alone:
             return func
-        w, inner = self.w, func.params[3]
-        out = tirx.decl_buffer(w.out_shape(layout), w.dtype, "out")
-        at = 1 if layout == "NHWC" else 2
+        w, at = self.w, 1 if layout == "NHWC" else 2
 
-        def on_block(block: SBlock) -> SBlock:
-            return stored(block) if str(block.name_hint) == "out" else block
-
-        def stored(block: SBlock) -> SBlock:
-            n, *_ = indices = list(block.body.indices)
+        def place(indices: list[tirx.PrimExpr]) -> tuple[list, list[tirx.PrimExpr]]:
+            n = indices[0]
             indices[0] = self.image(n)
             indices[at] = indices[at] * self.high + n // self.wide % self.high
             indices[at + 1] = indices[at + 1] * self.wide + n % self.wide
@@ -103,22 +95,10 @@ class Phases:
                 for axis, (extent, phases) in enumerate(((w.oh, self.high), (w.ow, self.wide)))
                 if extent % phases
             ]
-            store = tirx.BufferStore(out, block.body.value, indices)
-            return SBlock(
-                block.iter_vars,
-                block.reads,
-                [tirx.BufferRegion(out, [Range.from_min_extent(i, 1) for i in indices])],
-                block.name_hint,
-                tirx.IfThenElse(tirx.all(*exists), store, None) if exists else store,
-                block.init,
-                block.alloc_buffers,
-                block.match_buffers,
-                block.annotations,
-            )
+            return indices, exists
 
-        body = tvm_ffi.structural_map(func.body, [(SBlock, on_block)], order="post")
-        params = [out if p.same_as(inner) else p for p in func.params]
-        return tirx.PrimFunc(params, body, func.ret_type, func.attrs)
+        out = tirx.decl_buffer(w.out_shape(layout), w.dtype, "out")
+        return stages.with_output(func, out, place)
 
 
 def _inside(read: int, phases: int, step: int, stride: int, padding: int, pixels: int) -> range:

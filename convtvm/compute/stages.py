@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+import tvm_ffi
 from tvm import te, tirx
+from tvm.ir import Range
 from tvm.s_tir import Schedule
+from tvm.s_tir.stmt import SBlock
 
 from convtvm.problem.workload import BLOCKED_LAYOUTS, ENTRY_LAYOUTS, ConvWorkload, channel_block
 
@@ -192,3 +195,38 @@ def prim_func(args: list[te.Tensor], layout: str) -> tirx.PrimFunc:
         sch.get_sblock("out"), lambda n, co, y, x, cb: [n, y, x, co * block + cb]
     )
     return sch.mod["main"].with_attr("layout", "NHWC")
+
+
+def with_output(
+    func: tirx.PrimFunc,
+    out: tirx.Buffer,
+    place: Callable[[list[tirx.PrimExpr]], tuple[Iterable[tirx.PrimExpr], list[tirx.PrimExpr]]],
+) -> tirx.PrimFunc:
+    """`func` (data, packed weight, bias, out, ..), not yet scheduled, with `out` for its output.
+
+    `place` takes the indices that the block `out` stores at and gives those in the new output, and
+    the conditions under which the element exists there.
+    """
+    inner = func.params[3]
+
+    def on_block(block: SBlock) -> SBlock:
+        if str(block.name_hint) != "out":
+            return block
+        at, exists = place(list(block.body.indices))
+        indices = list(at)
+        store = tirx.BufferStore(out, block.body.value, indices)
+        return SBlock(
+            block.iter_vars,
+            block.reads,
+            [tirx.BufferRegion(out, [Range.from_min_extent(i, 1) for i in indices])],
+            block.name_hint,
+            tirx.IfThenElse(tirx.all(*exists), store, None) if exists else store,
+            block.init,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    body = tvm_ffi.structural_map(func.body, [(SBlock, on_block)], order="post")
+    params = [out if p.same_as(inner) else p for p in func.params]
+    return tirx.PrimFunc(params, body, func.ret_type, func.attrs)

@@ -20,10 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import tvm_ffi
 from tvm import te, tirx
-from tvm.ir import Range
-from tvm.s_tir.stmt import SBlock
 
 from convtvm.compute import stages
 from convtvm.compute.im2col import has_columns
@@ -300,32 +297,16 @@ class _Place:
     def stored(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         """`func` (data, U, bias, out), not yet scheduled, with the output in its layout: the block
         `out` stores elements where they belong, as far as they exist."""
-        w, block, inner = self.w, channel_block(self.layout), func.params[3]
-        out = tirx.decl_buffer(w.out_shape(self.layout), w.dtype, "out")
+        w, block = self.w, channel_block(self.layout)
         channels = stages.ceil_div(w.oc, block) * block if block else w.oc
 
-        def on_block(found: SBlock) -> SBlock:
-            if str(found.name_hint) != "out":
-                return found
-            n, *at = found.body.indices
+        def place(indices: list[tirx.PrimExpr]) -> tuple[tuple, list[tirx.PrimExpr]]:
+            n, *at = indices
             late, p = at[self.levels : 2 * self.levels], at[-2]
             c, pixel = self.channel(at), self.pixel(late, p)
-            indices = stages.LAYOUTS[self.layout](n, c, pixel // w.ow, pixel % w.ow)
-            store = tirx.BufferStore(out, found.body.value, indices)
             own = self._within(late, p) < self.second + late[0] * self.half
-            exists = tirx.all(c < channels, own)
-            return SBlock(
-                found.iter_vars,
-                found.reads,
-                [tirx.BufferRegion(out, [Range.from_min_extent(i, 1) for i in indices])],
-                found.name_hint,
-                tirx.IfThenElse(exists, store, None),
-                found.init,
-                found.alloc_buffers,
-                found.match_buffers,
-                found.annotations,
-            )
+            order = stages.LAYOUTS[self.layout]
+            return order(n, c, pixel // w.ow, pixel % w.ow), [c < channels, own]
 
-        body = tvm_ffi.structural_map(func.body, [(SBlock, on_block)], order="post")
-        params = [out if p.same_as(inner) else p for p in func.params]
-        return tirx.PrimFunc(params, body, func.ret_type, func.attrs)
+        out = tirx.decl_buffer(w.out_shape(self.layout), w.dtype, "out")
+        return stages.with_output(func, out, place)
