@@ -121,7 +121,7 @@ def bench(
             name: _bound(plan, data, np.empty(w.out_shape(library.layout), np.float32))
             for name, plan in plans.items()
         }
-        workspace = {c.algorithm: c.workspace_bytes for c in library.candidates(w)}
+        workspace = {name: plan.workspace_bytes for name, plan in plans.items()}
         errors = {name: relative_error(np.asarray(run()), reference) for name, run in runs.items()}
         absent: dict[str, str] = {}
         for peer_name, peer in peers.items():
