@@ -25,10 +25,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sheet import Sheet, main, parser_of
-from trials import H200, LEAST, Measured, geomean, load, measured, spearman
+from trials import LEAST, Measured, add_logs, geomean, load, measured, spearman
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ def line(name: str, found: dict[str, float]) -> str:
 
 def arguments() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
-    parser.add_argument("logs", nargs="*", type=Path, default=[H200], metavar="LOG")
-    parser.add_argument("--target", help="of the records that count, as they name it")
+    add_logs(parser)
     return parser
 
 

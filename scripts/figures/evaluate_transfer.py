@@ -26,11 +26,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from sheet import Sheet, main, parser_of
-from trials import H200, LEAST, Measured, geomean, load, measured, spearman
+from trials import LEAST, Measured, add_logs, geomean, load, measured, spearman
 
 from convtvm.logs.records import TuningRecord
 from convtvm.problem.workload import ConvWorkload
@@ -104,8 +103,7 @@ def summed_up(judged: Sequence[Judged]) -> dict[str, float | None]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
-    parser.add_argument("logs", nargs="*", type=Path, default=[H200], metavar="LOG")
-    parser.add_argument("--target", help="of the records that count, as they name it")
+    add_logs(parser)
     return parser
 
 

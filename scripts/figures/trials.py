@@ -3,6 +3,7 @@ comes along compressed: all of its trials, where `compile` is given each task's 
 
 from __future__ import annotations
 
+import argparse
 import lzma
 import math
 import statistics
@@ -26,6 +27,12 @@ from schedules.knobs import Decisions
 # 1,602 trials of ResNet-50's and VGG-16's layers, by the kernels of 5d8e273.
 H200 = Path(__file__).with_name("h200_trials.jsonl.xz")
 LEAST = 5  # candidates whose order means something
+
+
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    """The arguments of figures about logs, which are that of the H200 if none is given."""
+    parser.add_argument("logs", nargs="*", type=Path, default=[H200], metavar="LOG")
+    parser.add_argument("--target", help="of the records that count, as they name it")
 
 
 @dataclass(frozen=True)
